@@ -41,7 +41,7 @@ def cache_dir() -> Path:
 if "NUMBA_CACHE_DIR" not in os.environ:
     # Child processes inherit the folder, so a pool of workers compiles once.
     os.environ["NUMBA_CACHE_DIR"] = str(cache_dir())
-    numba_config.reload_config()
+    cast(Any, numba_config).reload_config()
 
 
 def njit(function: F) -> F:
