@@ -37,6 +37,8 @@ class ObjectPart:
     size_bytes: int
     etag: str
     modified_s: float = 0.0
+    checksums: Mapping[str, str] = field(default_factory=dict[str, str])
+    """As in `ObjectInfo`, of this part alone."""
 
 
 @dataclass(frozen=True, slots=True)
