@@ -1,0 +1,534 @@
+"""Placement: weighted straw2 (CRUSH) down the failure domains, under a domain rule.
+
+Laws:
+1. A choice is a pure function of (topology, rule, device states, PG, slot, seed): no state, no order.
+2. A row never names a device twice and never breaks the rule.
+3. Slots keep their position (CRUSH's `indep`): what happens to one slot leaves the others alone.
+4. A slot is NO_DEVICE only if no eligible device keeps the rule: when the draws run out, an exact
+   scan over the domains decides. The rule bounds each domain by itself, so filling slots one by one
+   in any order fills as many as can be filled.
+
+Theory of operation: every bucket (node, rack, zone, region, root) draws for each of its children
+`log2(u) / weight`, u being 16 bits of a hash of (PG, child, trial); the largest draw wins. So a child
+wins in proportion to its weight, and a change of one weight moves data only to or from that child.
+Trials that meet a full domain or an ineligible device are repeated with the next trial number.
+
+Deviations from Ceph's CRUSH, which the rest follows choice by choice:
+- `crush_ln` is the exact floor(2**44 * log2(u + 1)); Ceph's table has an irregular part that no
+  formula gives. About 0.02 % of the choices in a bucket differ.
+- Weights are float64, and a draw is divided in float64, not truncated to an integer.
+- Children of equal weight are compared by u alone, which is the same order and needs no table.
+- Identifiers of buckets are (level, index), so that growth of one level renames no other.
+
+Each level of `PlacementColumns` is a CSR array: the children of bucket b are
+`child_item[child_start[b]:child_start[b + 1]]`. Buckets are numbered nodes first, then racks, zones,
+regions, and the root last; items below a node are device indexes.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.topology import (
+    NO_DEVICE,
+    DeviceState,
+    DomainLevel,
+    Float64Array,
+    Int32Array,
+    PlacementRule,
+    Topology,
+    Uint8Array,
+    frozen,
+)
+
+Uint32Array = NDArray[np.uint32]
+BoolArray = NDArray[np.bool_]
+
+#: Rounds of draws before the exact scan, as Ceph's choose_total_tries + 1.
+TRIES = 51
+#: The level of the root, above DomainLevel.REGION.
+ROOT_LEVEL = 5
+#: DeviceState.UP as a plain integer, which kernels may read.
+UP = 1
+#: Bits of a bucket's index in its hash identifier; the level sits above them.
+INDEX_BITS = 28
+
+
+class PlacementColumns(NamedTuple):
+    """A topology and a rule, as arrays for the kernels. B buckets, D devices, G rule domains.
+
+    Attributes:
+        level: DomainLevel of the rule.
+        max_per_domain: Most slots of one PG in one domain.
+        child_start: Shape (B + 1,). CSR bounds of each bucket's children.
+        child_item: Bucket number, or device index below a node, of each child.
+        child_id: What is hashed for each child.
+        child_weight_inverse: 1 / weight, inf for weight 0.
+        bucket_level: Shape (B,). DomainLevel of each bucket, ROOT_LEVEL for the root.
+        bucket_is_uniform: Shape (B,). All children have the same positive weight.
+        bucket_children_max: Most children of any bucket.
+        log_draw: Shape (65536,). floor(2**44 * log2(u + 1)) - 2**48, whole numbers up to 0.
+        domain_bucket: Shape (G,). Bucket number of each domain; empty at DEVICE level.
+        domain_weight: Shape (G,). Sum of device weights.
+        domain_id: Shape (G,). What is hashed for each domain.
+        domain_device_start: Shape (G + 1,). CSR bounds of `domain_device`.
+        domain_device: Shape (D,). Devices by domain.
+        domain_of_device: Shape (D,). Domain of each device.
+        device_weight: Shape (D,).
+    """
+
+    level: int
+    max_per_domain: int
+    child_start: Int32Array
+    child_item: Int32Array
+    child_id: Uint32Array
+    child_weight_inverse: Float64Array
+    bucket_level: Uint8Array
+    bucket_is_uniform: BoolArray
+    bucket_children_max: int
+    log_draw: Float64Array
+    domain_bucket: Int32Array
+    domain_weight: Float64Array
+    domain_id: Uint32Array
+    domain_device_start: Int32Array
+    domain_device: Int32Array
+    domain_of_device: Int32Array
+    device_weight: Float64Array
+
+
+def _log2_fixed(value: int, bit_count: int) -> int:
+    """floor(2**bit_count * log2(value)), by repeated squaring of a fixed-point number."""
+    guard = 2 * bit_count
+    exponent = value.bit_length() - 1
+    x = value << (guard - exponent)
+    result = exponent
+    for _ in range(bit_count):
+        x = (x * x) >> guard
+        result <<= 1
+        if x >> (guard + 1):
+            x >>= 1
+            result |= 1
+    return result
+
+
+@cache
+def log_draw_table() -> Float64Array:
+    """Shape (65536,): floor(2**44 * log2(u + 1)) - 2**48, exactly.
+
+    Logarithms of primes come from integer arithmetic with 80 bits and add up to those of all
+    numbers; 36 guard bits make each floor certain, which is checked.
+    """
+    precision, bits, size = 80, 44, 65536
+    smallest_factor = list(range(size + 1))
+    for prime in range(2, 257):
+        if smallest_factor[prime] == prime:
+            for multiple in range(prime * prime, size + 1, prime):
+                smallest_factor[multiple] = min(smallest_factor[multiple], prime)
+    logs = [0] * (size + 1)
+    for value in range(2, size + 1):
+        factor = smallest_factor[value]
+        if factor == value:
+            logs[value] = _log2_fixed(value, precision)
+        else:
+            logs[value] = logs[factor] + logs[value // factor]
+    shift = precision - bits
+    # A sum of at most 16 floors is low by less than 16 units: it must not sit under a whole number.
+    floor_is_certain = all(
+        value & (value - 1) == 0 or (logs[value] + 16) >> shift == logs[value] >> shift
+        for value in range(1, size + 1)
+    )
+    assert floor_is_certain
+    table = np.array([log >> shift for log in logs[1:]], dtype=np.int64) - (1 << 48)
+    return frozen(table.astype(np.float64))
+
+
+def _csr(parent: Int32Array, parent_count: int) -> tuple[Int32Array, Int32Array]:
+    """Start offsets and children of each parent, children in ascending order."""
+    children = np.argsort(parent, kind="stable").astype(np.int32)
+    start = np.zeros(parent_count + 1, dtype=np.int32)
+    np.cumsum(np.bincount(parent, minlength=parent_count), out=start[1:])
+    return start, children
+
+
+def _item_id(level: int, count: int) -> Uint32Array:
+    """Hash identifiers of one level: devices are their index, buckets carry their level on top."""
+    return np.arange(count, dtype=np.uint32) | np.uint32(level << INDEX_BITS)
+
+
+def placement_columns(topology: Topology, rule: PlacementRule) -> PlacementColumns:
+    """Builds the columns. O(D log D): build once per topology and keep."""
+    parents = [
+        topology.device_node,
+        topology.node_rack,
+        topology.rack_zone,
+        topology.zone_region,
+    ]
+    counts = [len(parent) for parent in parents]
+    counts.append(int(topology.zone_region.max(initial=-1)) + 1)
+    parents.append(np.zeros(counts[4], dtype=np.int32))
+    counts.append(1)
+    first_bucket = np.concatenate([[0, 0], np.cumsum(counts[1:])])  # of each level, from 0
+
+    weights = [np.asarray(topology.device_weight, dtype=np.float64)]
+    starts, items, ids, inverses, uniform = [np.zeros(1, dtype=np.int32)], [], [], [], []
+    children_max = 0
+    for level, parent in enumerate(parents):
+        start, children = _csr(parent, counts[level + 1])
+        weight = weights[level][children]
+        positive = np.maximum(weight, np.finfo(np.float64).tiny)
+        inverse = np.where(weight > 0, 1.0 / positive, np.inf)
+        bucket = np.repeat(np.arange(counts[level + 1]), np.diff(start))
+        first = weight[np.minimum(start[:-1], max(len(weight) - 1, 0))] if len(weight) else weight
+        differs = np.bincount(bucket, weights=weight != first[bucket], minlength=counts[level + 1])
+        children_max = max(children_max, int(np.diff(start).max(initial=0)))
+        starts.append(start[1:] + starts[-1][-1])
+        items.append((children + first_bucket[level] * (level > 0)).astype(np.int32))
+        ids.append(_item_id(level, counts[level])[children])
+        inverses.append(inverse)
+        uniform.append((differs == 0) & (first > 0) if len(weight) else np.zeros(0, np.bool_))
+        weights.append(np.bincount(bucket, weights=weight, minlength=counts[level + 1]))
+
+    level = int(rule.level)
+    domain_of_device = topology.domain_of_device(rule.level)
+    domain_device_start, domain_device = _csr(domain_of_device, counts[level])
+    domain_bucket = np.arange(counts[level]) + first_bucket[level]
+    return PlacementColumns(
+        level=level,
+        max_per_domain=rule.max_per_domain,
+        child_start=np.concatenate(starts).astype(np.int32),
+        child_item=np.concatenate(items),
+        child_id=np.concatenate(ids),
+        child_weight_inverse=np.concatenate(inverses),
+        bucket_level=np.repeat(np.arange(1, 6), counts[1:]).astype(np.uint8),
+        bucket_is_uniform=np.concatenate(uniform),
+        bucket_children_max=children_max,
+        log_draw=log_draw_table().copy(),
+        domain_bucket=(domain_bucket if level else domain_bucket[:0]).astype(np.int32),
+        domain_weight=weights[level].copy(),
+        domain_id=_item_id(level, counts[level]),
+        domain_device_start=domain_device_start,
+        domain_device=domain_device,
+        domain_of_device=domain_of_device,
+        device_weight=weights[0].copy(),
+    )
+
+
+@njit
+def _mix(a: np.uint32, b: np.uint32, c: np.uint32) -> tuple[np.uint32, np.uint32, np.uint32]:
+    """Jenkins' 32-bit mix. Every step is cast: numba would widen it to 64 bits."""
+    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(13)))
+    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(8)))
+    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(13)))
+    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(12)))
+    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(16)))
+    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(5)))
+    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(3)))
+    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(10)))
+    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(15)))
+    return a, b, c
+
+
+@njit
+def hash2(a: np.uint32, b: np.uint32) -> np.uint32:
+    """CRUSH's rjenkins1 hash of two words."""
+    h = np.uint32(np.uint32(1315423911) ^ a ^ b)
+    x, y = np.uint32(231232), np.uint32(1232)
+    a, b, h = _mix(a, b, h)
+    x, a, h = _mix(x, a, h)
+    b, y, h = _mix(b, y, h)
+    return h
+
+
+@njit
+def hash3(a: np.uint32, b: np.uint32, c: np.uint32) -> np.uint32:
+    """CRUSH's rjenkins1 hash of three words."""
+    h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+    x, y = np.uint32(231232), np.uint32(1232)
+    a, b, h = _mix(a, b, h)
+    c, x, h = _mix(c, x, h)
+    y, a, h = _mix(y, a, h)
+    b, x, h = _mix(b, x, h)
+    y, c, h = _mix(y, c, h)
+    return h
+
+
+@njit
+def _choose_child(
+    columns: PlacementColumns, bucket: int, x: np.uint32, r: np.uint32, scratch: Uint32Array
+) -> int:
+    """straw2: the child of `bucket` with the largest draw; ties keep the earlier."""
+    start = columns.child_start[bucket]
+    end = columns.child_start[bucket + 1]
+    count = end - start
+    if count == 1:
+        return int(columns.child_item[start])
+    ids = columns.child_id[start:end]
+    if columns.bucket_is_uniform[bucket] and count <= 65536:
+        # Equal weights: the largest u wins. One integer holds u and the (reversed) position, so
+        # the loop is a plain maximum that LLVM turns into vector code.
+        best_key = np.uint32(0)
+        for i in range(count):
+            u = hash3(x, ids[i], r)
+            key = np.uint32(np.uint32(u << np.uint32(16)) | np.uint32(65535 - i))
+            best_key = max(best_key, key)
+        return int(columns.child_item[start + 65535 - np.int64(best_key & np.uint32(65535))])
+    for i in range(count):
+        scratch[i] = hash3(x, ids[i], r) & np.uint32(65535)
+    inverse = columns.child_weight_inverse[start:end]
+    best, best_draw = 0, -np.inf
+    for i in range(count):
+        draw = columns.log_draw[scratch[i]] * inverse[i]  # 0 * inf is NaN, which never wins
+        if draw > best_draw:
+            best, best_draw = i, draw
+    return int(columns.child_item[start + best])
+
+
+@njit
+def _descend(
+    columns: PlacementColumns,
+    bucket: int,
+    level: int,
+    x: np.uint32,
+    r: np.uint32,
+    scratch: Uint32Array,
+) -> int:
+    """From `bucket` down to an item of `level`: a device index at level 0, else a bucket number."""
+    item = bucket
+    for _ in range(np.int64(columns.bucket_level[bucket]) - level):
+        item = _choose_child(columns, item, x, r, scratch)
+    return item
+
+
+@njit
+def _in_row(row: Int32Array, device: int) -> bool:
+    for other in row:
+        if other == device:
+            return True
+    return False
+
+
+@njit
+def _domain_has_room(columns: PlacementColumns, row: Int32Array, slot: int, domain: int) -> bool:
+    """Whether the slots of `row` other than `slot` leave room in `domain`."""
+    used = 0
+    for i in range(len(row)):
+        device = row[i]
+        if i != slot and device >= 0 and columns.domain_of_device[device] == domain:
+            used += 1
+    return used < columns.max_per_domain
+
+
+@njit
+def _try_once(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    row: Int32Array,
+    slot: int,
+    x: np.uint32,
+    r: np.uint32,
+    scratch: Uint32Array,
+) -> int:
+    """One trial: a domain, then a device in it (CRUSH's chooseleaf). NO_DEVICE if it is no use."""
+    root = len(columns.bucket_level) - 1
+    item = _descend(columns, root, columns.level, x, r, scratch)
+    if columns.level == 0:
+        device, domain = item, item
+    else:
+        domain = item - columns.domain_bucket[0]
+    if not _domain_has_room(columns, row, slot, domain):
+        return NO_DEVICE
+    if columns.level > 0:
+        device = _descend(columns, item, 0, x, np.uint32(slot + r), scratch)
+    if device_state[device] != UP or not columns.device_weight[device] > 0.0:
+        return NO_DEVICE
+    if _in_row(row, device):
+        return NO_DEVICE
+    return device
+
+
+@njit
+def _is_eligible(
+    columns: PlacementColumns, device_state: Uint8Array, row: Int32Array, device: int
+) -> bool:
+    return (
+        device_state[device] == UP
+        and columns.device_weight[device] > 0.0
+        and not _in_row(row, device)
+    )
+
+
+@njit
+def _scan(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    row: Int32Array,
+    slot: int,
+    x: np.uint32,
+    r: np.uint32,
+) -> int:
+    """straw2 over every domain that has room and an eligible device, then over its devices.
+
+    Cost: the number of domains and the devices of one, unless many domains are dead.
+    """
+    best_domain, best_draw = -1, -np.inf
+    for domain in range(len(columns.domain_weight)):
+        if not _domain_has_room(columns, row, slot, domain):
+            continue
+        is_live = False
+        for j in range(
+            columns.domain_device_start[domain], columns.domain_device_start[domain + 1]
+        ):
+            if _is_eligible(columns, device_state, row, columns.domain_device[j]):
+                is_live = True
+                break
+        if is_live:
+            u = hash3(x, columns.domain_id[domain], r) & np.uint32(65535)
+            draw = columns.log_draw[u] / columns.domain_weight[domain]
+            if draw > best_draw:
+                best_domain, best_draw = domain, draw
+    if best_domain < 0:
+        return NO_DEVICE
+    best_device, best_draw = NO_DEVICE, -np.inf
+    for j in range(
+        columns.domain_device_start[best_domain], columns.domain_device_start[best_domain + 1]
+    ):
+        device = columns.domain_device[j]
+        if _is_eligible(columns, device_state, row, device):
+            u = hash3(x, np.uint32(device), np.uint32(slot + r)) & np.uint32(65535)
+            draw = columns.log_draw[u] / columns.device_weight[device]
+            if draw > best_draw:
+                best_device, best_draw = device, draw
+    return int(best_device)
+
+
+@njit
+def choose_replacement(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    row: Int32Array,
+    slot: int,
+    pg: int,
+    attempt_seed: int,
+) -> int:
+    """A new device for one slot of a placement group. Callable from other kernels.
+
+    Eligible is a device that is UP, has a weight above 0, is not in the row, and keeps the rule
+    with the row's other slots. Usually a few descents of the tree, whatever the number of devices.
+
+    Args:
+        columns: From `placement_columns`.
+        device_state: Shape (D,), dtype uint8. Values of DeviceState.
+        row: Shape (n,), dtype int32. The PG's devices; `row[slot]` may still be the old one, which
+            is never chosen again.
+        slot: Which slot of the row.
+        pg: Index of the PG, 32 bits are used.
+        attempt_seed: Another value gives an independent choice; 32 bits are used.
+
+    Returns:
+        A device index, or NO_DEVICE if there is no eligible device.
+    """
+    x = hash2(np.uint32(pg), np.uint32(attempt_seed))
+    scratch = np.empty(columns.bucket_children_max, dtype=np.uint32)
+    width = len(row)
+    for trial in range(TRIES):
+        device = _try_once(
+            columns, device_state, row, slot, x, np.uint32(slot + width * trial), scratch
+        )
+        if device >= 0:
+            return device
+    return _scan(columns, device_state, row, slot, x, np.uint32(slot + width * TRIES))
+
+
+@njit
+def _place(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    seed: np.uint32,
+    first_pg: int,
+    rows: Int32Array,
+) -> None:
+    """Fills `rows` (Shape (P, n), all NO_DEVICE) for the PGs first_pg, first_pg + 1, ..."""
+    scratch = np.empty(columns.bucket_children_max, dtype=np.uint32)
+    width = rows.shape[1]
+    for p in range(rows.shape[0]):
+        row = rows[p]
+        x = np.uint32(first_pg + p)
+        if seed != np.uint32(0):
+            x = hash2(x, seed)
+        left = width
+        for trial in range(TRIES):
+            if left == 0:
+                break
+            for slot in range(width):
+                if row[slot] < 0:
+                    r = np.uint32(slot + width * trial)
+                    device = _try_once(columns, device_state, row, slot, x, r, scratch)
+                    if device >= 0:
+                        row[slot] = device
+                        left -= 1
+        if left:
+            for slot in range(width):
+                if row[slot] < 0:
+                    r = np.uint32(slot + width * TRIES)
+                    row[slot] = _scan(columns, device_state, row, slot, x, r)
+
+
+def all_up(device_count: int) -> Uint8Array:
+    """Shape (D,): every device UP."""
+    return np.full(device_count, DeviceState.UP, dtype=np.uint8)
+
+
+def place_with_columns(
+    columns: PlacementColumns,
+    pg_count: int,
+    n: int,
+    *,
+    seed: int = 0,
+    device_state: Uint8Array | None = None,
+    first_pg: int = 0,
+) -> Int32Array:
+    """As `place_pgs`, for columns that are at hand; may be called in blocks of PGs."""
+    device_count = len(columns.device_weight)
+    state = all_up(device_count) if device_state is None else np.array(device_state, np.uint8)
+    if len(state) != device_count:
+        raise ValueError(f"device_state has {len(state)} entries for {device_count} devices")
+    rows = np.full((pg_count, n), NO_DEVICE, dtype=np.int32)
+    if device_count > 0:
+        _place(columns, state, np.uint32(seed & 0xFFFFFFFF), first_pg, rows)
+    return rows
+
+
+def place_pgs(
+    topology: Topology,
+    rule: PlacementRule,
+    pg_count: int,
+    n: int,
+    *,
+    seed: int = 0,
+    device_state: Uint8Array | None = None,
+) -> Int32Array:
+    """Places `pg_count` placement groups of n slots.
+
+    Args:
+        topology: The failure domains.
+        rule: What every row keeps.
+        pg_count: Number of placement groups.
+        n: Slots of each.
+        seed: 32 bits; another seed gives an independent placement.
+        device_state: Shape (D,). Only UP devices take slots. None: all are UP.
+
+    Returns:
+        Shape (pg_count, n), dtype int32: device of each slot; NO_DEVICE only where no eligible
+        device is left.
+    """
+    columns = placement_columns(topology, rule)
+    return place_with_columns(columns, pg_count, n, seed=seed, device_state=device_state)
+
+
+def domain_count_with_weight(topology: Topology, level: DomainLevel) -> int:
+    """How many domains of `level` hold a device that can take data."""
+    usable = np.asarray(topology.device_weight) > 0
+    return len(np.unique(topology.domain_of_device(level)[usable]))
