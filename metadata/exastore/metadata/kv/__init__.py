@@ -1,0 +1,1 @@
+"""Transactional ordered key-value engines under one small contract (`contract.py`)."""
