@@ -1,0 +1,56 @@
+"""The root of the command line: sub-commands, version, and how errors end."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from exastore.deploy.cli import cluster, service
+from exastore.deploy.cli.output import print_error
+from exastore.deploy.errors import DeployError, ExitCode
+from exastore.deploy.version import version
+
+app = typer.Typer(
+    name="exastore",
+    help="An erasure-coded object store and an exabyte-scale simulator that share one brain.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(service.node, name="node")
+app.add_typer(service.metadata, name="metadata")
+app.add_typer(service.gateway, name="gateway")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"exastore {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """An erasure-coded object store and an exabyte-scale simulator that share one brain."""
+
+
+def main() -> None:
+    """Run the command line; operating errors end in one message and their exit code."""
+    try:
+        app()
+    except DeployError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does.
+        sys.stderr.close()
+        sys.exit(ExitCode.OK)

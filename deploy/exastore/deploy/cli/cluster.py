@@ -1,0 +1,233 @@
+"""`exastore cluster ...`: a local cluster of real processes."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from exastore.deploy.cli.output import binary_size, duration, err, out, print_json
+from exastore.deploy.errors import ClusterUnhealthy, ExitCode
+from exastore.deploy.launcher import LocalCluster, Started
+from exastore.deploy.layout import ClusterFile, read_cluster_file
+from exastore.deploy.spec import ClusterOptions
+from exastore.deploy.status import StatusView, fetch_status
+
+app = typer.Typer(help="A local cluster of real processes.", no_args_is_help=True)
+
+DirOption = Annotated[
+    Path,
+    typer.Option(
+        "--dir", envvar="EXASTORE_CLUSTER", help="Directory of the cluster.", show_default=True
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_DIR = Path("exastore-cluster")
+
+
+@app.command()
+def up(
+    directory: DirOption = DEFAULT_DIR,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Storage nodes.", show_default="8, when new")
+    ] = None,
+    code: Annotated[
+        str | None, typer.Option(help="Erasure code.", show_default="rs-4-2, when new")
+    ] = None,
+    pg_count: Annotated[
+        int | None, typer.Option(min=1, help="Placement groups.", show_default="64, when new")
+    ] = None,
+    s3_port: Annotated[
+        int | None,
+        typer.Option(help="Port of the S3 endpoint.", show_default="0, a free one, when new"),
+    ] = None,
+    down_after_s: Annotated[
+        float | None,
+        typer.Option(help="Silence until a node counts as down.", show_default="3, when new"),
+    ] = None,
+    out_after_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Silence until a node is given up and repaired.", show_default="900, when new"
+        ),
+    ] = None,
+    capacity_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Bytes per device.", show_default="0, its file system's, when new"
+        ),
+    ] = None,
+    trash_grace_s: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Age at which deleted chunks are removed.", show_default="60, when new"
+        ),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Start a cluster, or whatever of it does not run, and leave it running."""
+    options = ClusterOptions(
+        nodes=nodes,
+        code=code,
+        pg_count=pg_count,
+        s3_port=s3_port,
+        down_after_s=down_after_s,
+        out_after_s=out_after_s,
+        capacity_bytes=capacity_bytes,
+        trash_grace_s=trash_grace_s,
+    )
+    cluster = LocalCluster.at(directory)
+    with err.status("starting") as spinner:
+        started = cluster.up(options, lambda text: spinner.update(text))
+    if json_output:
+        print_json(started.cluster)
+    else:
+        _print_started(cluster, started)
+
+
+def _print_started(cluster: LocalCluster, started: Started) -> None:
+    root = cluster.paths.root
+    s3 = started.cluster["s3"]
+    if not started.started:
+        out.print(f"the cluster in {root} is running already")
+    else:
+        out.print(f"[bold green]the cluster serves[/]: {len(started.started)} processes started")
+    out.print(f"  S3 endpoint  {s3['endpoint']}", soft_wrap=True)
+    out.print(f"  access key   {s3['access_key']}", soft_wrap=True)
+    out.print(f"  secret key   {s3['secret_key']}", soft_wrap=True)
+    out.print(f"  more         {root / 'cluster.json'}", soft_wrap=True)
+    out.print(f"  stop         exastore cluster down --dir {root}", soft_wrap=True)
+
+
+@app.command()
+def down(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
+    """Stop the cluster; its data stays."""
+    with err.status("stopping"):
+        stopped, killed = LocalCluster.at(directory).down()
+    if json_output:
+        print_json({"stopped": stopped, "killed": killed})
+    elif not stopped:
+        out.print("nothing was running")
+    else:
+        out.print(f"stopped {len(stopped)} processes")
+        if killed:
+            out.print(f"killed after the grace period: {', '.join(killed)}")
+
+
+@app.command()
+def status(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
+    """Show nodes, devices, placement groups and repair; exit code 3 unless fully redundant."""
+    local = LocalCluster.at(directory)
+    local.spec()
+    cluster = read_cluster_file(local.paths.root)
+    alive = local.children()
+    view = fetch_status(cluster["metadata"][0]["address"])
+    if json_output:
+        print_json({**view.to_json(), "processes": _processes(cluster, set(alive))})
+    else:
+        _print_status(view, set(alive))
+    if not view.fully_redundant:
+        raise typer.Exit(ExitCode.UNHEALTHY)
+
+
+def _processes(cluster: ClusterFile, alive: set[str]) -> list[dict[str, object]]:
+    """Every process of cluster.json with its pid and whether it lives."""
+    named = [("metadata", item["pid"]) for item in cluster["metadata"]]
+    named += [(item["id"], item["pid"]) for item in cluster["nodes"]]
+    named += [("gateway", item["pid"]) for item in cluster["gateways"]]
+    return [{"name": name, "pid": pid, "alive": name in alive} for name, pid in named]
+
+
+def _print_status(view: StatusView, alive: set[str]) -> None:
+    table = Table(title=f"cluster {view.cluster_id}: {view.code}, map epoch {view.epoch}")
+    for column in ("node", "process", "address", "heartbeat", "device", "state"):
+        table.add_column(column)
+    for column in ("chunks", "used", "capacity"):
+        table.add_column(column, justify="right")
+    for node in view.nodes:
+        for device in node.devices:
+            table.add_row(
+                node.id,
+                "runs" if node.id in alive else "[red]gone[/]",
+                node.address,
+                f"{duration(node.heartbeat_age_s)} ago",
+                str(device.index),
+                device.state if device.state == "up" else f"[red]{device.state}[/]",
+                f"{device.chunk_count:,}",
+                binary_size(device.used_bytes),
+                binary_size(device.capacity_bytes),
+            )
+    out.print(table)
+    missing = ", ".join(
+        f"{count} with {index} missing"
+        for index, count in enumerate(view.pgs_by_missing)
+        if count and index
+    )
+    out.print(f"placement groups: {view.pg_count}; {missing or 'every slot readable'}")
+    if view.degraded_stripe_count:
+        out.print(f"stripes written without all their chunks: {view.degraded_stripe_count}")
+    repair = view.repair
+    if repair.active:
+        out.print(
+            f"repair: {repair.done_task_count} of {repair.task_count} slots, "
+            f"{binary_size(repair.rebuilt_chunk_bytes)} of "
+            f"{binary_size(repair.total_chunk_bytes)}, "
+            f"{binary_size(repair.bytes_per_s)}/s, time left: {duration(repair.eta_s)}"
+        )
+    if repair.message:
+        out.print(f"last repair problem: {repair.message}", markup=False)
+    out.print(
+        "[bold green]fully redundant[/]"
+        if view.fully_redundant
+        else "[bold yellow]not fully redundant[/]"
+    )
+
+
+@app.command()
+def df(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
+    """Show raw space per device and in total."""
+    cluster = read_cluster_file(directory)
+    view = fetch_status(cluster["metadata"][0]["address"])
+    devices = [
+        {
+            "node": node.id,
+            "device_index": device.index,
+            "state": device.state,
+            "capacity_bytes": device.capacity_bytes,
+            "used_bytes": device.used_bytes,
+        }
+        for node in view.nodes
+        for device in node.devices
+    ]
+    capacity_bytes = sum(device.capacity_bytes for node in view.nodes for device in node.devices)
+    used_bytes = sum(device.used_bytes for node in view.nodes for device in node.devices)
+    if json_output:
+        print_json({"capacity_bytes": capacity_bytes, "used_bytes": used_bytes, "devices": devices})
+        return
+    table = Table()
+    table.add_column("device")
+    table.add_column("state")
+    for column in ("used", "capacity", "used %"):
+        table.add_column(column, justify="right")
+    rows = [(f"{d['node']}/{d['device_index']}", str(d["state"])) for d in devices]
+    sizes = [(int(str(d["used_bytes"])), int(str(d["capacity_bytes"]))) for d in devices]
+    for (name, state), (used, capacity) in zip(
+        [*rows, ("total", "")], [*sizes, (used_bytes, capacity_bytes)], strict=True
+    ):
+        percent = f"{100 * used / capacity:.1f}" if capacity else "-"
+        table.add_row(name, state, binary_size(used), binary_size(capacity), percent)
+    out.print(table)
+
+
+def cluster_directory() -> Path:
+    """The cluster that commands without --dir mean."""
+    return Path(os.environ.get("EXASTORE_CLUSTER", DEFAULT_DIR))
+
+
+def metadata_address(directory: Path) -> str:
+    """Where the metadata server of the cluster in `directory` serves."""
+    cluster = read_cluster_file(directory)
+    if not cluster["metadata"]:
+        raise ClusterUnhealthy(f"the cluster in {directory} has no metadata server")
+    return cluster["metadata"][0]["address"]

@@ -1,0 +1,127 @@
+"""Where a local cluster keeps what, under its directory.
+
+spec.toml           what the cluster is (owner alone: it holds the secret key)
+cluster.json        where it serves now (owner alone); there while it is up
+addresses.json      where it served last, so that a restart serves there again
+conf/NAME.toml      one config per process
+run/NAME.json       ready file, written by the process;  run/NAME.pid: who we started
+logs/NAME.log       what it logged
+data/NAME/          its data
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from exastore.deploy.errors import ClusterUnhealthy
+
+METADATA = "metadata"
+GATEWAY = "gateway"
+
+
+class S3Entry(TypedDict):
+    """How to reach the S3 endpoint."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+
+class ServerEntry(TypedDict):
+    """A metadata server or a gateway. `metrics` is a URL."""
+
+    address: str
+    pid: int
+    metrics: str
+
+
+class NodeEntry(TypedDict):
+    """A storage node. `metrics` is a URL."""
+
+    id: str
+    address: str
+    pid: int
+    data_dir: str
+    metrics: str
+
+
+class ClusterFile(TypedDict):
+    """cluster.json."""
+
+    s3: S3Entry
+    metadata: list[ServerEntry]
+    nodes: list[NodeEntry]
+    gateways: list[ServerEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPaths:
+    """Paths under `root`, which is absolute."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.toml"
+
+    @property
+    def cluster_json(self) -> Path:
+        return self.root / "cluster.json"
+
+    @property
+    def addresses(self) -> Path:
+        return self.root / "addresses.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    def config(self, name: str) -> Path:
+        return self.root / "conf" / f"{name}.toml"
+
+    def ready(self, name: str) -> Path:
+        return self.root / "run" / f"{name}.json"
+
+    def pid(self, name: str) -> Path:
+        return self.root / "run" / f"{name}.pid"
+
+    def log(self, name: str) -> Path:
+        return self.root / "logs" / f"{name}.log"
+
+    def data(self, name: str) -> Path:
+        return self.root / "data" / name
+
+    def make(self) -> None:
+        """Make the folders."""
+        for folder in ("conf", "run", "logs", "data"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+
+
+def node_name(number: int) -> str:
+    """Id of the storage node `number`, from 1."""
+    return f"node-{number}"
+
+
+def process_names(node_count: int) -> list[str]:
+    """Every process of a cluster, in the order they start."""
+    return [METADATA, *(node_name(number) for number in range(1, node_count + 1)), GATEWAY]
+
+
+def read_cluster_file(directory: Path) -> ClusterFile:
+    """Read DIR/cluster.json.
+
+    Raises:
+        ClusterUnhealthy: There is none, so no cluster is up here.
+    """
+    path = directory / "cluster.json"
+    hint = f"start one: exastore cluster up --dir {directory}"
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("s3", "metadata", "nodes", "gateways"):
+            value[key]
+    except FileNotFoundError as error:
+        raise ClusterUnhealthy(f"no cluster is up in {directory}", hint=hint) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClusterUnhealthy(f"{path} cannot be used: {error}", hint=hint) from error
+    return cast(ClusterFile, value)

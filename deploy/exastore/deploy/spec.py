@@ -1,0 +1,198 @@
+"""What a local cluster is: the choices that outlive its processes, kept in DIR/spec.toml."""
+
+import secrets
+import shutil
+import socket
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from exastore.deploy.config import read_config, render_table
+from exastore.deploy.errors import BadInput, EnvironmentUnfit
+from exastore.deploy.files import write_atomically
+from exastore.erasure import codec
+from exastore.erasure.errors import ErasureError
+
+#: A start with less than this free would fail in the middle of something.
+MIN_FREE_BYTES = 512 * 2**20
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """A local cluster."""
+
+    cluster_id: str
+    """Chosen at random when the cluster was made."""
+    access_key: str
+    """Of the S3 user that may do everything."""
+    secret_key: str
+    """Belongs to `access_key`."""
+    nodes: int = 8
+    """Storage nodes, each a process with one device."""
+    code: str = "rs-4-2"
+    """Erasure code of every object."""
+    pg_count: int = 64
+    """Placement groups; fixed for the cluster's life."""
+    s3_port: int = 0
+    """Port of the S3 endpoint; 0 takes a free one."""
+    heartbeat_s: float = 0.5
+    """Seconds between two heartbeats of a node."""
+    down_after_s: float = 3.0
+    """Seconds without a heartbeat until a node's devices count as down."""
+    out_after_s: float = 900.0
+    """Seconds without a heartbeat until a node is given up and its chunks are rebuilt elsewhere."""
+    capacity_bytes: int = 0
+    """Bytes that each device may use; 0: what its file system has."""
+    trash_grace_s: float = 60.0
+    """Seconds until the chunks of deleted objects are removed, so that running reads can finish."""
+    repair_bandwidth_bytes_per_s: int = 0
+    """Bytes per second that one repair task may write; 0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """What the command line asks for; None: as it is, or the default of a new cluster."""
+
+    nodes: int | None = None
+    code: str | None = None
+    pg_count: int | None = None
+    s3_port: int | None = None
+    heartbeat_s: float | None = None
+    down_after_s: float | None = None
+    out_after_s: float | None = None
+    capacity_bytes: int | None = None
+    trash_grace_s: float | None = None
+    repair_bandwidth_bytes_per_s: int | None = None
+
+    def given(self) -> dict[str, object]:
+        """The options that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+#: Options that say what the cluster is; they cannot change once it exists.
+IDENTITY = ("nodes", "code", "pg_count")
+
+
+def new_spec(options: ClusterOptions) -> ClusterSpec:
+    """A new cluster with fresh keys.
+
+    Raises:
+        BadInput: The options do not describe a cluster that can exist.
+    """
+    spec = ClusterSpec(
+        cluster_id=secrets.token_hex(8),
+        access_key="EXA" + secrets.token_hex(8).upper(),
+        secret_key=secrets.token_urlsafe(30),
+    )
+    spec = replace(spec, **options.given())  # type: ignore[arg-type]  # same names and types
+    check_spec(spec)
+    return spec
+
+
+def changed_spec(spec: ClusterSpec, options: ClusterOptions, *, running: bool) -> ClusterSpec:
+    """An existing cluster under new options.
+
+    Raises:
+        BadInput: An option cannot change, or not while the cluster runs.
+    """
+    stored = asdict(spec)
+    changes = {name: new for name, new in options.given().items() if stored[name] != new}
+    for name, new in changes.items():
+        option = "--" + name.replace("_", "-")
+        if name in IDENTITY:
+            raise BadInput(
+                f"this directory holds a cluster with {option} {stored[name]}, not {new}",
+                hint=f"leave {option} out, or give another --dir for a new cluster",
+            )
+        if running:
+            raise BadInput(
+                f"the cluster runs with {option} {stored[name]}, not {new}",
+                hint="stop it first: exastore cluster down",
+            )
+    spec = replace(spec, **changes)  # type: ignore[arg-type]  # same names and types
+    check_spec(spec)
+    return spec
+
+
+def check_spec(spec: ClusterSpec) -> None:
+    """Whether such a cluster can exist.
+
+    Raises:
+        BadInput: It cannot, and why.
+    """
+    try:
+        code = codec(spec.code)
+    except ErasureError as error:
+        raise BadInput(str(error)) from error
+    if code.n > spec.nodes:
+        smaller = spec.nodes - code.m
+        advice = f"use --nodes {code.n} or more"
+        if smaller >= 1:
+            advice += f", or a smaller code such as rs-{smaller}-{code.m}"
+        elif spec.nodes >= 2:
+            advice += f", or a smaller code such as rs-{spec.nodes - 1}-1"
+        raise BadInput(
+            f"{spec.code} needs {code.n} nodes, you asked for {spec.nodes}: {advice}",
+        )
+    for name in ("heartbeat_s", "down_after_s", "out_after_s"):
+        if getattr(spec, name) <= 0:
+            raise BadInput(f"--{name.replace('_', '-')} must be more than 0")
+    if spec.down_after_s <= spec.heartbeat_s:
+        raise BadInput(
+            f"--down-after-s {spec.down_after_s:g} must be more than the heartbeat "
+            f"of {spec.heartbeat_s:g} s"
+        )
+    if spec.out_after_s < spec.down_after_s:
+        raise BadInput(
+            f"--out-after-s {spec.out_after_s:g} must be at least "
+            f"--down-after-s {spec.down_after_s:g}"
+        )
+    if spec.pg_count < 1:
+        raise BadInput("--pg-count must be at least 1")
+    if not 0 <= spec.s3_port <= 65535:
+        raise BadInput(f"--s3-port {spec.s3_port} is not a port: 0 to 65535")
+
+
+def read_spec(path: Path) -> ClusterSpec | None:
+    """The stored cluster; None where there is none."""
+    return read_config(path, "cluster", ClusterSpec)[0] if path.exists() else None
+
+
+def write_spec(path: Path, spec: ClusterSpec) -> None:
+    """Store a cluster, readable by its owner alone: it holds the secret key."""
+    write_atomically(path, render_table("cluster", asdict(spec)), mode=0o600)
+
+
+def check_directory(directory: Path) -> None:
+    """Make the directory if need be, and see that a cluster can live in it.
+
+    Raises:
+        EnvironmentUnfit: It is not writable, or its disk is nearly full.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentUnfit(
+            f"cannot write in {directory}: {error.strerror}", hint="choose another --dir"
+        ) from error
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < MIN_FREE_BYTES:
+        raise EnvironmentUnfit(
+            f"the disk of {directory} is nearly full: {free_bytes // 2**20} MiB free, "
+            f"at least {MIN_FREE_BYTES // 2**20} MiB needed",
+            hint="free some space, or choose a --dir on another disk",
+        )
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
