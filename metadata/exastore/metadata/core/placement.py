@@ -1,7 +1,7 @@
 """Placement: weighted straw2 (CRUSH) down the failure domains, under a domain rule.
 
 Laws:
-1. A choice is a pure function of (topology, rule, device states, PG, slot, seed): no state, no order.
+1. A choice is a pure function of topology, rule, device states, PG, slot and seed.
 2. A row never names a device twice and never breaks the rule.
 3. Slots keep their position (CRUSH's `indep`): what happens to one slot leaves the others alone.
 4. A slot is NO_DEVICE only if no eligible device keeps the rule: when the draws run out, an exact
@@ -9,8 +9,8 @@ Laws:
    in any order fills as many as can be filled.
 
 Theory of operation: every bucket (node, rack, zone, region, root) draws for each of its children
-`log2(u) / weight`, u being 16 bits of a hash of (PG, child, trial); the largest draw wins. So a child
-wins in proportion to its weight, and a change of one weight moves data only to or from that child.
+`log2(u) / weight`, u being 16 bits of a hash of (PG, child, trial); the largest draw wins. So a
+child wins in proportion to its weight, and a change of one weight moves data only to or from it.
 Trials that meet a full domain or an ineligible device are repeated with the next trial number.
 
 Deviations from Ceph's CRUSH, which the rest follows choice by choice:
@@ -20,9 +20,10 @@ Deviations from Ceph's CRUSH, which the rest follows choice by choice:
 - Children of equal weight are compared by u alone, which is the same order and needs no table.
 - Identifiers of buckets are (level, index), so that growth of one level renames no other.
 
-Each level of `PlacementColumns` is a CSR array: the children of bucket b are
-`child_item[child_start[b]:child_start[b + 1]]`. Buckets are numbered nodes first, then racks, zones,
-regions, and the root last; items below a node are device indexes.
+`PlacementColumns` holds the tree in CSR form: the children of bucket b are
+`child_item[child_start[b]:child_start[b + 1]]`, filled up to whole vectors with copies of the first
+child, which never win because ties keep the earlier. Buckets are numbered nodes first, then racks,
+zones, regions, and the root last; items below a node are device indexes.
 """
 
 from functools import cache
@@ -53,6 +54,8 @@ TRIES = 51
 ROOT_LEVEL = 5
 #: DeviceState.UP as a plain integer, which kernels may read.
 UP = 1
+#: Children of a bucket are filled up to a multiple of this, two vectors of 8 words.
+LANES = 16
 #: Bits of a bucket's index in its hash identifier; the level sits above them.
 INDEX_BITS = 28
 
@@ -69,7 +72,8 @@ class PlacementColumns(NamedTuple):
         child_weight_inverse: 1 / weight, inf for weight 0.
         bucket_level: Shape (B,). DomainLevel of each bucket, ROOT_LEVEL for the root.
         bucket_is_uniform: Shape (B,). All children have the same positive weight.
-        bucket_children_max: Most children of any bucket.
+        bucket_child_count: Shape (B,). Children without the filling.
+        bucket_children_max: Most children of any bucket, with the filling.
         log_draw: Shape (65536,). floor(2**44 * log2(u + 1)) - 2**48, whole numbers up to 0.
         domain_bucket: Shape (G,). Bucket number of each domain; empty at DEVICE level.
         domain_weight: Shape (G,). Sum of device weights.
@@ -88,6 +92,7 @@ class PlacementColumns(NamedTuple):
     child_weight_inverse: Float64Array
     bucket_level: Uint8Array
     bucket_is_uniform: BoolArray
+    bucket_child_count: Int32Array
     bucket_children_max: int
     log_draw: Float64Array
     domain_bucket: Int32Array
@@ -158,55 +163,79 @@ def _item_id(level: int, count: int) -> Uint32Array:
     return np.arange(count, dtype=np.uint32) | np.uint32(level << INDEX_BITS)
 
 
+def _padded(start: Int32Array) -> tuple[Int32Array, NDArray[np.intp]]:
+    """Bounds with every bucket filled up to whole vectors, and where each position reads from."""
+    count = np.diff(start).astype(np.int64)
+    padded_count = -(-count // LANES) * LANES
+    padded_start = np.zeros(len(start), dtype=np.int64)
+    np.cumsum(padded_count, out=padded_start[1:])
+    bucket = np.repeat(np.arange(len(count)), padded_count)
+    position = np.arange(padded_start[-1]) - padded_start[bucket]
+    position = np.where(position < count[bucket], position, 0)
+    return padded_start.astype(np.int32), (start[bucket] + position).astype(np.intp)
+
+
 def placement_columns(topology: Topology, rule: PlacementRule) -> PlacementColumns:
     """Builds the columns. O(D log D): build once per topology and keep."""
-    parents = [
+    region_count = int(topology.zone_region.max(initial=-1)) + 1
+    parents: list[Int32Array] = [
         topology.device_node,
         topology.node_rack,
         topology.rack_zone,
         topology.zone_region,
+        np.zeros(region_count, dtype=np.int32),
     ]
-    counts = [len(parent) for parent in parents]
-    counts.append(int(topology.zone_region.max(initial=-1)) + 1)
-    parents.append(np.zeros(counts[4], dtype=np.int32))
-    counts.append(1)
-    first_bucket = np.concatenate([[0, 0], np.cumsum(counts[1:])])  # of each level, from 0
+    counts = [*(len(parent) for parent in parents), 1]
+    #: Number of the first bucket of each level; devices are not buckets.
+    first_bucket = [0, 0, *(int(total) for total in np.cumsum(counts[1:-1]))]
 
-    weights = [np.asarray(topology.device_weight, dtype=np.float64)]
-    starts, items, ids, inverses, uniform = [np.zeros(1, dtype=np.int32)], [], [], [], []
-    children_max = 0
+    weights: list[Float64Array] = [np.asarray(topology.device_weight, dtype=np.float64)]
+    child_start: list[Int32Array] = [np.zeros(1, dtype=np.int32)]
+    child_count: list[Int32Array] = []
+    child_item: list[Int32Array] = []
+    child_id: list[Uint32Array] = []
+    child_weight: list[Float64Array] = []
+    is_uniform: list[BoolArray] = []
     for level, parent in enumerate(parents):
-        start, children = _csr(parent, counts[level + 1])
+        parent_count = counts[level + 1]
+        start, children = _csr(parent, parent_count)
+        padded_start, source = _padded(start)
+        children = children[source]
         weight = weights[level][children]
-        positive = np.maximum(weight, np.finfo(np.float64).tiny)
-        inverse = np.where(weight > 0, 1.0 / positive, np.inf)
-        bucket = np.repeat(np.arange(counts[level + 1]), np.diff(start))
-        first = weight[np.minimum(start[:-1], max(len(weight) - 1, 0))] if len(weight) else weight
-        differs = np.bincount(bucket, weights=weight != first[bucket], minlength=counts[level + 1])
-        children_max = max(children_max, int(np.diff(start).max(initial=0)))
-        starts.append(start[1:] + starts[-1][-1])
-        items.append((children + first_bucket[level] * (level > 0)).astype(np.int32))
-        ids.append(_item_id(level, counts[level])[children])
-        inverses.append(inverse)
-        uniform.append((differs == 0) & (first > 0) if len(weight) else np.zeros(0, np.bool_))
-        weights.append(np.bincount(bucket, weights=weight, minlength=counts[level + 1]))
+        lowest, highest = np.full(parent_count, np.inf), np.zeros(parent_count)
+        bucket = np.repeat(np.arange(parent_count), np.diff(padded_start))
+        np.minimum.at(lowest, bucket, weight)
+        np.maximum.at(highest, bucket, weight)
+        child_start.append(padded_start[1:] + child_start[-1][-1])
+        child_count.append(np.diff(start))
+        child_item.append((children + first_bucket[level]).astype(np.int32))
+        child_id.append(_item_id(level, counts[level])[children])
+        child_weight.append(weight)
+        is_uniform.append((lowest == highest) & (lowest > 0))
+        sums = np.bincount(parent, weights=weights[level], minlength=parent_count)
+        weights.append(sums.astype(np.float64))
 
     level = int(rule.level)
     domain_of_device = topology.domain_of_device(rule.level)
     domain_device_start, domain_device = _csr(domain_of_device, counts[level])
-    domain_bucket = np.arange(counts[level]) + first_bucket[level]
+    domain_bucket = np.arange(counts[level] if level else 0) + first_bucket[level]
+    starts = np.concatenate(child_start)
+    weight = np.concatenate(child_weight)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = 1.0 / weight
     return PlacementColumns(
         level=level,
         max_per_domain=rule.max_per_domain,
-        child_start=np.concatenate(starts).astype(np.int32),
-        child_item=np.concatenate(items),
-        child_id=np.concatenate(ids),
-        child_weight_inverse=np.concatenate(inverses),
-        bucket_level=np.repeat(np.arange(1, 6), counts[1:]).astype(np.uint8),
-        bucket_is_uniform=np.concatenate(uniform),
-        bucket_children_max=children_max,
+        child_start=starts.astype(np.int32),
+        child_item=np.concatenate(child_item),
+        child_id=np.concatenate(child_id),
+        child_weight_inverse=inverse,
+        bucket_level=np.repeat(np.arange(1, ROOT_LEVEL + 1), counts[1:]).astype(np.uint8),
+        bucket_is_uniform=np.concatenate(is_uniform),
+        bucket_child_count=np.concatenate(child_count).astype(np.int32),
+        bucket_children_max=int(np.diff(starts).max(initial=0)),
         log_draw=log_draw_table().copy(),
-        domain_bucket=(domain_bucket if level else domain_bucket[:0]).astype(np.int32),
+        domain_bucket=domain_bucket.astype(np.int32),
         domain_weight=weights[level].copy(),
         domain_id=_item_id(level, counts[level]),
         domain_device_start=domain_device_start,
@@ -235,10 +264,10 @@ def _mix(a: np.uint32, b: np.uint32, c: np.uint32) -> tuple[np.uint32, np.uint32
 def hash2(a: np.uint32, b: np.uint32) -> np.uint32:
     """CRUSH's rjenkins1 hash of two words."""
     h = np.uint32(np.uint32(1315423911) ^ a ^ b)
-    x, y = np.uint32(231232), np.uint32(1232)
+    y, z = np.uint32(231232), np.uint32(1232)
     a, b, h = _mix(a, b, h)
-    x, a, h = _mix(x, a, h)
-    b, y, h = _mix(b, y, h)
+    y, a, h = _mix(y, a, h)
+    b, z, h = _mix(b, z, h)
     return h
 
 
@@ -246,13 +275,52 @@ def hash2(a: np.uint32, b: np.uint32) -> np.uint32:
 def hash3(a: np.uint32, b: np.uint32, c: np.uint32) -> np.uint32:
     """CRUSH's rjenkins1 hash of three words."""
     h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
-    x, y = np.uint32(231232), np.uint32(1232)
+    y, z = np.uint32(231232), np.uint32(1232)
     a, b, h = _mix(a, b, h)
-    c, x, h = _mix(c, x, h)
-    y, a, h = _mix(y, a, h)
-    b, x, h = _mix(b, x, h)
-    y, c, h = _mix(y, c, h)
+    c, y, h = _mix(c, y, h)
+    z, a, h = _mix(z, a, h)
+    b, y, h = _mix(b, y, h)
+    z, c, h = _mix(z, c, h)
     return h
+
+
+# The next two repeat the body of hash3: called, it would be too large for LLVM to inline, and the
+# loops would not become vector code (7 times slower). A property test holds them to hash3.
+
+
+@njit
+def _first_largest(ids: Uint32Array, x: np.uint32, r: np.uint32) -> int:
+    """Position of the largest low half of hash3(x, id, r), the first if equal; at most 65536 ids.
+
+    One word holds the half and the reversed position, so that the loop is a plain maximum.
+    """
+    best = np.uint32(0)
+    for i in range(len(ids)):
+        a, b, c = x, ids[i], r
+        h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+        y, z = np.uint32(231232), np.uint32(1232)
+        a, b, h = _mix(a, b, h)
+        c, y, h = _mix(c, y, h)
+        z, a, h = _mix(z, a, h)
+        b, y, h = _mix(b, y, h)
+        z, c, h = _mix(z, c, h)
+        best = max(best, np.uint32(np.uint32(h << np.uint32(16)) | np.uint32(65535 - i)))
+    return 65535 - int(best & np.uint32(65535))
+
+
+@njit
+def _hash_all(ids: Uint32Array, x: np.uint32, r: np.uint32, out: Uint32Array) -> None:
+    """out[i] = low half of hash3(x, ids[i], r)."""
+    for i in range(len(ids)):
+        a, b, c = x, ids[i], r
+        h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+        y, z = np.uint32(231232), np.uint32(1232)
+        a, b, h = _mix(a, b, h)
+        c, y, h = _mix(c, y, h)
+        z, a, h = _mix(z, a, h)
+        b, y, h = _mix(b, y, h)
+        z, c, h = _mix(z, c, h)
+        out[i] = h & np.uint32(65535)
 
 
 @njit
@@ -261,26 +329,16 @@ def _choose_child(
 ) -> int:
     """straw2: the child of `bucket` with the largest draw; ties keep the earlier."""
     start = columns.child_start[bucket]
-    end = columns.child_start[bucket + 1]
-    count = end - start
-    if count == 1:
+    if columns.bucket_child_count[bucket] == 1:
         return int(columns.child_item[start])
-    ids = columns.child_id[start:end]
-    if columns.bucket_is_uniform[bucket] and count <= 65536:
-        # Equal weights: the largest u wins. One integer holds u and the (reversed) position, so
-        # the loop is a plain maximum that LLVM turns into vector code.
-        best_key = np.uint32(0)
-        for i in range(count):
-            u = hash3(x, ids[i], r)
-            key = np.uint32(np.uint32(u << np.uint32(16)) | np.uint32(65535 - i))
-            best_key = max(best_key, key)
-        return int(columns.child_item[start + 65535 - np.int64(best_key & np.uint32(65535))])
-    for i in range(count):
-        scratch[i] = hash3(x, ids[i], r) & np.uint32(65535)
-    inverse = columns.child_weight_inverse[start:end]
+    ids = columns.child_id[start : columns.child_start[bucket + 1]]
+    if columns.bucket_is_uniform[bucket] and len(ids) <= 65536:
+        return int(columns.child_item[start + _first_largest(ids, x, r)])  # largest u wins
+    _hash_all(ids, x, r, scratch)
     best, best_draw = 0, -np.inf
-    for i in range(count):
-        draw = columns.log_draw[scratch[i]] * inverse[i]  # 0 * inf is NaN, which never wins
+    for i in range(columns.bucket_child_count[bucket]):
+        # For weight 0 this is -inf, or NaN: neither is ever larger.
+        draw = columns.log_draw[scratch[i]] * columns.child_weight_inverse[start + i]
         if draw > best_draw:
             best, best_draw = i, draw
     return int(columns.child_item[start + best])
@@ -333,15 +391,12 @@ def _try_once(
 ) -> int:
     """One trial: a domain, then a device in it (CRUSH's chooseleaf). NO_DEVICE if it is no use."""
     root = len(columns.bucket_level) - 1
-    item = _descend(columns, root, columns.level, x, r, scratch)
-    if columns.level == 0:
-        device, domain = item, item
-    else:
-        domain = item - columns.domain_bucket[0]
+    device = _descend(columns, root, columns.level, x, r, scratch)
+    domain = device - columns.domain_bucket[0] if columns.level > 0 else device
     if not _domain_has_room(columns, row, slot, domain):
         return NO_DEVICE
     if columns.level > 0:
-        device = _descend(columns, item, 0, x, np.uint32(slot + r), scratch)
+        device = _descend(columns, device, 0, x, np.uint32(slot + r), scratch)
     if device_state[device] != UP or not columns.device_weight[device] > 0.0:
         return NO_DEVICE
     if _in_row(row, device):
