@@ -1,0 +1,1 @@
+"""Buckets, objects, extents and multipart uploads as functions over a transaction."""

@@ -1,0 +1,86 @@
+"""Errors of the namespace: what a request asked for cannot be. Nothing was changed.
+
+NamespaceError
+├── NoSuchBucket
+├── NoSuchKey
+├── NoSuchUpload
+├── BucketExists
+├── BucketNotEmpty
+├── PreconditionFailed
+├── InvalidPart             a part is missing or has another ETag
+├── InvalidPartOrder        part numbers do not ascend
+├── EntityTooSmall          a part other than the last is below the minimum
+├── InvalidArgument         a name, a key or a number is outside its rules
+└── PlanOutdated            internal: the upload changed between reading and completing it
+"""
+
+
+class NamespaceError(Exception):
+    """Base of all errors here."""
+
+
+class NoSuchBucket(NamespaceError):
+    def __init__(self, bucket: str) -> None:
+        super().__init__(f"no bucket {bucket!r}")
+        self.bucket = bucket
+
+
+class NoSuchKey(NamespaceError):
+    def __init__(self, bucket: str, key: str) -> None:
+        super().__init__(f"no object {key!r} in bucket {bucket!r}")
+        self.bucket = bucket
+        self.key = key
+
+
+class NoSuchUpload(NamespaceError):
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"no multipart upload {upload_id!r}: unknown, completed or aborted")
+        self.upload_id = upload_id
+
+
+class BucketExists(NamespaceError):
+    def __init__(self, bucket: str, owner: str) -> None:
+        super().__init__(f"bucket {bucket!r} exists")
+        self.bucket = bucket
+        self.owner = owner
+
+
+class BucketNotEmpty(NamespaceError):
+    def __init__(self, bucket: str) -> None:
+        super().__init__(f"bucket {bucket!r} is not empty")
+        self.bucket = bucket
+
+
+class PreconditionFailed(NamespaceError):
+    def __init__(self, condition: str) -> None:
+        super().__init__(f"the condition {condition} does not hold")
+        self.condition = condition
+
+
+class InvalidPart(NamespaceError):
+    def __init__(self, number: int, why: str) -> None:
+        super().__init__(f"part {number}: {why}")
+        self.number = number
+
+
+class InvalidPartOrder(NamespaceError):
+    def __init__(self, number: int, previous: int) -> None:
+        super().__init__(f"part {number} is listed after part {previous}: numbers must ascend")
+        self.number = number
+        self.previous = previous
+
+
+class EntityTooSmall(NamespaceError):
+    def __init__(self, number: int, size_bytes: int, min_bytes: int) -> None:
+        super().__init__(f"part {number} has {size_bytes} bytes; all but the last need {min_bytes}")
+        self.number = number
+        self.size_bytes = size_bytes
+        self.min_bytes = min_bytes
+
+
+class InvalidArgument(NamespaceError):
+    """The message says which argument and what its rule is."""
+
+
+class PlanOutdated(NamespaceError):
+    """Plan the completion again."""

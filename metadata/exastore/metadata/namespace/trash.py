@@ -1,0 +1,154 @@
+"""Trash: extents that no object refers to, kept for a while, then deleted from the devices.
+
+Laws:
+1. What leaves the namespace enters the trash in the same transaction.
+2. A row leaves the trash after its chunks were deleted; repeating a collection is harmless.
+
+An entry is one of three kinds, so that no transaction grows with the size of an object:
+- owner: everything under a version id (object replaced or deleted, upload aborted);
+- part: one `d` row, moved here whole (a part uploaded again);
+- unlisted: the parts of a completed upload that its completion did not list.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exastore.metadata.kv.contract import Transaction
+from exastore.metadata.kv.keys import after_prefix, pack, prefix_range, unpack
+from exastore.metadata.namespace import rows
+from exastore.proto.v1 import common_pb2, metadata_pb2
+
+OWNER = "owner"
+PART = "part"
+UNLISTED = "unlisted"
+
+
+@dataclass(frozen=True, slots=True)
+class TrashEntry:
+    """A row of the trash."""
+
+    key: bytes
+    kind: str
+    owner: str
+    trashed_s: float
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrashBatch:
+    """Extents of an entry, and the `d` rows that hold them."""
+
+    extents: Sequence[common_pb2.Extent]
+    row_keys: Sequence[bytes]
+    #: Where the next batch begins; None: this is the last.
+    next_begin: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrashStats:
+    """How much waits."""
+
+    entry_count: int
+    extent_count: int
+    #: When the oldest entry was put there; None: empty.
+    oldest_s: float | None
+
+
+def put_owner(txn: Transaction, owner: str, now_s: float) -> None:
+    """Give up everything under a version id: two mutations, whatever its size."""
+    txn.put(rows.trash_key(now_s, OWNER, owner, 0, 0), b"")
+    txn.put(rows.dead_key(owner), b"")
+
+
+def put_unlisted(txn: Transaction, upload_id: str, now_s: float) -> None:
+    """Give up the parts that a completed upload did not list."""
+    txn.put(rows.trash_key(now_s, UNLISTED, upload_id, 0, 0), b"")
+
+
+def move_part(
+    txn: Transaction, owner: str, part_rows: Sequence[tuple[bytes, bytes]], now_s: float
+) -> None:
+    """Move the `d` rows of a part here."""
+    for key, value in part_rows:
+        _, number, batch = rows.data_place(key)
+        # The stripe id makes the key unique when a part is replaced twice in a millisecond.
+        part = metadata_pb2.Part.FromString(value)
+        if part.extents:
+            unique = int.from_bytes(part.extents[0].stripe_id[:8].ljust(8, b"\x00"), "big")
+            txn.put(rows.trash_key(now_s, PART, owner, number, unique), value)
+        txn.delete(key)
+        txn.delete(rows.degraded_key(owner, number, batch))
+
+
+def scan_trash(
+    txn: Transaction, *, before_s: float, after: bytes = b"", limit: int = 100
+) -> list[TrashEntry]:
+    """Entries put here before `before_s`, oldest first, behind the row key `after`."""
+    begin = max(pack("t"), after + b"\x00")
+    end = pack("t", max(0, int(before_s * 1000)))
+    if begin >= end:
+        return []
+    return [_entry(key, value) for key, value in txn.scan(begin, end, limit=limit)]
+
+
+def entry_extents(
+    txn: Transaction, entry: TrashEntry, *, begin: bytes | None = None, row_limit: int = 32
+) -> TrashBatch:
+    """Some extents of an entry; the rest is behind `next_begin`."""
+    if entry.kind == PART:
+        return TrashBatch(metadata_pb2.Part.FromString(entry.value).extents, [], None)
+    first, end = prefix_range(rows.data_prefix(entry.owner))
+    found = txn.scan(begin or first, end, limit=row_limit)
+    listed: set[int] = set()
+    if entry.kind == UNLISTED:
+        for _, value in txn.scan(*prefix_range(rows.manifest_prefix(entry.owner))):
+            listed.update(part.number for part in metadata_pb2.Object.FromString(value).parts)
+    extents: list[common_pb2.Extent] = []
+    row_keys: list[bytes] = []
+    for key, value in found:
+        if rows.data_place(key)[1] not in listed:
+            extents.extend(metadata_pb2.Part.FromString(value).extents)
+            row_keys.append(key)
+    return TrashBatch(
+        extents, row_keys, found[-1][0] + b"\x00" if len(found) == row_limit else None
+    )
+
+
+def drop_rows(txn: Transaction, row_keys: Sequence[bytes]) -> None:
+    """Forget `d` rows whose chunks are deleted."""
+    for key in row_keys:
+        txn.delete(key)
+        txn.delete(rows.degraded_key(*rows.data_place(key)))
+
+
+def finish_entry(txn: Transaction, entry: TrashEntry) -> None:
+    """Forget an entry all of whose chunks and `d` rows are gone."""
+    if entry.kind == OWNER:
+        for key, _ in txn.scan(*prefix_range(rows.manifest_prefix(entry.owner)), keys_only=True):
+            txn.delete(key)
+        txn.delete(rows.result_key(entry.owner))
+        txn.delete(rows.dead_key(entry.owner))
+    txn.delete(entry.key)
+
+
+def trash_stats(txn: Transaction, *, entry_limit: int = 10_000) -> TrashStats:
+    """Count what waits; beyond `entry_limit` entries it says "at least"."""
+    found = txn.scan(pack("t"), after_prefix(pack("t")), limit=entry_limit)
+    extent_count = 0
+    for key, value in found:
+        entry = _entry(key, value)
+        begin: bytes | None = None
+        while True:
+            batch = entry_extents(txn, entry, begin=begin)
+            extent_count += len(batch.extents)
+            begin = batch.next_begin
+            if begin is None:
+                break
+    oldest_s = _entry(*found[0]).trashed_s if found else None
+    return TrashStats(len(found), extent_count, oldest_s)
+
+
+def _entry(key: bytes, value: bytes) -> TrashEntry:
+    _, trashed_ms, kind, owner, _, _ = unpack(key)
+    assert isinstance(trashed_ms, int) and isinstance(kind, str) and isinstance(owner, str)
+    return TrashEntry(key, kind, owner, trashed_ms / 1000, value)
