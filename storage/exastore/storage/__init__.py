@@ -1,0 +1,1 @@
+"""Storage nodes: the chunk store on a device, rebuild, scrub, and the gRPC server over them."""

@@ -1,0 +1,497 @@
+"""The chunk store of one device: append, group commit, read, delete, recover.
+
+Laws:
+1. `done(None)` is called only after the record is fsynced; what was acknowledged is there after any
+   crash, or its damage is reported.
+2. A chunk is visible to readers when it is durable, never before.
+3. Nothing is returned that did not pass its CRCs and its identity.
+4. After an error of a write or an fsync nothing is written any more (fenced); reads go on. The
+   kernel may drop dirty pages after a failed fsync and report success next time, so nothing is
+   ever retried.
+
+Theory of operation: callers append under one lock, so records lie in order and a crash leaves at
+most one torn tail. One flusher thread fsyncs and then acknowledges everything appended before the
+fsync began: while it waits for the disk, the next group gathers. The index follows in log order.
+
+Fault model: crash of the process or the machine at any moment, torn and lost unsynced writes, bit
+rot, misdirected writes, renamed or copied segments, full disk, I/O errors. Not covered: rot of the
+very last group before a crash looks like a torn tail (reported as torn, and repaired from parity).
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from exastore.storage.disk import Disk
+from exastore.storage.errors import (
+    BadRecord,
+    ChunkConflict,
+    ChunkCorrupt,
+    ChunkNotFound,
+    DeviceClosed,
+    DeviceFenced,
+    DeviceReadFailed,
+    DeviceUnusable,
+    NoSpace,
+    StorageError,
+    TransferCorrupt,
+)
+from exastore.storage.index import ChunkIndex, Entry, PgUsage
+from exastore.storage.log import Position, SegmentLog, StoreOptions
+from exastore.storage.record import (
+    ChunkKey,
+    Place,
+    RecordHeader,
+    RecordKind,
+    block_crcs,
+    check_key,
+    decode_header,
+    verify_data,
+)
+from exastore.storage.segment import Damaged
+
+DEVICE_FILE = "device.json"
+DEVICE_FORMAT_VERSION = 1
+
+#: Called once when a write is durable (None) or will never be.
+Done = Callable[[StorageError | None], None]
+
+
+class StoredChunk(NamedTuple):
+    """A chunk as read and verified."""
+
+    generation: int
+    code: str
+    crc32c: int
+    data: bytes
+
+
+class StoreObserver(Protocol):
+    """Hears what happens inside; called from the store's threads."""
+
+    def synced(self, chunk_count: int, duration_s: float) -> None: ...
+
+    def fenced(self, reason: str) -> None: ...
+
+
+class _Silent:
+    def synced(self, chunk_count: int, duration_s: float) -> None:
+        pass
+
+    def fenced(self, reason: str) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What opening a device found.
+
+    Attributes:
+        segment_count: Segments read.
+        record_count: Good records in them.
+        damage: Segment and stretch of acknowledged records that cannot be read; needs repair.
+        torn: Segment and stretch of writes that a crash cut off before they were acknowledged.
+    """
+
+    segment_count: int
+    record_count: int
+    damage: tuple[tuple[int, Damaged], ...]
+    torn: tuple[tuple[int, Damaged], ...]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A record that is written and not yet known to be durable; `entry` None is a delete."""
+
+    key: ChunkKey
+    entry: Entry | None
+    done: list[Done] = field(default_factory=list[Done])
+
+
+def _no_time() -> float:
+    return 0.0
+
+
+class ChunkStore:
+    """One device. Thread-safe. Made by `ChunkStore.open`."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        device_uuid: bytes,
+        options: StoreOptions,
+        *,
+        monotonic_s: Callable[[], float] = _no_time,
+        observer: StoreObserver | None = None,
+    ) -> None:
+        self._disk = disk
+        self.device_uuid = device_uuid
+        self._log = SegmentLog(disk, device_uuid, options)
+        self._monotonic_s = monotonic_s
+        self._observer: StoreObserver = observer or _Silent()
+        #: Held while a record is appended; taken before `_state`, never after.
+        self._append_lock = threading.Lock()
+        #: Guards everything below; held only for moments.
+        self._state = threading.Condition()
+        #: Durable chunks.
+        self._index = ChunkIndex()
+        #: Appended, in log order, not yet fsynced.
+        self._pending: list[_Pending] = []
+        #: The last pending record of each key.
+        self._in_flight: dict[ChunkKey, _Pending] = {}
+        #: End of the log as of the last record in `_pending`.
+        self._written = Position(0, 0)
+        self._fence_reason: str | None = None
+        self._closing = False
+        self.recovery = self._recover()
+        self._flusher = threading.Thread(
+            target=self._flush_loop, name=f"flush-{disk.path.name}", daemon=True
+        )
+        self._flusher.start()
+
+    @classmethod
+    def open(
+        cls,
+        disk: Disk,
+        options: StoreOptions | None = None,
+        *,
+        monotonic_s: Callable[[], float] = _no_time,
+        observer: StoreObserver | None = None,
+        new_uuid: Callable[[], bytes] = lambda: os.urandom(16),
+    ) -> "ChunkStore":
+        """Open the device, formatting an empty folder.
+
+        Raises:
+            DeviceLocked: another process has it.
+            DeviceUnusable: it is no device, or of a newer format.
+        """
+        disk.lock()
+        try:
+            device_uuid = _identify(disk, new_uuid)
+            return cls(
+                disk, device_uuid, options or StoreOptions(),
+                monotonic_s=monotonic_s, observer=observer,
+            )  # fmt: skip
+        except BaseException:
+            disk.unlock()
+            raise
+
+    # ---- state ----
+
+    @property
+    def path(self) -> str:
+        return str(self._disk.path)
+
+    @property
+    def fence_reason(self) -> str | None:
+        """Why the device takes no more writes; None while it does."""
+        return self._fence_reason
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self._log.capacity_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the log takes, deleted chunks included."""
+        return self._log.used_bytes
+
+    @property
+    def chunk_count(self) -> int:
+        return self._index.chunk_count
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of data in chunks that are not deleted."""
+        return self._index.chunk_bytes
+
+    def get(self, key: ChunkKey) -> Entry | None:
+        """What the index knows, without reading the disk."""
+        with self._state:
+            return self._index.get(key)
+
+    def of_pg(self, pg: int) -> list[tuple[ChunkKey, Entry]]:
+        """The chunks of a placement group, in order of stripe id."""
+        with self._state:
+            return self._index.of_pg(pg)
+
+    def usage(self) -> dict[int, PgUsage]:
+        with self._state:
+            return self._index.usage()
+
+    def pgs(self) -> list[int]:
+        with self._state:
+            return self._index.pgs()
+
+    def validate(self) -> None:
+        """Check the invariants; for tests and EXASTORE_VERIFY."""
+        with self._append_lock, self._state:
+            self._index.validate()
+            assert {op.key for op in self._pending} >= set(self._in_flight) or self._closing
+            assert self._log.durable <= self._log.position
+
+    # ---- writing ----
+
+    def append(
+        self, key: ChunkKey, generation: int, code: str, data: bytes, crc32c: int, done: Done
+    ) -> None:
+        """Append a chunk; `done` is called once it is durable, maybe before this returns.
+
+        Writing the same identity with the same bytes again succeeds.
+
+        Raises (and `done` is not called):
+            TransferCorrupt: `data` does not match `crc32c`.
+            InvalidChunk, ChunkConflict, NoSpace, DeviceFenced, DeviceClosed.
+        """
+        check_key(key, generation, code, len(data))
+        header = RecordHeader(RecordKind.CHUNK, key, generation, code, len(data), block_crcs(data))
+        if header.crc32c != crc32c:
+            raise TransferCorrupt(
+                f"received bytes have CRC-32C {header.crc32c:08x}, the sender says {crc32c:08x}"
+            )
+        with self._append_lock:
+            self._check_writable()
+            if not self._stored_already(header):
+                self._append(header, data, done)
+                return
+        self._join(header, done)
+
+    def write(self, key: ChunkKey, generation: int, code: str, data: bytes, crc32c: int) -> None:
+        """Append a chunk and wait until it is durable."""
+        waiter: Future[None] = Future()
+        self.append(key, generation, code, data, crc32c, _resolve(waiter))
+        waiter.result()
+
+    def delete(self, keys: Iterable[ChunkKey]) -> int:
+        """Delete chunks, durably; returns how many were there."""
+        waiter: Future[None] | None = None
+        count = 0
+        with self._append_lock:
+            for key in keys:
+                self._check_writable()
+                latest = self._latest(key)
+                if latest is None:
+                    continue
+                waiter = Future()
+                header = RecordHeader(RecordKind.TOMBSTONE, key, latest.generation)
+                self._append(header, b"", _resolve(waiter))
+                count += 1
+        if waiter is not None:
+            waiter.result()  # in log order: the last is durable after all others
+        return count
+
+    def _latest(self, key: ChunkKey) -> Entry | None:
+        with self._state:
+            pending = self._in_flight.get(key)
+            return pending.entry if pending else self._index.get(key)
+
+    def _append(self, header: RecordHeader, data: bytes, done: Done) -> None:
+        try:
+            position, header = self._log.append(header, data)
+        except OSError as error:
+            self._fence(f"write failed: {error}")
+            raise DeviceFenced(str(error)) from error
+        entry = _entry(position, header) if header.kind is RecordKind.CHUNK else None
+        pending = _Pending(header.key, entry, [done])
+        with self._state:
+            self._pending.append(pending)
+            self._in_flight[header.key] = pending
+            self._written = self._log.position
+            self._state.notify_all()
+
+    def _stored_already(self, header: RecordHeader) -> bool:
+        """Whether these bytes are stored already, or on their way."""
+        latest = self._latest(header.key)
+        if latest is None or latest.generation < header.generation:
+            return False
+        if latest.generation > header.generation:
+            raise ChunkConflict(
+                f"generation {latest.generation} is stored, {header.generation} is older"
+            )
+        if latest.crc32c != header.crc32c or latest.data_bytes != header.data_bytes:
+            raise ChunkConflict("the chunk exists with other bytes")
+        try:
+            self._read(header.key, latest)
+        except (ChunkCorrupt, DeviceReadFailed):
+            return False  # what is there is rotten: write it again
+        return True
+
+    def _join(self, header: RecordHeader, done: Done) -> None:
+        """Acknowledge with the earlier write of the same bytes."""
+        with self._state:
+            pending = self._in_flight.get(header.key)
+            if pending is not None:
+                pending.done.append(done)
+                return
+            reason = self._fence_reason if self._index.get(header.key) is None else None
+        if reason is not None:  # the earlier write failed just now
+            raise DeviceFenced(reason)
+        done(None)
+
+    # ---- reading ----
+
+    def read(self, key: ChunkKey) -> StoredChunk:
+        """Read a chunk and verify identity and CRCs.
+
+        Raises:
+            ChunkNotFound, ChunkCorrupt, DeviceReadFailed.
+        """
+        entry = self.get(key)
+        if entry is None:
+            raise ChunkNotFound(f"no chunk {key.chunk_index} of stripe {key.stripe_id.hex()}")
+        return self._read(key, entry)
+
+    def _read(self, key: ChunkKey, entry: Entry) -> StoredChunk:
+        place = Place(self.device_uuid, entry.segment, entry.offset_bytes)
+        try:
+            file = self._log.file_of(entry.segment)
+            head = file.pread(entry.header_bytes, entry.offset_bytes)
+            data = file.pread(entry.data_bytes, entry.offset_bytes + entry.header_bytes)
+        except OSError as error:
+            raise DeviceReadFailed(f"segment {entry.segment}: {error}") from error
+        try:
+            header = decode_header(head, place)
+        except BadRecord as error:
+            raise ChunkCorrupt(f"segment {entry.segment}: {error}") from error
+        if header.key != key or header.generation != entry.generation:
+            raise ChunkCorrupt(f"another chunk lies at {entry.offset_bytes}: {header.key}")
+        verify_data(header, data)
+        return StoredChunk(header.generation, header.code, header.crc32c, data)
+
+    # ---- group commit ----
+
+    def _flush_loop(self) -> None:
+        while True:
+            with self._state:
+                while not self._pending and not self._closing:
+                    self._state.wait()
+                if not self._pending:
+                    return
+                batch, self._pending = self._pending, []
+                written, file = self._written, self._log.file_of(self._written.segment)
+            error: StorageError | None = None
+            started_s = self._monotonic_s()
+            try:
+                if self._fence_reason is not None:
+                    raise DeviceFenced(self._fence_reason)
+                file.sync()
+            except OSError as failure:
+                self._fence(f"fsync failed: {failure}")
+                error = DeviceFenced(str(failure))
+            except DeviceFenced as failure:
+                error = failure
+            if error is None:
+                self._observer.synced(len(batch), self._monotonic_s() - started_s)
+            self._finish(batch, written, error)
+
+    def _finish(self, batch: list[_Pending], written: Position, error: StorageError | None) -> None:
+        with self._state:
+            if error is None:
+                self._log.durable = written
+            for pending in batch:
+                if error is None:
+                    if pending.entry is None:
+                        self._index.remove(pending.key)
+                    else:
+                        self._index.put(pending.key, pending.entry)
+                if self._in_flight.get(pending.key) is pending:
+                    del self._in_flight[pending.key]
+        for pending in batch:
+            for done in pending.done:
+                done(error)
+
+    def _fence(self, reason: str) -> None:
+        with self._state:
+            if self._fence_reason is not None:
+                return
+            self._fence_reason = reason
+        self._observer.fenced(reason)
+
+    def _check_writable(self) -> None:
+        if self._closing:
+            raise DeviceClosed("the store is closed")
+        if self._fence_reason is not None:
+            raise DeviceFenced(self._fence_reason)
+
+    # ---- beginning and end ----
+
+    def _recover(self) -> Recovery:
+        record_count = 0
+        damage: list[tuple[int, Damaged]] = []
+        torn: list[tuple[int, Damaged]] = []
+        recovered = self._log.recover()
+        for segment, result in recovered:
+            damage += [(segment, item) for item in result.damage]
+            torn += [(segment, item) for item in result.torn]
+            record_count += len(result.records)
+            for offset_bytes, header in result.records:
+                if header.kind is RecordKind.CHUNK:
+                    self._index.put(header.key, _entry(Position(segment, offset_bytes), header))
+                elif header.kind is RecordKind.TOMBSTONE:
+                    self._index.remove(header.key)
+        return Recovery(len(recovered), record_count, tuple(damage), tuple(torn))
+
+    def close(self) -> None:
+        """Make everything durable, end the log cleanly, release the device."""
+        with self._append_lock:
+            with self._state:
+                if self._closing:
+                    return
+                self._closing = True
+                self._state.notify_all()
+            self._flusher.join()
+            try:
+                if self._fence_reason is None:
+                    self._log.seal()
+            except (OSError, NoSpace) as error:
+                self._fence(f"closing failed: {error}")
+            finally:
+                self._log.close()
+                self._disk.unlock()
+
+
+def _identify(disk: Disk, new_uuid: Callable[[], bytes]) -> bytes:
+    """The uuid of the device; an empty folder gets one."""
+    text = disk.read_small(DEVICE_FILE)
+    if text is None:
+        if disk.list("segments"):
+            raise DeviceUnusable(
+                f"{disk.path} has segments but no {DEVICE_FILE}: restore that file"
+                " (the uuid is in bytes 12 to 28 of each segment), or move the segments away"
+            )
+        device_uuid = new_uuid()
+        identity = {"format_version": DEVICE_FORMAT_VERSION, "uuid": device_uuid.hex()}
+        disk.write_small(DEVICE_FILE, json.dumps(identity).encode() + b"\n")
+        return device_uuid
+    try:
+        identity = json.loads(text)
+        version, device_uuid = identity["format_version"], bytes.fromhex(identity["uuid"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeviceUnusable(f"{disk.path}/{DEVICE_FILE} is damaged: {error!r}") from error
+    if version != DEVICE_FORMAT_VERSION or len(device_uuid) != 16:
+        raise DeviceUnusable(
+            f"{disk.path} has format version {version}, this software serves"
+            f" {DEVICE_FORMAT_VERSION}"
+        )
+    return device_uuid
+
+
+def _entry(position: Position, header: RecordHeader) -> Entry:
+    return Entry(
+        position.segment, position.offset_bytes, header.header_bytes, header.data_bytes,
+        header.generation, header.crc32c, header.code,
+    )  # fmt: skip
+
+
+def _resolve(waiter: "Future[None]") -> Done:
+    def done(error: StorageError | None) -> None:
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+
+    return done

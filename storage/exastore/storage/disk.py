@@ -1,0 +1,220 @@
+"""The files of one device, behind an interface that tests replace to inject faults."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from exastore.storage.crc import Buffer
+from exastore.storage.errors import DeviceLocked
+
+
+class DiskSpace(NamedTuple):
+    """Of the file system that holds the device."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+class DiskFile(Protocol):
+    """An open file. Every method raises OSError as the system does."""
+
+    def pwrite(self, buffers: Sequence[Buffer], offset_bytes: int) -> None:
+        """Write all buffers one after the other, or raise."""
+        ...
+
+    def pread(self, length_bytes: int, offset_bytes: int) -> bytes:
+        """Fewer bytes only at the end of the file."""
+        ...
+
+    def sync(self) -> None:
+        """Return when everything written is durable."""
+        ...
+
+    def allocate(self, offset_bytes: int, length_bytes: int) -> None:
+        """Reserve space, so that writes there cannot run out of it; the new bytes read as zero."""
+        ...
+
+    def truncate(self, size_bytes: int) -> None: ...
+
+    def size_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """The folder of one device. Names are relative to it, with `/`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def lock(self) -> None:
+        """Take the device for this process. Raises DeviceLocked."""
+        ...
+
+    def unlock(self) -> None: ...
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names in `folder`; none if there is no folder."""
+        ...
+
+    def read_small(self, name: str) -> bytes | None:
+        """The file's bytes; None if there is no file."""
+        ...
+
+    def write_small(self, name: str, data: bytes) -> None:
+        """Replace the file, durably and in one step."""
+        ...
+
+    def create(self, name: str) -> DiskFile:
+        """A new empty file in an existing or new folder; FileExistsError if there is one."""
+        ...
+
+    def open(self, name: str) -> DiskFile: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def sync_folder(self, folder: str) -> None:
+        """Make created, renamed and removed names in `folder` durable."""
+        ...
+
+    def space(self) -> DiskSpace: ...
+
+
+class PosixFile:
+    """A file descriptor, closed when nobody holds it any more."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def pwrite(self, buffers: Sequence[Buffer], offset_bytes: int) -> None:
+        total = sum(len(buffer) for buffer in buffers)
+        written = os.pwritev(self._fd, buffers, offset_bytes)
+        if written == total:
+            return
+        # A short write is no error: go on where the system stopped.
+        rest = memoryview(b"".join(buffers))
+        while written < total:
+            count = os.pwrite(self._fd, rest[written:], offset_bytes + written)
+            if count == 0:
+                raise OSError(errno.EIO, "the system wrote nothing")
+            written += count
+
+    def pread(self, length_bytes: int, offset_bytes: int) -> bytes:
+        data = os.pread(self._fd, length_bytes, offset_bytes)
+        if len(data) == length_bytes or not data:
+            return data
+        pieces = [data]
+        got = len(data)
+        while got < length_bytes:
+            data = os.pread(self._fd, length_bytes - got, offset_bytes + got)
+            if not data:
+                break
+            pieces.append(data)
+            got += len(data)
+        return b"".join(pieces)
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def allocate(self, offset_bytes: int, length_bytes: int) -> None:
+        os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+
+    def truncate(self, size_bytes: int) -> None:
+        os.ftruncate(self._fd, size_bytes)
+
+    def size_bytes(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        # Readers may still hold a file that the store no longer lists.
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+class PosixDisk:
+    """A folder of a file system."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock_fd = -1
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def lock(self) -> None:
+        self._path.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise DeviceLocked(self._path, holder) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+
+    def unlock(self) -> None:
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._path / folder))
+        except FileNotFoundError:
+            return []
+
+    def read_small(self, name: str) -> bytes | None:
+        try:
+            return (self._path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_small(self, name: str, data: bytes) -> None:
+        target = self._path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, target)
+        self.sync_folder(str(Path(name).parent))
+
+    def create(self, name: str) -> DiskFile:
+        target = self._path / name
+        if not target.parent.exists():
+            target.parent.mkdir(parents=True)
+            self.sync_folder(str(Path(name).parent.parent))
+        return PosixFile(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+    def open(self, name: str) -> DiskFile:
+        return PosixFile(os.open(self._path / name, os.O_RDWR | os.O_CLOEXEC))
+
+    def remove(self, name: str) -> None:
+        (self._path / name).unlink()
+
+    def sync_folder(self, folder: str) -> None:
+        fd = os.open(self._path / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def space(self) -> DiskSpace:
+        stat = os.statvfs(self._path)
+        return DiskSpace(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
