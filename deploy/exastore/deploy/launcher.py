@@ -10,7 +10,7 @@ old endpoint.
 
 import fcntl
 import http.client
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +155,7 @@ class LocalCluster:
         return stop(children, grace_s=grace_s, now_s=clock.monotonic_s, sleep=clock.sleep_blocking)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Generator[None]:
         """One `up` or `down` at a time."""
         with self.paths.lock.open("w") as file:
             try:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from time import gmtime
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -23,13 +24,11 @@ class LineFormatter(logging.Formatter):
 
 def set_up_logging(level: str) -> None:
     """Send everything at `level` (one of LEVELS) and above to stderr."""
-    import time
-
     handler = logging.StreamHandler(sys.stderr)
     formatter = LineFormatter()
-    formatter.converter = time.gmtime
+    formatter.converter = gmtime
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     for noisy in ("asyncio", "uvicorn.access", "numba", "botocore", "boto3", "urllib3"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
 """What the demo stores: files that exist on any machine with this package installed.
 
-A sample of the Python standard library and of the installed wheels, and one large file. The sample is
-by hash of the path, so the same machine gives the same objects every time.
+A sample of the Python standard library and of the installed wheels, and one large file. The sample
+is by hash of the path, so the same machine gives the same objects every time.
 """
 
 import hashlib
