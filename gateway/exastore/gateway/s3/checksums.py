@@ -1,0 +1,73 @@
+"""The checksums S3 knows, computed as bytes pass."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+from awscrt import checksums as crt
+
+#: Bytes of each algorithm's digest; the names are S3's, in lower case.
+DIGEST_BYTES = {"crc32": 4, "crc32c": 4, "crc64nvme": 8, "sha1": 20, "sha256": 32}
+
+#: Computed and stored when the client names no algorithm, as AWS does.
+DEFAULT_ALGORITHM = "crc64nvme"
+
+
+class Checksum(Protocol):
+    """A running checksum."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
+class _Crc:
+    """A CRC; `function(data, previous)` continues one."""
+
+    def __init__(self, function: Callable[[bytes, int], int], digest_bytes: int) -> None:
+        self._function = function
+        self._digest_bytes = digest_bytes
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        self._value = self._function(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(self._digest_bytes, "big")
+
+
+def new_checksum(algorithm: str) -> Checksum:
+    """A fresh checksum of one of the algorithms in `DIGEST_BYTES`."""
+    match algorithm:
+        case "crc32":
+            return _Crc(crt.crc32, 4)
+        case "crc32c":
+            return _Crc(crt.crc32c, 4)
+        case "crc64nvme":
+            return _Crc(crt.crc64nvme, 8)
+        case "sha1":
+            return hashlib.sha1(usedforsecurity=False)
+        case "sha256":
+            return hashlib.sha256()
+        case _:
+            raise KeyError(algorithm)
+
+
+def new_md5() -> Checksum:
+    """A fresh MD5, for Content-MD5 alone: S3 asks for it, nothing trusts it."""
+    return hashlib.md5(usedforsecurity=False)
+
+
+def decode_digest(text: str, digest_bytes: int) -> bytes | None:
+    """The digest within base64 text; None when it is not one of `digest_bytes` bytes."""
+    try:
+        digest = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return digest if len(digest) == digest_bytes else None
+
+
+def encode_digest(digest: bytes) -> str:
+    """A digest as S3 shows it."""
+    return base64.b64encode(digest).decode()

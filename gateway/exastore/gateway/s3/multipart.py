@@ -1,0 +1,231 @@
+"""Operations on multipart uploads."""
+
+import re
+from itertools import pairwise
+from xml.etree.ElementTree import Element, SubElement
+
+from exastore.gateway.errors import RequestError
+from exastore.gateway.s3 import xml
+from exastore.gateway.s3.attributes import (
+    check_key,
+    checksum_headers,
+    parse_copy_source,
+    read_attributes,
+)
+from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
+from exastore.gateway.s3.conditions import check_read, read_precondition
+from exastore.gateway.s3.context import OWNER, Call, Operation
+from exastore.gateway.s3.listing import MAX_KEYS, add_prefixes, bounded, encoder_of
+from exastore.gateway.s3.message import Response
+from exastore.gateway.store import ByteRange, UploadInfo
+
+_COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
+
+
+async def create_upload(call: Call) -> Response:
+    check_key(call.key)
+    headers = call.request.headers
+    upload = await call.store.create_upload(call.bucket, call.key, read_attributes(headers))
+    root = xml.document("InitiateMultipartUploadResult")
+    xml.add(root, "Bucket", call.bucket)
+    xml.add(root, "Key", call.key)
+    xml.add(root, "UploadId", upload.upload_id)
+    response = xml.xml_response(root)
+    for name in ("x-amz-checksum-algorithm", "x-amz-checksum-type"):
+        if name in headers:
+            response.headers[name] = headers[name]
+    return response
+
+
+def _part_number(call: Call) -> int:
+    text = call.parameter("partNumber")
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= xml.MAX_PARTS:
+        raise RequestError(
+            "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive"
+        )
+    return int(text)
+
+
+async def upload_part(call: Call) -> Response:
+    number = _part_number(call)
+    body = call.body()
+    part = await call.store.put_part(
+        call.bucket, call.key, call.parameter("uploadId"), number, body
+    )
+    # The checksum that the client named, or its default: it compares.
+    checksums = checksum_headers(part.checksums or body.finish())
+    checksums.pop("x-amz-checksum-type", None)
+    return Response(headers={"ETag": f'"{part.etag}"', **checksums})
+
+
+async def upload_part_copy(call: Call) -> Response:
+    number = _part_number(call)
+    headers = call.request.headers
+    source = parse_copy_source(headers["x-amz-copy-source"])
+    reader = await call.store.open_object(*source)
+    check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
+    byte_range = _copy_range(headers.get("x-amz-copy-source-range"), reader.info.size_bytes)
+    if byte_range.length > MAX_PUT_BYTES:
+        raise RequestError(
+            "InvalidRequest", "The specified copy source is larger than the maximum allowable size"
+        )
+    body = StoredBody(reader.read(byte_range))
+    part = await call.store.put_part(
+        call.bucket, call.key, call.parameter("uploadId"), number, body
+    )
+    root = xml.document("CopyPartResult")
+    xml.add(root, "LastModified", xml.iso_time(part.modified_s))
+    xml.add(root, "ETag", f'"{part.etag}"')
+    return xml.xml_response(root)
+
+
+def _copy_range(header: str | None, size_bytes: int) -> ByteRange:
+    if header is None:
+        return ByteRange(0, size_bytes)
+    match = _COPY_RANGE.fullmatch(header)
+    if match is None:
+        raise RequestError(
+            "InvalidArgument",
+            "The x-amz-copy-source-range value must be of the form bytes=first-last",
+        )
+    first, last = int(match[1]), int(match[2])
+    if first > last or last >= size_bytes:
+        raise RequestError(
+            "InvalidArgument",
+            f"Range specified is not valid for source object of size: {size_bytes}",
+        )
+    return ByteRange(first, last - first + 1)
+
+
+async def complete_upload(call: Call) -> Response:
+    parts = xml.parse_complete(await call.document())
+    numbers = [part.number for part in parts]
+    if any(a >= b for a, b in pairwise(numbers)):
+        raise RequestError(
+            "InvalidPartOrder",
+            "The list of parts was not in ascending order. Parts must be ordered by part number.",
+        )
+    info = await call.store.complete_upload(
+        call.bucket,
+        call.key,
+        call.parameter("uploadId"),
+        [(part.number, part.etag) for part in parts],
+        read_precondition(call.request.headers),
+    )
+    root = xml.document("CompleteMultipartUploadResult")
+    xml.add(root, "Location", f"/{call.bucket}/{call.key}")
+    xml.add(root, "Bucket", call.bucket)
+    xml.add(root, "Key", call.key)
+    xml.add(root, "ETag", f'"{info.etag}"')
+    for algorithm, digest in info.checksums.items():
+        xml.add(root, f"Checksum{algorithm.upper()}", digest)
+    return xml.xml_response(root)
+
+
+async def abort_upload(call: Call) -> Response:
+    await call.store.abort_upload(call.bucket, call.key, call.parameter("uploadId"))
+    return Response(204)
+
+
+async def list_parts(call: Call) -> Response:
+    max_parts = bounded(call, "max-parts", MAX_KEYS)
+    marker = (
+        bounded(call, "part-number-marker", xml.MAX_PARTS)
+        if call.parameter("part-number-marker")
+        else 0
+    )
+    upload, parts, truncated = await call.store.list_parts(
+        call.bucket,
+        call.key,
+        call.parameter("uploadId"),
+        after_number=marker,
+        max_parts=max_parts,
+    )
+    root = xml.document("ListPartsResult")
+    xml.add(root, "Bucket", call.bucket)
+    xml.add(root, "Key", encoder_of(call)(call.key))
+    xml.add(root, "UploadId", upload.upload_id)
+    xml.add_owner(root, OWNER, "Initiator")
+    xml.add_owner(root, OWNER)
+    xml.add(root, "StorageClass", "STANDARD")
+    xml.add(root, "PartNumberMarker", marker)
+    xml.add(root, "NextPartNumberMarker", parts[-1].number if parts else marker)
+    xml.add(root, "MaxParts", max_parts)
+    xml.add(root, "IsTruncated", truncated)
+    for part in parts:
+        item = SubElement(root, "Part")
+        xml.add(item, "PartNumber", part.number)
+        xml.add(item, "LastModified", xml.iso_time(part.modified_s))
+        xml.add(item, "ETag", f'"{part.etag}"')
+        xml.add(item, "Size", part.size_bytes)
+        for algorithm, digest in part.checksums.items():
+            xml.add(item, f"Checksum{algorithm.upper()}", digest)
+    return xml.xml_response(root)
+
+
+async def list_uploads(call: Call) -> Response:
+    encode, max_uploads = encoder_of(call), bounded(call, "max-uploads", MAX_KEYS)
+    prefix, delimiter = call.parameter("prefix"), call.parameter("delimiter")
+    key_marker, id_marker = call.parameter("key-marker"), call.parameter("upload-id-marker")
+    found = await call.store.list_uploads(call.bucket, prefix=prefix)
+    uploads, prefixes = _page_of_uploads(list(found), prefix, delimiter, key_marker, id_marker)
+    truncated = len(uploads) > max_uploads
+    uploads = uploads[:max_uploads]
+    root = xml.document("ListMultipartUploadsResult")
+    xml.add(root, "Bucket", call.bucket)
+    xml.add(root, "KeyMarker", encode(key_marker))
+    xml.add(root, "UploadIdMarker", id_marker)
+    if truncated and uploads:
+        xml.add(root, "NextKeyMarker", encode(uploads[-1].key))
+        xml.add(root, "NextUploadIdMarker", uploads[-1].upload_id)
+    xml.add(root, "Prefix", encode(prefix))
+    if delimiter:
+        xml.add(root, "Delimiter", encode(delimiter))
+    if call.parameter("encoding-type"):
+        xml.add(root, "EncodingType", call.parameter("encoding-type"))
+    xml.add(root, "MaxUploads", max_uploads)
+    xml.add(root, "IsTruncated", truncated)
+    for upload in uploads:
+        _add_upload(root, upload, encode(upload.key))
+    add_prefixes(root, prefixes, encode)
+    return xml.xml_response(root)
+
+
+def _page_of_uploads(
+    found: list[UploadInfo], prefix: str, delimiter: str, key_marker: str, id_marker: str
+) -> tuple[list[UploadInfo], list[str]]:
+    """The uploads behind the markers, in order, and the prefixes that stand for others."""
+    uploads: list[UploadInfo] = []
+    prefixes: dict[str, None] = {}
+    marker = (key_marker.encode(), id_marker)
+    for upload in sorted(found, key=lambda it: (it.key.encode(), it.upload_id)):
+        position = (upload.key.encode(), upload.upload_id)
+        if key_marker and (position <= marker if id_marker else position[0] <= marker[0]):
+            continue
+        end = upload.key.find(delimiter, len(prefix)) if delimiter else -1
+        if end >= 0:
+            prefixes[upload.key[: end + len(delimiter)]] = None
+        else:
+            uploads.append(upload)
+    return uploads, list(prefixes)
+
+
+def _add_upload(root: Element, upload: UploadInfo, key: str) -> None:
+    item = SubElement(root, "Upload")
+    xml.add(item, "Key", key)
+    xml.add(item, "UploadId", upload.upload_id)
+    xml.add_owner(item, OWNER, "Initiator")
+    xml.add_owner(item, OWNER)
+    xml.add(item, "StorageClass", "STANDARD")
+    xml.add(item, "Initiated", xml.iso_time(upload.initiated_s))
+
+
+MULTIPART_OPERATIONS: dict[str, Operation] = {
+    "CreateMultipartUpload": create_upload,
+    "UploadPart": upload_part,
+    "UploadPartCopy": upload_part_copy,
+    "CompleteMultipartUpload": complete_upload,
+    "AbortMultipartUpload": abort_upload,
+    "ListParts": list_parts,
+    "ListMultipartUploads": list_uploads,
+}
