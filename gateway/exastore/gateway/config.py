@@ -18,8 +18,43 @@ class GatewayConfig:
     region: str = "us-east-1"
     """The region that GetBucketLocation reports; signatures of any region are accepted."""
     domain: str = ""
-    """With "s3.example.org", the Host bucket.s3.example.org names a bucket; empty: path style only."""
+    """With "s3.example.org", bucket.s3.example.org is a bucket; empty: path style only."""
     inline_bytes: int = 4096
     """Objects of at most so many bytes are stored within their metadata."""
     chunk_bytes: int = 1 << 20
     """The most bytes of one chunk."""
+    write_quorum_extra: int = 1
+    """Chunks beyond k that must be durable before a write is acknowledged, if the code has them."""
+    max_in_flight_bytes: int = 32 << 20
+    """Bytes of extents that one request reads ahead or writes behind; two extents at least."""
+    max_node_in_flight_bytes: int = 64 << 20
+    """The most bytes of chunks under way to or from one storage node, per direction."""
+    chunk_timeout_s: float = 10.0
+    """How long a storage node may take to write or read one chunk, in seconds."""
+    straggler_wait_s: float = 2.0
+    """How long a write that has its quorum waits for the chunks still under way, in seconds."""
+    hedge_after_s: float = 0.25
+    """After so many seconds a slow chunk is also sought through the other chunks of its stripe."""
+    suspect_s: float = 3.0
+    """How long a node or device that failed is avoided, in seconds."""
+    write_attempt_count: int = 4
+    """How many placement groups one extent tries before the write fails."""
+    metadata_call_timeout_s: float = 5.0
+    """How long one call of a metadata server may take, in seconds."""
+    metadata_deadline_s: float = 15.0
+    """How long a metadata request is retried over all servers before it fails, in seconds."""
+    backoff_min_s: float = 0.05
+    """The first pause before a server or node is tried again, in seconds; doubles each time."""
+    backoff_max_s: float = 2.0
+    """The longest such pause, in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.chunk_bytes < 64 or self.chunk_bytes % 64 or self.chunk_bytes > 4 << 20:
+            raise ValueError(
+                f"chunk_bytes is {self.chunk_bytes}; it must be a multiple of 64 up to 4 MiB"
+            )
+        if not self.metadata:
+            return
+        for address in self.metadata:
+            if ":" not in address:
+                raise ValueError(f"metadata address {address!r} is not host:port")

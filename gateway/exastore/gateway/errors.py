@@ -6,7 +6,11 @@ GatewayError
     ├── TooFewChunks        fewer than k chunks of a stripe could be read: nothing wrong is returned
     ├── TooFewDevices       fewer devices than the write quorum took the chunks
     ├── NoSpace             the devices are full
-    └── MetadataUnavailable no metadata server answers
+    ├── MetadataUnavailable no metadata server answers
+    ├── NotReady            there is no cluster map yet: too few devices have joined
+    ├── NodeUnavailable     a storage node does not answer
+    ├── StaleEpoch          something was written under an old cluster map
+    └── ObjectChanged       the object was replaced or deleted while it was being read
 """
 
 
@@ -54,3 +58,24 @@ class NoSpace(ServiceError):
 
 class MetadataUnavailable(ServiceError):
     """No metadata server answers."""
+
+
+class NotReady(ServiceError):
+    """There is no cluster map yet."""
+
+
+class NodeUnavailable(ServiceError):
+    """A storage node does not answer."""
+
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(f"storage node {address}: {why}")
+        self.address = address
+        self.why = why
+
+
+class StaleEpoch(ServiceError):
+    """The cluster map changed in between; fetch it and try again."""
+
+
+class ObjectChanged(ServiceError):
+    """The object's chunks are gone: it was replaced or deleted while it was being read."""

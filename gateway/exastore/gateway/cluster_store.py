@@ -1,0 +1,329 @@
+"""`ObjectStore` over a cluster: metadata servers for names, storage nodes for bytes.
+
+Laws:
+1. An object or part is acknowledged after its bytes are durable and its metadata is committed.
+2. A write that is known not to be committed leaves no chunks for long; one whose commit is not
+   known keeps them, because the object may be there.
+"""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from exastore.gateway.cluster_view import ClusterView
+from exastore.gateway.config import GatewayConfig
+from exastore.gateway.errors import RequestError, ServiceError, StaleEpoch
+from exastore.gateway.map_cache import MapCache
+from exastore.gateway.messages import (
+    attributes_message,
+    bucket_of,
+    condition_message,
+    info_of,
+    object_message,
+    part_message,
+    part_of,
+    upload_of,
+)
+from exastore.gateway.metadata_client import MetadataClient
+from exastore.gateway.metrics import GatewayMetrics
+from exastore.gateway.node_client import NodePool
+from exastore.gateway.reader import ClusterObjectReader
+from exastore.gateway.store import (
+    Body,
+    BucketInfo,
+    Listing,
+    ObjectAttributes,
+    ObjectInfo,
+    ObjectPart,
+    ObjectReader,
+    Precondition,
+    UploadInfo,
+)
+from exastore.gateway.stripe_reader import StripeReader
+from exastore.gateway.stripe_writer import StripeWriter
+from exastore.gateway.writer import BodyWriter, StoredBody
+from exastore.metadata.core.clock import Clock
+from exastore.proto.v1 import common_pb2, metadata_pb2
+
+Committed = TypeVar("Committed")
+
+#: How often the extents of one commit are moved out of the way of a changing map.
+MAX_COMMIT_COUNT = 4
+
+
+def random_id() -> bytes:
+    """16 bytes that no other caller gets."""
+    return os.urandom(16)
+
+
+async def open_cluster_store(
+    config: GatewayConfig,
+    *,
+    clock: Clock,
+    registry: CollectorRegistry,
+    new_id: Callable[[], bytes] = random_id,
+) -> "ClusterStore":
+    """Connect to a cluster, without waiting for it: until it serves, requests fail."""
+    store = ClusterStore(config, clock=clock, metrics=GatewayMetrics(registry), new_id=new_id)
+    await store.maps.start()
+    return store
+
+
+class ClusterStore:
+    """Close it when done; made by `open_cluster_store`."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        clock: Clock,
+        metrics: GatewayMetrics,
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._new_id = new_id
+        self._hashers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="md5")
+        self.metadata = MetadataClient(config, clock=clock)
+        self.nodes = NodePool(config, clock=clock, metrics=metrics)
+        self.maps = MapCache(self.metadata, config, clock=clock, on_change=self._take_view)
+        self._stripe_writer = StripeWriter(
+            config,
+            maps=self.maps,
+            nodes=self.nodes,
+            clock=clock,
+            metrics=metrics,
+            new_id=new_id,
+        )
+        self._stripe_reader = StripeReader(
+            config, maps=self.maps, nodes=self.nodes, clock=clock, metrics=metrics
+        )
+        self._writer = BodyWriter(
+            config, stripes=self._stripe_writer, hashers=self._hashers, metrics=metrics
+        )
+
+    async def close(self) -> None:
+        """Let go of all connections; requests under way fail."""
+        await self.maps.close()
+        await self._stripe_writer.close()
+        await self.nodes.close()
+        await self.metadata.close()
+        self._hashers.shutdown(wait=False)
+
+    # ---- buckets ----
+
+    async def create_bucket(self, name: str, *, owner: str) -> BucketInfo:
+        request = metadata_pb2.CreateBucketRequest(
+            name=name, owner=owner, region=self._config.region
+        )
+        try:
+            return bucket_of(await self.metadata.create_bucket(request))
+        except RequestError as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
+        if (await self.metadata.get_bucket(name)).owner != owner:
+            raise RequestError("BucketAlreadyExists", f"The bucket {name} belongs to another.")
+        raise RequestError("BucketAlreadyOwnedByYou", f"You own the bucket {name} already.")
+
+    async def get_bucket(self, name: str) -> BucketInfo:
+        return bucket_of(await self.metadata.get_bucket(name))
+
+    async def delete_bucket(self, name: str) -> None:
+        await self.metadata.delete_bucket(name)
+
+    async def list_buckets(self) -> Sequence[BucketInfo]:
+        return [bucket_of(bucket) for bucket in await self.metadata.list_buckets()]
+
+    # ---- objects ----
+
+    async def put_object(
+        self,
+        bucket: str,
+        key: str,
+        body: Body,
+        attributes: ObjectAttributes,
+        precondition: Precondition,
+    ) -> ObjectInfo:
+        stored = await self._writer.store(body, inline_bytes=self._config.inline_bytes)
+        version_id = self._new_id().hex()
+
+        def commit(current: StoredBody) -> Awaitable[metadata_pb2.Object]:
+            request = metadata_pb2.CommitObjectRequest(
+                object=object_message(bucket, key, version_id, attributes, current),
+                condition=condition_message(precondition),
+            )
+            return self.metadata.commit_object(request)
+
+        return info_of(await self._commit(stored, commit))
+
+    async def open_object(self, bucket: str, key: str) -> ObjectReader:
+        message = await self.metadata.get_object(bucket, key)
+        return ClusterObjectReader(
+            message, self._config, stripes=self._stripe_reader, metrics=self._metrics
+        )
+
+    async def head_object(self, bucket: str, key: str) -> ObjectInfo:
+        return info_of(await self.metadata.get_object(bucket, key, head_only=True))
+
+    async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
+        return await self.metadata.delete_objects(bucket, keys)
+
+    async def copy_object(
+        self,
+        source: tuple[str, str],
+        target: tuple[str, str],
+        attributes: ObjectAttributes | None,
+        precondition: Precondition,
+    ) -> ObjectInfo:
+        reader = await self.open_object(*source)
+        info = reader.info
+        # A multipart object's checksums speak of its parts, which the copy does not have.
+        body = _CopiedBody(reader, {} if info.parts else info.checksums)
+        return await self.put_object(*target, body, attributes or info.attributes, precondition)
+
+    async def list_objects(
+        self, bucket: str, *, prefix: str, delimiter: str, start_after: str, max_keys: int
+    ) -> Listing:
+        request = metadata_pb2.ListObjectsRequest(
+            bucket=bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            start_after=start_after,
+            max_keys=max_keys,
+        )
+        page = await self.metadata.list_objects(request)
+        return Listing(
+            objects=[info_of(message) for message in page.objects],
+            common_prefixes=list(page.common_prefixes),
+            truncated=page.truncated,
+            next_start_after=page.next_start_after,
+        )
+
+    # ---- multipart uploads ----
+
+    async def create_upload(
+        self, bucket: str, key: str, attributes: ObjectAttributes
+    ) -> UploadInfo:
+        request = metadata_pb2.CreateUploadRequest(
+            bucket=bucket,
+            key=key,
+            upload_id=self._new_id().hex(),
+            attributes=attributes_message(attributes),
+        )
+        return upload_of(await self.metadata.create_upload(request))
+
+    async def put_part(
+        self, bucket: str, key: str, upload_id: str, number: int, body: Body
+    ) -> ObjectPart:
+        # Refuse before the bytes are sent, not after.
+        await self.list_parts(bucket, key, upload_id, after_number=0, max_parts=1)
+        stored = await self._writer.store(body, inline_bytes=0)
+
+        def commit(current: StoredBody) -> Awaitable[metadata_pb2.Part]:
+            request = metadata_pb2.CommitPartRequest(
+                bucket=bucket, key=key, upload_id=upload_id, part=part_message(number, current)
+            )
+            return self.metadata.commit_part(request)
+
+        return part_of(await self._commit(stored, commit))
+
+    async def complete_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[tuple[int, str]],
+        precondition: Precondition,
+    ) -> ObjectInfo:
+        request = metadata_pb2.CompleteUploadRequest(
+            bucket=bucket,
+            key=key,
+            upload_id=upload_id,
+            parts=[metadata_pb2.CompletedPart(number=number, etag=etag) for number, etag in parts],
+            condition=condition_message(precondition),
+        )
+        return info_of(await self.metadata.complete_upload(request))
+
+    async def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        request = metadata_pb2.AbortUploadRequest(bucket=bucket, key=key, upload_id=upload_id)
+        await self.metadata.abort_upload(request)
+
+    async def list_parts(
+        self, bucket: str, key: str, upload_id: str, *, after_number: int, max_parts: int
+    ) -> tuple[UploadInfo, Sequence[ObjectPart], bool]:
+        request = metadata_pb2.ListPartsRequest(
+            bucket=bucket,
+            key=key,
+            upload_id=upload_id,
+            after_number=after_number,
+            max_parts=max_parts,
+        )
+        page = await self.metadata.list_parts(request)
+        return upload_of(page.upload), [part_of(part) for part in page.parts], page.truncated
+
+    async def list_uploads(self, bucket: str, *, prefix: str) -> Sequence[UploadInfo]:
+        return [upload_of(upload) for upload in await self.metadata.list_uploads(bucket, prefix)]
+
+    # ---- commit ----
+
+    async def _commit(
+        self, stored: StoredBody, commit: Callable[[StoredBody], Awaitable[Committed]]
+    ) -> Committed:
+        """Commit what was stored; stripes that a map change has overtaken are written anew."""
+        replaced: list[common_pb2.Extent] = []
+        for attempt in range(MAX_COMMIT_COUNT):
+            try:
+                committed = await commit(stored)
+            except RequestError:
+                # Refused, so nothing will ever refer to these.
+                self._stripe_writer.discard([*stored.extents, *replaced])
+                raise
+            except StaleEpoch:
+                if attempt == MAX_COMMIT_COUNT - 1:
+                    self._stripe_writer.discard([*stored.extents, *replaced])
+                    raise
+                stored = await self._rewritten(stored, replaced)
+            else:
+                self._stripe_writer.discard(replaced)
+                return committed
+        raise AssertionError("unreachable")
+
+    async def _rewritten(self, stored: StoredBody, replaced: list[common_pb2.Extent]) -> StoredBody:
+        """The same bytes with stripes of the present map in place of overtaken ones."""
+        view = await self.maps.refresh()
+        if view is None:
+            raise ServiceError("the cluster has no map any more")
+        extents: list[common_pb2.Extent] = []
+        for extent in stored.extents:
+            if view.pg_epoch[extent.pg] <= extent.epoch:
+                extents.append(extent)
+                continue
+            _, capacity = await self._stripe_writer.extent_capacity()
+            buffer = np.empty(max(capacity, extent.data_bytes), dtype=np.uint8)
+            await self._stripe_reader.read_into(extent, buffer)
+            extents.append(await self._stripe_writer.write(buffer, extent.data_bytes))
+            replaced.append(extent)
+        return replace(stored, extents=extents)
+
+    def _take_view(self, view: ClusterView) -> None:
+        self._metrics.map_epoch.set(view.epoch)
+        self.nodes.retain(view)
+
+
+class _CopiedBody:
+    """An object's bytes as the body of another."""
+
+    def __init__(self, reader: ObjectReader, checksums: Mapping[str, str]) -> None:
+        self._reader = reader
+        self._checksums = checksums
+
+    def __aiter__(self) -> AsyncIterator[bytes | bytearray | memoryview]:
+        return self._reader.read()
+
+    def finish(self) -> Mapping[str, str]:
+        return self._checksums

@@ -1,0 +1,210 @@
+"""The metadata servers as one service: fail over, retry, map errors.
+
+Every request may be sent again: commits carry an identity chosen here (version id, upload id), and
+the rest either reads or sets. A request fails with MetadataUnavailable only after every server was
+tried until the deadline; then it may or may not have been done.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import grpc
+
+from exastore.gateway.config import GatewayConfig
+from exastore.gateway.errors import MetadataUnavailable, RequestError
+from exastore.gateway.metadata_errors import error_of, is_retried
+from exastore.metadata.core.clock import Clock
+from exastore.proto.v1 import common_pb2, metadata_pb2, metadata_pb2_grpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
+
+#: A large object's extents and a large map travel in one message.
+MAX_MESSAGE_BYTES = 64 << 20
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+class MetadataClient:
+    """One long-lived channel per metadata server; requests go to the one that answered last."""
+
+    def __init__(self, config: GatewayConfig, *, clock: Clock) -> None:
+        if not config.metadata:
+            raise ValueError("no metadata server is configured")
+        self._config = config
+        self._clock = clock
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            for address in config.metadata
+        ]
+        self._stubs: list[Stub] = [
+            metadata_pb2_grpc.MetadataServiceStub(channel) for channel in self._channels
+        ]
+        #: Index of the server asked first.
+        self._current = 0
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    # ---- cluster ----
+
+    async def get_map(self) -> common_pb2.ClusterMap:
+        request = metadata_pb2.GetMapRequest()
+        return await self._call(lambda stub: stub.GetMap, request)
+
+    async def watch_map(self, known_epoch: int) -> AsyncIterator[common_pb2.ClusterMap]:
+        """Maps as they change, from the current server; ends or raises when that server goes."""
+        index = self._current
+        request = metadata_pb2.GetMapRequest(known_epoch=known_epoch)
+        call = self._stubs[index].WatchMap(request)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            self._move_on(index)
+            raise error_of(error) from None
+        finally:
+            call.cancel()
+
+    async def get_status(self) -> metadata_pb2.ClusterStatus:
+        request = metadata_pb2.GetStatusRequest()
+        return await self._call(lambda stub: stub.GetStatus, request)
+
+    async def list_extents(self) -> AsyncIterator[Sequence[common_pb2.Extent]]:
+        """Batches of all extents of all objects and parts."""
+        call = self._stubs[self._current].ListExtents(metadata_pb2.ListExtentsRequest())
+        try:
+            async for message in call:
+                yield message.extents
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from None
+        finally:
+            call.cancel()
+
+    # ---- buckets ----
+
+    async def create_bucket(self, request: metadata_pb2.CreateBucketRequest) -> metadata_pb2.Bucket:
+        return await self._call(lambda stub: stub.CreateBucket, request)
+
+    async def get_bucket(self, name: str) -> metadata_pb2.Bucket:
+        request = metadata_pb2.GetBucketRequest(name=name)
+        return await self._call(lambda stub: stub.GetBucket, request)
+
+    async def delete_bucket(self, name: str) -> None:
+        request = metadata_pb2.DeleteBucketRequest(name=name)
+        await self._call_or_done(lambda stub: stub.DeleteBucket, request, "NoSuchBucket")
+
+    async def list_buckets(self) -> Sequence[metadata_pb2.Bucket]:
+        request = metadata_pb2.ListBucketsRequest()
+        return (await self._call(lambda stub: stub.ListBuckets, request)).buckets
+
+    # ---- objects ----
+
+    async def commit_object(self, request: metadata_pb2.CommitObjectRequest) -> metadata_pb2.Object:
+        return await self._call(lambda stub: stub.CommitObject, request)
+
+    async def get_object(
+        self, bucket: str, key: str, *, head_only: bool = False
+    ) -> metadata_pb2.Object:
+        request = metadata_pb2.GetObjectRequest(bucket=bucket, key=key, head_only=head_only)
+        return await self._call(lambda stub: stub.GetObject, request)
+
+    async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
+        request = metadata_pb2.DeleteObjectsRequest(bucket=bucket, keys=keys)
+        return (await self._call(lambda stub: stub.DeleteObjects, request)).existed
+
+    async def list_objects(
+        self, request: metadata_pb2.ListObjectsRequest
+    ) -> metadata_pb2.ListObjectsResponse:
+        return await self._call(lambda stub: stub.ListObjects, request)
+
+    # ---- multipart uploads ----
+
+    async def create_upload(self, request: metadata_pb2.CreateUploadRequest) -> metadata_pb2.Upload:
+        return await self._call(lambda stub: stub.CreateUpload, request)
+
+    async def commit_part(self, request: metadata_pb2.CommitPartRequest) -> metadata_pb2.Part:
+        return await self._call(lambda stub: stub.CommitPart, request)
+
+    async def complete_upload(
+        self, request: metadata_pb2.CompleteUploadRequest
+    ) -> metadata_pb2.Object:
+        return await self._call(lambda stub: stub.CompleteUpload, request)
+
+    async def abort_upload(self, request: metadata_pb2.AbortUploadRequest) -> None:
+        await self._call_or_done(lambda stub: stub.AbortUpload, request, "NoSuchUpload")
+
+    async def list_parts(
+        self, request: metadata_pb2.ListPartsRequest
+    ) -> metadata_pb2.ListPartsResponse:
+        return await self._call(lambda stub: stub.ListParts, request)
+
+    async def list_uploads(self, bucket: str, prefix: str) -> Sequence[metadata_pb2.Upload]:
+        request = metadata_pb2.ListUploadsRequest(bucket=bucket, prefix=prefix)
+        return (await self._call(lambda stub: stub.ListUploads, request)).uploads
+
+    # ---- fail over ----
+
+    async def _call_or_done(
+        self,
+        method: Callable[[Stub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        done_code: str,
+    ) -> None:
+        """A call for its effect: a repeated request may find that its first try was done."""
+        tries = _Tries()
+        try:
+            await self._call(method, request, tries)
+        except RequestError as error:
+            if tries.count < 2 or error.code != done_code:
+                raise
+
+    async def _call(
+        self,
+        method: Callable[[Stub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        tries: "_Tries | None" = None,
+    ) -> Response:
+        config = self._config
+        tries = tries or _Tries()
+        deadline_s = self._clock.monotonic_s() + config.metadata_deadline_s
+        backoff_s = config.backoff_min_s
+        while True:
+            index = self._current
+            left_s = deadline_s - self._clock.monotonic_s()
+            timeout_s = max(0.01, min(config.metadata_call_timeout_s, left_s))
+            tries.count += 1
+            try:
+                return await method(self._stubs[index])(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as failure:
+                error = error_of(failure)
+                if not is_retried(failure):
+                    raise error from None
+            self._move_on(index)
+            if tries.count % len(self._stubs) == 0:
+                if self._clock.monotonic_s() + backoff_s >= deadline_s:
+                    servers = ", ".join(config.metadata)
+                    raise MetadataUnavailable(f"no metadata server answers ({servers}): {error}")
+                await self._clock.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, config.backoff_max_s)
+
+    def _move_on(self, index: int) -> None:
+        """Ask another server first, unless another request has seen to that."""
+        if index == self._current:
+            self._current = (index + 1) % len(self._stubs)
+
+
+@dataclass(slots=True)
+class _Tries:
+    """How often a request was sent."""
+
+    count: int = 0

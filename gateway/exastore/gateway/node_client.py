@@ -1,0 +1,266 @@
+"""Storage nodes as the data path uses them: write, read and delete chunks.
+
+A node or device that failed just now is avoided for a short while (local suspicion): the metadata
+servers need seconds to see a failure, and a request should not run into it twice.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from exastore.gateway.chunk_stream import ChunkStream, StreamOptions
+from exastore.gateway.cluster_view import ClusterView
+from exastore.gateway.config import GatewayConfig
+from exastore.gateway.errors import NodeUnavailable
+from exastore.gateway.metrics import GatewayMetrics
+from exastore.metadata.core.clock import Clock
+from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
+
+MAX_MESSAGE_BYTES = 8 << 20
+SERVICE = "/exastore.proto.v1.StorageService"
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+#: The key of WriteChunkRequest.data on the wire: field 7, length-delimited.
+_DATA_KEY = bytes([7 << 3 | 2])
+
+#: Statuses that speak of the device, not of the chunk: it is avoided for a while.
+_DEVICE_FAILURES = frozenset(
+    {
+        storage_pb2.CHUNK_STATUS_WRONG_DEVICE,
+        storage_pb2.CHUNK_STATUS_NO_SPACE,
+        storage_pb2.CHUNK_STATUS_FENCED,
+        storage_pb2.CHUNK_STATUS_IO_ERROR,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAddress:
+    """Which chunk on which device."""
+
+    device_index: int
+    pg: int
+    stripe_id: bytes
+    index: int
+
+    def chunk_id(self) -> common_pb2.ChunkId:
+        return common_pb2.ChunkId(pg=self.pg, stripe_id=self.stripe_id, index=self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkWrite:
+    """One chunk to be written."""
+
+    address: ChunkAddress
+    code: str
+    epoch: int
+    crc32c: int
+    data: memoryview
+
+    def frame(self, request_id: int) -> bytes:
+        """The serialised request.
+
+        The chunk's bytes are appended by hand as the last field: one copy instead of three.
+        """
+        header = storage_pb2.WriteChunkRequest(
+            request_id=request_id,
+            device_index=self.address.device_index,
+            chunk=self.address.chunk_id(),
+            code=self.code,
+            epoch=self.epoch,
+            crc32c=self.crc32c,
+        ).SerializeToString()
+        return b"".join((header, _DATA_KEY, _varint(len(self.data)), self.data))
+
+
+class NodeClient:
+    """One storage node: a channel, a stream for writes and a stream for reads."""
+
+    def __init__(
+        self, address: str, config: GatewayConfig, *, clock: Clock, metrics: GatewayMetrics
+    ) -> None:
+        self.address = address
+        self._timeout_s = config.chunk_timeout_s
+        self._metrics = metrics
+        # Channels of one process share connections; data wants its own per node client.
+        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._stub: storage_pb2_grpc.StorageServiceAsyncStub = storage_pb2_grpc.StorageServiceStub(
+            self._channel
+        )
+        limits = StreamOptions(
+            max_in_flight_bytes=config.max_node_in_flight_bytes,
+            backoff_min_s=config.backoff_min_s,
+            backoff_max_s=config.backoff_max_s,
+        )
+        self._writes: ChunkStream[storage_pb2.WriteChunkResponse] = ChunkStream(
+            address,
+            self._channel.stream_stream(
+                f"{SERVICE}/WriteChunks",
+                request_serializer=None,
+                response_deserializer=storage_pb2.WriteChunkResponse.FromString,
+            ),
+            clock=clock,
+            options=limits,
+        )
+        self._reads: ChunkStream[storage_pb2.ReadChunkResponse] = ChunkStream(
+            address,
+            self._channel.stream_stream(
+                f"{SERVICE}/ReadChunks",
+                request_serializer=None,
+                response_deserializer=storage_pb2.ReadChunkResponse.FromString,
+            ),
+            clock=clock,
+            options=limits,
+        )
+
+    async def write_chunk(self, chunk: ChunkWrite) -> storage_pb2.WriteChunkResponse:
+        """Durable on return when the status is OK.
+
+        Raises:
+            NodeUnavailable: not known to be durable.
+        """
+        response = await self._writes.request(chunk.frame, len(chunk.data), self._timeout_s)
+        self._metrics.chunk_bytes.labels("write").inc(len(chunk.data))
+        return response
+
+    async def read_chunk(
+        self, address: ChunkAddress, size_bytes: int
+    ) -> storage_pb2.ReadChunkResponse:
+        """The chunk as the node has it; `size_bytes` is what the answer is expected to weigh.
+
+        Raises:
+            NodeUnavailable: no answer.
+        """
+
+        def frame(request_id: int) -> bytes:
+            return storage_pb2.ReadChunkRequest(
+                request_id=request_id, device_index=address.device_index, chunk=address.chunk_id()
+            ).SerializeToString()
+
+        response = await self._reads.request(frame, size_bytes, self._timeout_s)
+        self._metrics.chunk_bytes.labels("read").inc(len(response.data))
+        return response
+
+    async def delete_chunks(self, device_index: int, chunks: Sequence[common_pb2.ChunkId]) -> int:
+        """How many there were."""
+        request = storage_pb2.DeleteChunksRequest(device_index=device_index, chunks=chunks)
+        try:
+            response = await self._stub.DeleteChunks(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise NodeUnavailable(self.address, f"{error.code().name}: {error.details()}") from None
+        return response.deleted_count
+
+    async def close(self) -> None:
+        await self._writes.close()
+        await self._reads.close()
+        await self._channel.close()
+
+
+class NodePool:
+    """The clients of all nodes of the map, made on first use, and who is under suspicion."""
+
+    def __init__(self, config: GatewayConfig, *, clock: Clock, metrics: GatewayMetrics) -> None:
+        self._config = config
+        self._clock = clock
+        self._metrics = metrics
+        self._clients: dict[str, NodeClient] = {}
+        #: Until when an address (str) or a device (int) is avoided.
+        self._suspect_until_s: dict[str | int, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def write(self, view: ClusterView, chunk: ChunkWrite) -> storage_pb2.WriteChunkResponse:
+        """Write to the device's node; failures make the node or device suspect."""
+        client = self._client(view, chunk.address.device_index)
+        try:
+            response = await client.write_chunk(chunk)
+        except NodeUnavailable:
+            self._suspect(client.address)
+            self._metrics.chunks.labels("write", "unavailable").inc()
+            raise
+        self._judge("write", chunk.address.device_index, response.status)
+        return response
+
+    async def read(
+        self, view: ClusterView, address: ChunkAddress, size_bytes: int
+    ) -> storage_pb2.ReadChunkResponse:
+        """Read from the device's node; failures make the node or device suspect."""
+        client = self._client(view, address.device_index)
+        try:
+            response = await client.read_chunk(address, size_bytes)
+        except NodeUnavailable:
+            self._suspect(client.address)
+            self._metrics.chunks.labels("read", "unavailable").inc()
+            raise
+        self._judge("read", address.device_index, response.status)
+        return response
+
+    async def delete(
+        self, view: ClusterView, device_index: int, chunks: Sequence[common_pb2.ChunkId]
+    ) -> int:
+        return await self._client(view, device_index).delete_chunks(device_index, chunks)
+
+    def avoided(self, view: ClusterView) -> frozenset[int]:
+        """Devices that failed just now."""
+        if not self._suspect_until_s:
+            return frozenset()
+        now_s = self._clock.monotonic_s()
+        self._suspect_until_s = {
+            key: until_s for key, until_s in self._suspect_until_s.items() if until_s > now_s
+        }
+        suspects = self._suspect_until_s
+        return frozenset(
+            device
+            for device, address in enumerate(view.device_address)
+            if device in suspects or address in suspects
+        )
+
+    def retain(self, view: ClusterView) -> None:
+        """Close the clients of addresses that no node has any more."""
+        for address in self._clients.keys() - set(view.device_address):
+            task = asyncio.create_task(self._clients.pop(address).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        clients, self._clients = list(self._clients.values()), {}
+        await asyncio.gather(*self._closing, *(client.close() for client in clients))
+
+    def _client(self, view: ClusterView, device_index: int) -> NodeClient:
+        address = view.device_address[device_index]
+        client = self._clients.get(address)
+        if client is None:
+            client = NodeClient(address, self._config, clock=self._clock, metrics=self._metrics)
+            self._clients[address] = client
+        return client
+
+    def _judge(
+        self, operation: str, device: int, status: storage_pb2.ChunkStatus.ValueType
+    ) -> None:
+        name = storage_pb2.ChunkStatus.Name(status).removeprefix("CHUNK_STATUS_").lower()
+        self._metrics.chunks.labels(operation, name).inc()
+        if status in _DEVICE_FAILURES:
+            self._suspect(device)
+        elif self._suspect_until_s and status == storage_pb2.CHUNK_STATUS_OK:
+            self._suspect_until_s.pop(device, None)
+
+    def _suspect(self, key: str | int) -> None:
+        self._suspect_until_s[key] = self._clock.monotonic_s() + self._config.suspect_s
+
+
+def _varint(value: int) -> bytes:
+    result = bytearray()
+    while value >= 0x80:
+        result.append(value & 0x7F | 0x80)
+        value >>= 7
+    result.append(value)
+    return bytes(result)

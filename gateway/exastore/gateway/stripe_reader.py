@@ -1,0 +1,266 @@
+"""Reads bytes of one extent: from its data chunks, or decoded from any k chunks.
+
+Laws:
+1. A chunk counts only when its size and CRC-32C are those the metadata recorded at commit.
+2. Bytes that cannot be proven right are not returned: TooFewChunks instead.
+
+Theory of operation: chunks are sought in order of trust. First the wanted data chunks on slots that
+should answer. Each one that fails, or is slow, is answered by reading as many others as make the
+stripe decodable without it. Slots in doubt (missing at commit, under repair, suspect, down) come
+last. When all fails and the cluster map has changed since, everything is tried once more: a repair
+may have moved the slots.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from exastore.erasure import Codec, codec
+from exastore.gateway.cluster_view import ClusterView
+from exastore.gateway.config import GatewayConfig
+from exastore.gateway.crc import crc32c
+from exastore.gateway.errors import GatewayError, NodeUnavailable, ObjectChanged, TooFewChunks
+from exastore.gateway.map_cache import MapCache
+from exastore.gateway.metrics import GatewayMetrics
+from exastore.gateway.node_client import ChunkAddress, NodePool
+from exastore.gateway.striping import chunk_slices
+from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.topology import NO_DEVICE, DeviceState, SlotState, Uint8Array
+from exastore.proto.v1 import common_pb2, storage_pb2
+
+logger = logging.getLogger(__name__)
+
+READABLE = (DeviceState.UP, DeviceState.DRAINING)
+
+
+def ranked_slots(
+    view: ClusterView, extent: common_pb2.Extent, avoided: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """Chunk indexes that should be readable, and those in doubt, each in ascending order."""
+    trusted: list[int] = []
+    doubtful: list[int] = []
+    states = view.pg_slot_state[extent.pg]
+    for index, device in enumerate(view.devices_of(extent.pg)):
+        if device == NO_DEVICE:
+            continue
+        good = (
+            view.device_state[device] in READABLE
+            and states[index] == SlotState.CLEAN
+            and device not in avoided
+            and index not in extent.missing_indexes
+        )
+        (trusted if good else doubtful).append(index)
+    return trusted, doubtful
+
+
+def next_reads(
+    code: Codec,
+    wanted: Collection[int],
+    counted: Collection[int],
+    candidates: Sequence[int],
+) -> list[int]:
+    """What to read beyond `counted` (had or on their way), in the order of `candidates`.
+
+    Wanted chunks alone when all of them can be had; else the fewest that make the stripe decodable.
+    Empty when the candidates do not suffice.
+    """
+    hoped = set(counted)
+    direct = [index for index in wanted if index not in hoped]
+    if all(index in candidates for index in direct):
+        return direct
+    reads: list[int] = []
+    for index in candidates:
+        lost = [other for other in range(code.n) if other not in hoped]
+        if code.decodable(lost):
+            break
+        if index not in hoped:
+            hoped.add(index)
+            reads.append(index)
+    if code.decodable([other for other in range(code.n) if other not in hoped]):
+        return reads
+    return []
+
+
+@dataclass(slots=True)
+class _Search:
+    """The chunks of one extent as they come in."""
+
+    wanted: list[int]
+    #: Checked chunks.
+    have: dict[int, memoryview] = field(default_factory=dict[int, memoryview])
+    #: Chunk index -> why it cannot be had.
+    failures: dict[int, str] = field(default_factory=dict[int, str])
+    not_found_count: int = 0
+    running: dict[asyncio.Task[None], int] = field(default_factory=dict[asyncio.Task[None], int])
+
+    def complete(self, code: Codec) -> bool:
+        """Whether the wanted chunks are there or can be computed."""
+        if all(index in self.have for index in self.wanted):
+            return True
+        return code.decodable([index for index in range(code.n) if index not in self.have])
+
+
+class StripeReader:
+    """Reads extents from the cluster of a map cache."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        maps: MapCache,
+        nodes: NodePool,
+        clock: Clock,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._config = config
+        self._maps = maps
+        self._nodes = nodes
+        self._clock = clock
+        self._metrics = metrics
+
+    async def read(self, extent: common_pb2.Extent, start: int, stop: int) -> list[memoryview]:
+        """The bytes [start, stop) of the extent, as pieces in order.
+
+        Raises:
+            TooFewChunks: the bytes cannot be had now.
+            ObjectChanged: no node knows the stripe any more.
+        """
+        assert 0 <= start <= stop <= extent.data_bytes
+        slices = chunk_slices(start, stop, extent.chunk_bytes)
+        if not slices:
+            return []
+        began_s = self._clock.monotonic_s()
+        chunks = await self._chunks(extent, [piece.chunk_index for piece in slices])
+        self._metrics.extent_seconds.labels("read").observe(self._clock.monotonic_s() - began_s)
+        return [chunks[piece.chunk_index][piece.start : piece.stop] for piece in slices]
+
+    async def read_into(self, extent: common_pb2.Extent, buffer: Uint8Array) -> None:
+        """All bytes of the extent to the front of `buffer`."""
+        position = 0
+        for piece in await self.read(extent, 0, extent.data_bytes):
+            buffer[position : position + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            position += len(piece)
+        assert position == extent.data_bytes
+
+    async def _chunks(self, extent: common_pb2.Extent, wanted: list[int]) -> dict[int, memoryview]:
+        code = codec(extent.code)
+        view = await self._maps.view()
+        search = _Search(wanted)
+        for last in (False, True):
+            try:
+                if await self._seek(view, code, extent, search):
+                    return self._decoded(code, search)
+            finally:
+                await _cancel(search.running)
+            if not last:
+                newer = await self._newer_view(view)
+                if newer is None:
+                    break
+                view, search = newer, _Search(wanted, have=search.have)
+        logger.warning("stripe %s: %s", extent.stripe_id.hex(), search.failures)
+        if search.not_found_count and search.not_found_count == len(search.failures):
+            raise ObjectChanged("the object was replaced or deleted while it was being read")
+        raise TooFewChunks(code.k, len(search.have), extent.stripe_id)
+
+    async def _newer_view(self, view: ClusterView) -> ClusterView | None:
+        """A view newer than this one, if there is any."""
+        try:
+            newest = await self._maps.refresh()
+        except GatewayError:
+            return None
+        return newest if newest is not None and newest.epoch > view.epoch else None
+
+    def _decoded(self, code: Codec, search: _Search) -> dict[int, memoryview]:
+        """The wanted chunks."""
+        have = search.have
+        if all(index in have for index in search.wanted):
+            return have
+        self._metrics.degraded_reads.inc()
+        arrays = {index: np.frombuffer(chunk, dtype=np.uint8) for index, chunk in have.items()}
+        decoded = code.decode(arrays, want=search.wanted)
+        return {index: array.data for index, array in decoded.items()}
+
+    async def _seek(
+        self, view: ClusterView, code: Codec, extent: common_pb2.Extent, search: _Search
+    ) -> bool:
+        """Read until the wanted chunks are complete; false when they cannot be."""
+        trusted, doubtful = ranked_slots(view, extent, self._nodes.avoided(view))
+        hedged: set[int] = set()
+        while not search.complete(code):
+            on_the_way = set(search.running.values())
+            counted = (search.have.keys() | on_the_way) - hedged
+            excluded = search.failures.keys() | hedged
+            usable = [i for i in trusted if i not in excluded]
+            reads = next_reads(code, search.wanted, counted, usable) or next_reads(
+                code,
+                search.wanted,
+                counted,
+                [*usable, *(i for i in doubtful if i not in excluded)],
+            )
+            for index in reads:
+                self._start(view, extent, index, search)
+            if not search.running:
+                return False
+            may_hedge = not hedged
+            done, _ = await asyncio.wait(
+                search.running,
+                timeout=self._config.hedge_after_s if may_hedge else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                del search.running[task]
+                task.result()
+            if not done:
+                hedged |= set(search.running.values())
+                self._metrics.hedged_reads.inc()
+        return True
+
+    def _start(
+        self, view: ClusterView, extent: common_pb2.Extent, index: int, search: _Search
+    ) -> None:
+        device = view.devices_of(extent.pg)[index]
+        address = ChunkAddress(device, extent.pg, extent.stripe_id, index)
+        task = asyncio.create_task(self._read_chunk(view, extent, address, search))
+        search.running[task] = index
+
+    async def _read_chunk(
+        self,
+        view: ClusterView,
+        extent: common_pb2.Extent,
+        address: ChunkAddress,
+        search: _Search,
+    ) -> None:
+        index = address.index
+        try:
+            response = await self._nodes.read(view, address, extent.chunk_bytes)
+        except NodeUnavailable as error:
+            search.failures[index] = str(error)
+            return
+        if response.status != storage_pb2.CHUNK_STATUS_OK:
+            name = storage_pb2.ChunkStatus.Name(response.status).removeprefix("CHUNK_STATUS_")
+            search.failures[index] = f"{name}: {response.message}"
+            search.not_found_count += response.status == storage_pb2.CHUNK_STATUS_NOT_FOUND
+            return
+        data = response.data
+        if len(data) != extent.chunk_bytes or crc32c(data) != extent.chunk_crc32c[index]:
+            self._metrics.chunks.labels("read", "wrong_bytes").inc()
+            search.failures[index] = "the node sent other bytes than were written"
+            logger.error(
+                "stripe %s: chunk %d on device %d is not what was written",
+                extent.stripe_id.hex(),
+                index,
+                address.device_index,
+            )
+            return
+        search.have[index] = memoryview(data)
+
+
+async def _cancel(running: dict[asyncio.Task[None], int]) -> None:
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+    running.clear()
