@@ -9,9 +9,12 @@ ErasureError
 │   ├── WrongLayout      not contiguous, read-only output, or output over an input
 │   └── WrongIndex       a chunk index outside of 0..n-1
 └── TooFewChunks         data loss: the survivors cannot give back what is wanted
+
+They can be pickled, so they pass between processes.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class ErasureError(Exception):
@@ -26,6 +29,9 @@ class UnknownCode(ErasureError, ValueError):
         self.valid_forms = tuple(valid_forms)
         super().__init__(f"unknown code {name!r}; valid forms: {'; '.join(self.valid_forms)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.valid_forms)
+
 
 class UnknownKernel(ErasureError, ValueError):
     """The kernel asked for does not exist, or cannot run on this CPU."""
@@ -36,6 +42,9 @@ class UnknownKernel(ErasureError, ValueError):
         super().__init__(
             f"kernel {name!r} is not available here; available: {', '.join(self.available)}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.available)
 
 
 class InvalidChunks(ErasureError, ValueError):
@@ -62,6 +71,9 @@ class WrongIndex(InvalidChunks, IndexError):
         self.n = n
         super().__init__(f"chunk index {index!r} is not one of 0..{n - 1}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.index, self.n)
+
 
 class TooFewChunks(ErasureError):
     """Fewer chunks than are needed to rebuild what is wanted."""
@@ -71,5 +83,5 @@ class TooFewChunks(ErasureError):
         self.have = have
         super().__init__(f"need {need} chunks, have {have}")
 
-    def __reduce__(self) -> tuple[type["TooFewChunks"], tuple[int, int]]:
-        return TooFewChunks, (self.need, self.have)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.need, self.have)
