@@ -3,36 +3,34 @@
 Laws:
 1. A choice is a pure function of topology, rule, device states, PG, slot and seed.
 2. A row never names a device twice and never breaks the rule.
-3. Slots keep their position (CRUSH's `indep`): what happens to one slot leaves the others alone.
+3. Slots keep their position (CRUSH's `indep`): an empty slot is filled where it is.
 4. A slot is NO_DEVICE only if no eligible device keeps the rule: when the draws run out, an exact
    scan over the domains decides. The rule bounds each domain by itself, so filling slots one by one
    in any order fills as many as can be filled.
 
-Theory of operation: every bucket (node, rack, zone, region, root) draws for each of its children
-`log2(u) / weight`, u being 16 bits of a hash of (PG, child, trial); the largest draw wins. So a
-child wins in proportion to its weight, and a change of one weight moves data only to or from it.
-Trials that meet a full domain or an ineligible device are repeated with the next trial number.
-
-Deviations from Ceph's CRUSH, which the rest follows choice by choice:
-- `crush_ln` is the exact floor(2**44 * log2(u + 1)); Ceph's table has an irregular part that no
-  formula gives. About 0.02 % of the choices in a bucket differ.
-- Weights are float64, and a draw is divided in float64, not truncated to an integer.
-- Children of equal weight are compared by u alone, which is the same order and needs no table.
-- Identifiers of buckets are (level, index), so that growth of one level renames no other.
-
-`PlacementColumns` holds the tree in CSR form: the children of bucket b are
-`child_item[child_start[b]:child_start[b + 1]]`, filled up to whole vectors with copies of the first
-child, which never win because ties keep the earlier. Buckets are numbered nodes first, then racks,
-zones, regions, and the root last; items below a node are device indexes.
+The draws are in `straw2.py`. A trial draws a domain of the rule's level from the root and then a
+device in it; one that meets a full domain or an ineligible device is repeated with the next trial
+number, in rounds over the slots that are still empty, as in CRUSH's `chooseleaf indep`. For PG p
+without a seed the choices are those of CRUSH for input p, up to the deviations named there and the
+identifiers of buckets: (level, index) here, so that growth of one level renames no other.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
+from exastore.metadata.core.straw2 import (
+    LANES,
+    ROOT_LEVEL,
+    Tree,
+    Uint32Array,
+    descend,
+    hash2,
+    hash3,
+    log_draw_table,
+)
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     DeviceState,
@@ -42,39 +40,26 @@ from exastore.metadata.core.topology import (
     PlacementRule,
     Topology,
     Uint8Array,
-    frozen,
 )
 
-Uint32Array = NDArray[np.uint32]
 BoolArray = NDArray[np.bool_]
 
 #: Rounds of draws before the exact scan, as Ceph's choose_total_tries + 1.
 TRIES = 51
-#: The level of the root, above DomainLevel.REGION.
-ROOT_LEVEL = 5
 #: DeviceState.UP as a plain integer, which kernels may read.
 UP = 1
-#: Children of a bucket are filled up to a multiple of this, two vectors of 8 words.
-LANES = 16
 #: Bits of a bucket's index in its hash identifier; the level sits above them.
 INDEX_BITS = 28
 
 
 class PlacementColumns(NamedTuple):
-    """A topology and a rule, as arrays for the kernels. B buckets, D devices, G rule domains.
+    """A topology and a rule, as arrays for the kernels. D devices, G rule domains.
 
     Attributes:
         level: DomainLevel of the rule.
         max_per_domain: Most slots of one PG in one domain.
-        child_start: Shape (B + 1,). CSR bounds of each bucket's children.
-        child_item: Bucket number, or device index below a node, of each child.
-        child_id: What is hashed for each child.
-        child_weight_inverse: 1 / weight, inf for weight 0.
-        bucket_level: Shape (B,). DomainLevel of each bucket, ROOT_LEVEL for the root.
-        bucket_is_uniform: Shape (B,). All children have the same positive weight.
-        bucket_child_count: Shape (B,). Children without the filling.
         bucket_children_max: Most children of any bucket, with the filling.
-        log_draw: Shape (65536,). floor(2**44 * log2(u + 1)) - 2**48, whole numbers up to 0.
+        tree: The buckets.
         domain_bucket: Shape (G,). Bucket number of each domain; empty at DEVICE level.
         domain_weight: Shape (G,). Sum of device weights.
         domain_id: Shape (G,). What is hashed for each domain.
@@ -86,15 +71,8 @@ class PlacementColumns(NamedTuple):
 
     level: int
     max_per_domain: int
-    child_start: Int32Array
-    child_item: Int32Array
-    child_id: Uint32Array
-    child_weight_inverse: Float64Array
-    bucket_level: Uint8Array
-    bucket_is_uniform: BoolArray
-    bucket_child_count: Int32Array
     bucket_children_max: int
-    log_draw: Float64Array
+    tree: Tree
     domain_bucket: Int32Array
     domain_weight: Float64Array
     domain_id: Uint32Array
@@ -102,52 +80,6 @@ class PlacementColumns(NamedTuple):
     domain_device: Int32Array
     domain_of_device: Int32Array
     device_weight: Float64Array
-
-
-def _log2_fixed(value: int, bit_count: int) -> int:
-    """floor(2**bit_count * log2(value)), by repeated squaring of a fixed-point number."""
-    guard = 2 * bit_count
-    exponent = value.bit_length() - 1
-    x = value << (guard - exponent)
-    result = exponent
-    for _ in range(bit_count):
-        x = (x * x) >> guard
-        result <<= 1
-        if x >> (guard + 1):
-            x >>= 1
-            result |= 1
-    return result
-
-
-@cache
-def log_draw_table() -> Float64Array:
-    """Shape (65536,): floor(2**44 * log2(u + 1)) - 2**48, exactly.
-
-    Logarithms of primes come from integer arithmetic with 80 bits and add up to those of all
-    numbers; 36 guard bits make each floor certain, which is checked.
-    """
-    precision, bits, size = 80, 44, 65536
-    smallest_factor = list(range(size + 1))
-    for prime in range(2, 257):
-        if smallest_factor[prime] == prime:
-            for multiple in range(prime * prime, size + 1, prime):
-                smallest_factor[multiple] = min(smallest_factor[multiple], prime)
-    logs = [0] * (size + 1)
-    for value in range(2, size + 1):
-        factor = smallest_factor[value]
-        if factor == value:
-            logs[value] = _log2_fixed(value, precision)
-        else:
-            logs[value] = logs[factor] + logs[value // factor]
-    shift = precision - bits
-    # A sum of at most 16 floors is low by less than 16 units: it must not sit under a whole number.
-    floor_is_certain = all(
-        value & (value - 1) == 0 or (logs[value] + 16) >> shift == logs[value] >> shift
-        for value in range(1, size + 1)
-    )
-    assert floor_is_certain
-    table = np.array([log >> shift for log in logs[1:]], dtype=np.int64) - (1 << 48)
-    return frozen(table.astype(np.float64))
 
 
 def _csr(parent: Int32Array, parent_count: int) -> tuple[Int32Array, Int32Array]:
@@ -221,20 +153,25 @@ def placement_columns(topology: Topology, rule: PlacementRule) -> PlacementColum
     domain_bucket = np.arange(counts[level] if level else 0) + first_bucket[level]
     starts = np.concatenate(child_start)
     weight = np.concatenate(child_weight)
+    bucket_columns = [
+        starts[:-1],
+        starts[1:],
+        np.concatenate(child_count),
+        np.concatenate(is_uniform),
+    ]
     with np.errstate(divide="ignore", over="ignore"):
         inverse = 1.0 / weight
     return PlacementColumns(
         level=level,
         max_per_domain=rule.max_per_domain,
-        child_start=starts.astype(np.int32),
-        child_item=np.concatenate(child_item),
-        child_id=np.concatenate(child_id),
-        child_weight_inverse=inverse,
-        bucket_level=np.repeat(np.arange(1, ROOT_LEVEL + 1), counts[1:]).astype(np.uint8),
-        bucket_is_uniform=np.concatenate(is_uniform),
-        bucket_child_count=np.concatenate(child_count).astype(np.int32),
         bucket_children_max=int(np.diff(starts).max(initial=0)),
-        log_draw=log_draw_table().copy(),
+        tree=Tree(
+            bucket=np.stack(bucket_columns, axis=1).astype(np.int32),
+            child_item=np.concatenate(child_item),
+            child_id=np.concatenate(child_id),
+            child_weight_inverse=inverse,
+            log_draw=log_draw_table().copy(),
+        ),
         domain_bucket=domain_bucket.astype(np.int32),
         domain_weight=weights[level].copy(),
         domain_id=_item_id(level, counts[level]),
@@ -246,137 +183,24 @@ def placement_columns(topology: Topology, rule: PlacementRule) -> PlacementColum
 
 
 @njit
-def _mix(a: np.uint32, b: np.uint32, c: np.uint32) -> tuple[np.uint32, np.uint32, np.uint32]:
-    """Jenkins' 32-bit mix. Every step is cast: numba would widen it to 64 bits."""
-    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(13)))
-    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(8)))
-    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(13)))
-    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(12)))
-    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(16)))
-    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(5)))
-    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(3)))
-    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(10)))
-    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(15)))
-    return a, b, c
-
-
-@njit
-def hash2(a: np.uint32, b: np.uint32) -> np.uint32:
-    """CRUSH's rjenkins1 hash of two words."""
-    h = np.uint32(np.uint32(1315423911) ^ a ^ b)
-    y, z = np.uint32(231232), np.uint32(1232)
-    a, b, h = _mix(a, b, h)
-    y, a, h = _mix(y, a, h)
-    b, z, h = _mix(b, z, h)
-    return h
-
-
-@njit
-def hash3(a: np.uint32, b: np.uint32, c: np.uint32) -> np.uint32:
-    """CRUSH's rjenkins1 hash of three words."""
-    h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
-    y, z = np.uint32(231232), np.uint32(1232)
-    a, b, h = _mix(a, b, h)
-    c, y, h = _mix(c, y, h)
-    z, a, h = _mix(z, a, h)
-    b, y, h = _mix(b, y, h)
-    z, c, h = _mix(z, c, h)
-    return h
-
-
-# The next two repeat the body of hash3: called, it would be too large for LLVM to inline, and the
-# loops would not become vector code (7 times slower). A property test holds them to hash3.
-
-
-@njit
-def _first_largest(ids: Uint32Array, x: np.uint32, r: np.uint32) -> int:
-    """Position of the largest low half of hash3(x, id, r), the first if equal; at most 65536 ids.
-
-    One word holds the half and the reversed position, so that the loop is a plain maximum.
-    """
-    best = np.uint32(0)
-    for i in range(len(ids)):
-        a, b, c = x, ids[i], r
-        h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
-        y, z = np.uint32(231232), np.uint32(1232)
-        a, b, h = _mix(a, b, h)
-        c, y, h = _mix(c, y, h)
-        z, a, h = _mix(z, a, h)
-        b, y, h = _mix(b, y, h)
-        z, c, h = _mix(z, c, h)
-        best = max(best, np.uint32(np.uint32(h << np.uint32(16)) | np.uint32(65535 - i)))
-    return 65535 - int(best & np.uint32(65535))
-
-
-@njit
-def _hash_all(ids: Uint32Array, x: np.uint32, r: np.uint32, out: Uint32Array) -> None:
-    """out[i] = low half of hash3(x, ids[i], r)."""
-    for i in range(len(ids)):
-        a, b, c = x, ids[i], r
-        h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
-        y, z = np.uint32(231232), np.uint32(1232)
-        a, b, h = _mix(a, b, h)
-        c, y, h = _mix(c, y, h)
-        z, a, h = _mix(z, a, h)
-        b, y, h = _mix(b, y, h)
-        z, c, h = _mix(z, c, h)
-        out[i] = h & np.uint32(65535)
-
-
-@njit
-def _choose_child(
-    columns: PlacementColumns, bucket: int, x: np.uint32, r: np.uint32, scratch: Uint32Array
-) -> int:
-    """straw2: the child of `bucket` with the largest draw; ties keep the earlier."""
-    start = columns.child_start[bucket]
-    if columns.bucket_child_count[bucket] == 1:
-        return int(columns.child_item[start])
-    ids = columns.child_id[start : columns.child_start[bucket + 1]]
-    if columns.bucket_is_uniform[bucket] and len(ids) <= 65536:
-        return int(columns.child_item[start + _first_largest(ids, x, r)])  # largest u wins
-    _hash_all(ids, x, r, scratch)
-    best, best_draw = 0, -np.inf
-    for i in range(columns.bucket_child_count[bucket]):
-        # For weight 0 this is -inf, or NaN: neither is ever larger.
-        draw = columns.log_draw[scratch[i]] * columns.child_weight_inverse[start + i]
-        if draw > best_draw:
-            best, best_draw = i, draw
-    return int(columns.child_item[start + best])
-
-
-@njit
-def _descend(
-    columns: PlacementColumns,
-    bucket: int,
-    level: int,
-    x: np.uint32,
-    r: np.uint32,
-    scratch: Uint32Array,
-) -> int:
-    """From `bucket` down to an item of `level`: a device index at level 0, else a bucket number."""
-    item = bucket
-    for _ in range(np.int64(columns.bucket_level[bucket]) - level):
-        item = _choose_child(columns, item, x, r, scratch)
-    return item
-
-
-@njit
 def _in_row(row: Int32Array, device: int) -> bool:
-    for other in row:
-        if other == device:
+    for i in range(len(row)):
+        if row[i] == device:
             return True
     return False
 
 
 @njit
-def _domain_has_room(columns: PlacementColumns, row: Int32Array, slot: int, domain: int) -> bool:
+def _domain_has_room(
+    domain_of_device: Int32Array, max_per_domain: int, row: Int32Array, slot: int, domain: int
+) -> bool:
     """Whether the slots of `row` other than `slot` leave room in `domain`."""
     used = 0
     for i in range(len(row)):
         device = row[i]
-        if i != slot and device >= 0 and columns.domain_of_device[device] == domain:
+        if i != slot and device >= 0 and domain_of_device[device] == domain:
             used += 1
-    return used < columns.max_per_domain
+    return used < max_per_domain
 
 
 @njit
@@ -390,13 +214,15 @@ def _try_once(
     scratch: Uint32Array,
 ) -> int:
     """One trial: a domain, then a device in it (CRUSH's chooseleaf). NO_DEVICE if it is no use."""
-    root = len(columns.bucket_level) - 1
-    device = _descend(columns, root, columns.level, x, r, scratch)
-    domain = device - columns.domain_bucket[0] if columns.level > 0 else device
-    if not _domain_has_room(columns, row, slot, domain):
+    level = columns.level
+    tree = columns.tree
+    root = len(tree.bucket) - 1
+    device = descend(tree, root, ROOT_LEVEL - level, x, r, scratch)
+    domain = device - columns.domain_bucket[0] if level > 0 else device
+    if not _domain_has_room(columns.domain_of_device, columns.max_per_domain, row, slot, domain):
         return NO_DEVICE
-    if columns.level > 0:
-        device = _descend(columns, device, 0, x, np.uint32(slot + r), scratch)
+    if level > 0:
+        device = descend(tree, device, level, x, np.uint32(slot + r), scratch)
     if device_state[device] != UP or not columns.device_weight[device] > 0.0:
         return NO_DEVICE
     if _in_row(row, device):
@@ -430,7 +256,9 @@ def _scan(
     """
     best_domain, best_draw = -1, -np.inf
     for domain in range(len(columns.domain_weight)):
-        if not _domain_has_room(columns, row, slot, domain):
+        if not _domain_has_room(
+            columns.domain_of_device, columns.max_per_domain, row, slot, domain
+        ):
             continue
         is_live = False
         for j in range(
@@ -441,7 +269,7 @@ def _scan(
                 break
         if is_live:
             u = hash3(x, columns.domain_id[domain], r) & np.uint32(65535)
-            draw = columns.log_draw[u] / columns.domain_weight[domain]
+            draw = columns.tree.log_draw[u] / columns.domain_weight[domain]
             if draw > best_draw:
                 best_domain, best_draw = domain, draw
     if best_domain < 0:
@@ -453,7 +281,7 @@ def _scan(
         device = columns.domain_device[j]
         if _is_eligible(columns, device_state, row, device):
             u = hash3(x, np.uint32(device), np.uint32(slot + r)) & np.uint32(65535)
-            draw = columns.log_draw[u] / columns.device_weight[device]
+            draw = columns.tree.log_draw[u] / columns.device_weight[device]
             if draw > best_draw:
                 best_device, best_draw = device, draw
     return int(best_device)

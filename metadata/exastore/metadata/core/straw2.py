@@ -1,0 +1,207 @@
+"""Weighted straw2: the draws of CRUSH, over a tree in arrays.
+
+Theory of operation: every bucket (node, rack, zone, region, root) draws for each of its children
+`log2(u) / weight`, u being 16 bits of a hash of (PG, child, trial); the largest draw wins. So a
+child wins in proportion to its weight, and a change of one weight moves data only to or from it.
+
+Deviations from Ceph's CRUSH, which the rest follows choice by choice:
+- `crush_ln` is the exact floor(2**44 * log2(u + 1)); Ceph's table has an irregular part that no
+  formula gives. About 0.02 % of the choices in a bucket differ.
+- Weights are float64, and a draw is divided in float64, not truncated to an integer.
+- Children of equal weight are compared by u alone, which is the same order and needs no table.
+
+`Tree` holds it in CSR form: the children of bucket b are
+`child_item[bucket[b, START]:bucket[b, END]]`, filled up to whole vectors with copies of the first
+child, which never win because ties keep the earlier. Buckets are numbered nodes first, then racks,
+zones, regions, and the root last; items below a node are device indexes.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.topology import Float64Array, Int32Array, frozen
+
+Uint32Array = NDArray[np.uint32]
+
+#: The level of the root, above DomainLevel.REGION.
+ROOT_LEVEL = 5
+#: Children of a bucket are filled up to a multiple of this, two vectors of 8 words.
+LANES = 16
+#: Columns of `Tree.bucket`.
+START, END, COUNT, UNIFORM = 0, 1, 2, 3
+
+
+class Tree(NamedTuple):
+    """The buckets of a topology. B buckets.
+
+    Attributes:
+        bucket: Shape (B, 4), dtype int32. START and END of its children, COUNT of them without the
+            filling, UNIFORM: 1 if all have the same positive weight.
+        child_item: Bucket number, or device index below a node, of each child.
+        child_id: What is hashed for each child.
+        child_weight_inverse: 1 / weight, inf for weight 0.
+        log_draw: Shape (65536,). floor(2**44 * log2(u + 1)) - 2**48, whole numbers up to 0.
+    """
+
+    bucket: Int32Array
+    child_item: Int32Array
+    child_id: Uint32Array
+    child_weight_inverse: Float64Array
+    log_draw: Float64Array
+
+
+def _log2_fixed(value: int, bit_count: int) -> int:
+    """floor(2**bit_count * log2(value)), by repeated squaring of a fixed-point number."""
+    guard = 2 * bit_count
+    exponent = value.bit_length() - 1
+    x = value << (guard - exponent)
+    result = exponent
+    for _ in range(bit_count):
+        x = (x * x) >> guard
+        result <<= 1
+        if x >> (guard + 1):
+            x >>= 1
+            result |= 1
+    return result
+
+
+@cache
+def log_draw_table() -> Float64Array:
+    """Shape (65536,): floor(2**44 * log2(u + 1)) - 2**48, exactly.
+
+    Logarithms of primes come from integer arithmetic with 80 bits and add up to those of all
+    numbers; 36 guard bits make each floor certain, which is checked.
+    """
+    precision, bits, size = 80, 44, 65536
+    smallest_factor = list(range(size + 1))
+    for prime in range(2, 257):
+        if smallest_factor[prime] == prime:
+            for multiple in range(prime * prime, size + 1, prime):
+                smallest_factor[multiple] = min(smallest_factor[multiple], prime)
+    logs = [0] * (size + 1)
+    for value in range(2, size + 1):
+        factor = smallest_factor[value]
+        if factor == value:
+            logs[value] = _log2_fixed(value, precision)
+        else:
+            logs[value] = logs[factor] + logs[value // factor]
+    shift = precision - bits
+    # A sum of at most 16 floors is low by less than 16 units: it must not sit under a whole number.
+    floor_is_certain = all(
+        value & (value - 1) == 0 or (logs[value] + 16) >> shift == logs[value] >> shift
+        for value in range(1, size + 1)
+    )
+    assert floor_is_certain
+    table = np.array([log >> shift for log in logs[1:]], dtype=np.int64) - (1 << 48)
+    return frozen(table.astype(np.float64))
+
+
+@njit
+def _mix(a: np.uint32, b: np.uint32, c: np.uint32) -> tuple[np.uint32, np.uint32, np.uint32]:
+    """Jenkins' 32-bit mix. Every step is cast: numba would widen it to 64 bits."""
+    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(13)))
+    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(8)))
+    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(13)))
+    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(12)))
+    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(16)))
+    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(5)))
+    a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(3)))
+    b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(10)))
+    c = np.uint32(np.uint32(np.uint32(c - a) - b) ^ np.uint32(b >> np.uint32(15)))
+    return a, b, c
+
+
+@njit
+def hash2(a: np.uint32, b: np.uint32) -> np.uint32:
+    """CRUSH's rjenkins1 hash of two words."""
+    h = np.uint32(np.uint32(1315423911) ^ a ^ b)
+    y, z = np.uint32(231232), np.uint32(1232)
+    a, b, h = _mix(a, b, h)
+    y, a, h = _mix(y, a, h)
+    b, z, h = _mix(b, z, h)
+    return h
+
+
+@njit
+def hash3(a: np.uint32, b: np.uint32, c: np.uint32) -> np.uint32:
+    """CRUSH's rjenkins1 hash of three words."""
+    h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+    y, z = np.uint32(231232), np.uint32(1232)
+    a, b, h = _mix(a, b, h)
+    c, y, h = _mix(c, y, h)
+    z, a, h = _mix(z, a, h)
+    b, y, h = _mix(b, y, h)
+    z, c, h = _mix(z, c, h)
+    return h
+
+
+# The next two repeat the body of hash3: called, it would be too large for LLVM to inline, and the
+# loops would not become vector code (7 times slower). A property test holds them to hash3.
+
+
+@njit
+def first_largest(ids: Uint32Array, x: np.uint32, r: np.uint32) -> int:
+    """Position of the largest low half of hash3(x, id, r), the first if equal; at most 65536 ids.
+
+    One word holds the half and the reversed position, so that the loop is a plain maximum.
+    """
+    best = np.uint32(0)
+    for i in range(len(ids)):
+        a, b, c = x, ids[i], r
+        h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+        y, z = np.uint32(231232), np.uint32(1232)
+        a, b, h = _mix(a, b, h)
+        c, y, h = _mix(c, y, h)
+        z, a, h = _mix(z, a, h)
+        b, y, h = _mix(b, y, h)
+        z, c, h = _mix(z, c, h)
+        best = max(best, np.uint32(np.uint32(h << np.uint32(16)) | np.uint32(65535 - i)))
+    return 65535 - int(best & np.uint32(65535))
+
+
+@njit
+def hash_all(ids: Uint32Array, x: np.uint32, r: np.uint32, out: Uint32Array) -> None:
+    """out[i] = low half of hash3(x, ids[i], r)."""
+    for i in range(len(ids)):
+        a, b, c = x, ids[i], r
+        h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+        y, z = np.uint32(231232), np.uint32(1232)
+        a, b, h = _mix(a, b, h)
+        c, y, h = _mix(c, y, h)
+        z, a, h = _mix(z, a, h)
+        b, y, h = _mix(b, y, h)
+        z, c, h = _mix(z, c, h)
+        out[i] = h & np.uint32(65535)
+
+
+@njit
+def descend(
+    tree: Tree, item: int, depth: int, x: np.uint32, r: np.uint32, scratch: Uint32Array
+) -> int:
+    """straw2 from bucket `item`, `depth` levels down: a bucket number, or at the end a device.
+
+    In each bucket the child with the largest draw wins; ties keep the earlier.
+    """
+    for _ in range(depth):
+        start = tree.bucket[item, START]
+        count = tree.bucket[item, COUNT]
+        if count == 1:
+            item = int(tree.child_item[start])
+            continue
+        ids = tree.child_id[start : tree.bucket[item, END]]
+        if tree.bucket[item, UNIFORM] != 0 and count <= 65536:
+            item = int(tree.child_item[start + first_largest(ids, x, r)])  # largest u wins
+            continue
+        hash_all(ids, x, r, scratch)
+        best, best_draw = 0, -np.inf
+        for i in range(count):
+            # For weight 0 this is -inf, or NaN: neither is ever larger.
+            draw = tree.log_draw[scratch[i]] * tree.child_weight_inverse[start + i]
+            if draw > best_draw:
+                best, best_draw = i, draw
+        item = int(tree.child_item[start + best])
+    return item
