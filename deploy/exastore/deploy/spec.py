@@ -9,8 +9,6 @@ from pathlib import Path
 from exastore.deploy.config import read_config, render_table
 from exastore.deploy.errors import BadInput, EnvironmentUnfit
 from exastore.deploy.files import write_atomically
-from exastore.erasure import codec
-from exastore.erasure.errors import ErasureError
 
 #: A start with less than this free would fail in the middle of something.
 MIN_FREE_BYTES = 512 * 2**20
@@ -120,6 +118,9 @@ def check_spec(spec: ClusterSpec) -> None:
     Raises:
         BadInput: It cannot, and why.
     """
+    # Imported here: it brings numba, which commands that start nothing need not wait for.
+    from exastore.erasure import ErasureError, codec
+
     try:
         code = codec(spec.code)
     except ErasureError as error:

@@ -1,14 +1,15 @@
 """`exastore cluster ...`: a local cluster of real processes."""
 
-import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
 from exastore.deploy.cli.output import binary_size, duration, err, out, print_json
-from exastore.deploy.errors import ClusterUnhealthy, ExitCode
+from exastore.deploy.errors import ExitCode
 from exastore.deploy.launcher import LocalCluster, Started
 from exastore.deploy.layout import ClusterFile, read_cluster_file
 from exastore.deploy.spec import ClusterOptions
@@ -220,14 +221,32 @@ def df(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> N
     out.print(table)
 
 
-def cluster_directory() -> Path:
-    """The cluster that commands without --dir mean."""
-    return Path(os.environ.get("EXASTORE_CLUSTER", DEFAULT_DIR))
+@app.command()
+def scrub(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
+    """Read every chunk and check it; exit code 1 unless all are healthy."""
+    from exastore.deploy.store_access import scrub as scrub_chunks
 
-
-def metadata_address(directory: Path) -> str:
-    """Where the metadata server of the cluster in `directory` serves."""
     cluster = read_cluster_file(directory)
-    if not cluster["metadata"]:
-        raise ClusterUnhealthy(f"the cluster in {directory} has no metadata server")
-    return cluster["metadata"][0]["address"]
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task("reading every chunk", total=None)
+        report = scrub_chunks(
+            cluster,
+            lambda found: progress.update(
+                task, completed=found.stripe_count, total=found.total_stripe_count
+            ),
+        )
+    if json_output:
+        print_json({**asdict(report), "fully_redundant": report.fully_redundant})
+    else:
+        out.print(
+            f"{report.stripe_count:,} stripes, {report.chunk_count:,} chunks, "
+            f"{binary_size(report.chunk_bytes)}: {report.healthy_chunk_count:,} healthy, "
+            f"{report.missing_chunk_count:,} missing, {report.corrupt_chunk_count:,} corrupt, "
+            f"{report.unreachable_chunk_count:,} unreachable"
+        )
+        for example in report.examples:
+            out.print(f"  {example}", markup=False, soft_wrap=True)
+        if report.lost_stripe_count:
+            out.print(f"[bold red]{report.lost_stripe_count} stripes cannot be decoded[/]")
+    if not report.fully_redundant:
+        raise typer.Exit(ExitCode.FAILED)

@@ -44,8 +44,9 @@ def metadata_run(config: ConfigOption) -> None:
 @node.command("run")
 def node_run(config: ConfigOption) -> None:
     """Run one storage node until SIGTERM."""
-    from exastore.storage.config import StorageConfig
     from exastore.storage.server import StorageNode
+
+    from exastore.storage.config import StorageConfig
 
     values, process = read_config(config, "node", StorageConfig)
     code = run_process(
@@ -60,8 +61,9 @@ def node_run(config: ConfigOption) -> None:
 @gateway.command("run")
 def gateway_run(config: ConfigOption) -> None:
     """Run one S3 gateway until SIGTERM."""
-    from exastore.gateway.config import GatewayConfig
     from exastore.gateway.server import Gateway
+
+    from exastore.gateway.config import GatewayConfig
 
     values, process = read_config(config, "gateway", GatewayConfig)
     code = run_process(

@@ -1,6 +1,8 @@
 """Watching a recovery: the cluster's status, sampled from the kill to full redundancy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from threading import Event, Thread
 
 from exastore.deploy.clock import SystemClock
@@ -21,6 +23,8 @@ class Sample:
     worst_missing_count: int
     """Most slots that any one placement group misses."""
     rebuilt_chunk_bytes: int
+    rebuilt_chunk_count: int
+    read_bytes: int
     total_chunk_bytes: int
     bytes_per_s: float
     eta_s: float | None
@@ -106,8 +110,40 @@ def sample_of(view: StatusView, time_s: float) -> Sample:
         missing_slot_count=view.missing_slot_count,
         worst_missing_count=worst,
         rebuilt_chunk_bytes=repair.rebuilt_chunk_bytes,
+        rebuilt_chunk_count=repair.rebuilt_chunk_count,
+        read_bytes=repair.read_bytes,
         total_chunk_bytes=repair.total_chunk_bytes,
         bytes_per_s=repair.bytes_per_s,
         eta_s=repair.eta_s,
         repair_active=repair.active,
     )
+
+
+def measure_repair(samples: Sequence[Sample], target_device_count: int) -> RepairMeasurement:
+    """What the repair between the first and the last sample did.
+
+    The server counts anew when a repair begins after another has ended, so counts that fall begin a
+    new sum. Time counts while a repair is active.
+    """
+    rebuilt_bytes = rebuilt_count = read_bytes = 0
+    elapsed_s = 0.0
+    for before, after in pairwise(samples):
+        anew = after.rebuilt_chunk_bytes < before.rebuilt_chunk_bytes
+        base = (0, 0, 0) if anew else _counts(before)
+        changes = [new - old for new, old in zip(_counts(after), base, strict=True)]
+        rebuilt_bytes += changes[0]
+        rebuilt_count += changes[1]
+        read_bytes += changes[2]
+        if changes[0] > 0 or after.repair_active:
+            elapsed_s += after.time_s - before.time_s
+    return RepairMeasurement(
+        rebuilt_chunk_bytes=rebuilt_bytes,
+        rebuilt_chunk_count=rebuilt_count,
+        read_bytes=read_bytes,
+        elapsed_s=elapsed_s,
+        target_device_count=target_device_count,
+    )
+
+
+def _counts(sample: Sample) -> tuple[int, int, int]:
+    return (sample.rebuilt_chunk_bytes, sample.rebuilt_chunk_count, sample.read_bytes)
