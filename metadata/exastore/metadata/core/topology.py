@@ -136,7 +136,8 @@ class ClusterMap:
         device_state: Shape (D,), dtype uint8. Values of DeviceState.
         pg_devices: Shape (P, n), dtype int32. Device of each slot, NO_DEVICE where there is none.
         pg_slot_state: Shape (P, n), dtype uint8. Values of SlotState.
-        pg_epoch: Shape (P,), dtype int64. The epoch at which the entry last changed.
+        pg_epoch: Shape (P,), dtype int64. The epoch at which the row's devices last changed; writes
+            under an older epoch are fenced.
     """
 
     epoch: int

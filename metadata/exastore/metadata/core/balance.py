@@ -1,0 +1,129 @@
+"""How evenly a PG table loads the devices, and which rows break the domain rule.
+
+Load is slots per device, scaled by weight: `count * mean weight / weight`, so that it equals the
+slot count where all weights are equal, and a perfect placement has the same load on every device.
+Devices without weight are left out. Hashing alone gives stddev = sqrt(mean * (1 - 1/D)).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.topology import (
+    NO_DEVICE,
+    ClusterMap,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    PlacementRule,
+    Topology,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceStats:
+    """Load over the devices that have weight, in slots of a device of mean weight.
+
+    Attributes:
+        device_count: Devices with weight.
+        slot_count: Slots that have a device.
+        mean: Mean load.
+        stddev: Standard deviation of the load (population).
+        minimum: Least load.
+        maximum: Greatest load: the device that fills first.
+    """
+
+    device_count: int
+    slot_count: int
+    mean: float
+    stddev: float
+    minimum: float
+    maximum: float
+
+    @property
+    def relative_stddev(self) -> float:
+        """stddev / mean; 0 for an empty table."""
+        return self.stddev / self.mean if self.mean else 0.0
+
+    @property
+    def fill_limit(self) -> float:
+        """mean / maximum: the share of the raw capacity in use when the first device is full."""
+        return self.mean / self.maximum if self.maximum else 1.0
+
+
+def slots_per_device(pg_devices: Int32Array, device_count: int) -> Int64Array:
+    """Shape (D,): how many slots name each device."""
+    placed = pg_devices[pg_devices != NO_DEVICE]
+    return np.bincount(placed, minlength=device_count).astype(np.int64)
+
+
+def balance_of(pg_devices: Int32Array, device_weight: Float64Array) -> BalanceStats:
+    """Balance of a PG table of shape (P, n) over devices of these weights."""
+    counts = slots_per_device(pg_devices, len(device_weight))
+    weighted = device_weight > 0
+    if not weighted.any():
+        return BalanceStats(0, int(counts.sum()), 0.0, 0.0, 0.0, 0.0)
+    weight = device_weight[weighted]
+    load = counts[weighted] * (weight.mean() / weight)
+    return BalanceStats(
+        device_count=len(weight),
+        slot_count=int(counts.sum()),
+        mean=float(load.mean()),
+        stddev=float(load.std()),
+        minimum=float(load.min()),
+        maximum=float(load.max()),
+    )
+
+
+def balance(cluster_map: ClusterMap) -> BalanceStats:
+    """Balance of a map's PG table; OUT devices count, as they still have weight."""
+    return balance_of(cluster_map.pg_devices, cluster_map.topology.device_weight)
+
+
+@njit
+def _row_breaks_rule(row: Int32Array, domain_of_device: Int32Array, max_per_domain: int) -> bool:
+    for i in range(len(row)):
+        if row[i] < 0:
+            continue
+        in_domain = 1
+        for j in range(i):
+            if row[j] == row[i]:
+                return True
+            if row[j] >= 0 and domain_of_device[row[j]] == domain_of_device[row[i]]:
+                in_domain += 1
+        if in_domain > max_per_domain:
+            return True
+    return False
+
+
+@njit
+def _violations(
+    rows: Int32Array,
+    domain_of_device: Int32Array,
+    max_per_domain: int,
+    out: NDArray[np.bool_],
+) -> None:
+    for p in range(rows.shape[0]):
+        out[p] = _row_breaks_rule(rows[p], domain_of_device, max_per_domain)
+
+
+def rule_violations(
+    topology: Topology, rule: PlacementRule, pg_devices: Int32Array
+) -> NDArray[np.bool_]:
+    """Shape (P,): rows that name a device twice or overfill a domain. Empty slots break nothing."""
+    out = np.zeros(len(pg_devices), dtype=np.bool_)
+    _violations(pg_devices, topology.domain_of_device(rule.level), rule.max_per_domain, out)
+    return out
+
+
+def violations(cluster_map: ClusterMap) -> int:
+    """How many PGs of the map break its rule; 0 in a healthy cluster, always."""
+    rows = cluster_map.pg_devices
+    return int(rule_violations(cluster_map.topology, cluster_map.rule, rows).sum())
+
+
+def unplaced_slots(cluster_map: ClusterMap) -> int:
+    """How many slots have no device."""
+    return int((cluster_map.pg_devices == NO_DEVICE).sum())

@@ -1,0 +1,54 @@
+"""Errors of the core.
+
+CoreError
+├── local misuse
+│   ├── StalePlan           a plan made from another map
+│   └── UnknownIndex        a device, node or domain that the map does not have
+├── impossible request
+│   └── TooFewDomains       the rule cannot place a single placement group
+└── corruption
+    └── InvalidClusterMap   a map that breaks its laws
+"""
+
+
+class CoreError(Exception):
+    """Any error of the core."""
+
+
+class StalePlan(CoreError):
+    """The plan's slots no longer hold what the plan saw."""
+
+    def __init__(self, plan_epoch: int, map_epoch: int) -> None:
+        super().__init__(f"the plan is for epoch {plan_epoch}, the cluster map is at {map_epoch}")
+        self.plan_epoch = plan_epoch
+        self.map_epoch = map_epoch
+
+
+class UnknownIndex(CoreError):
+    """The map has no `kind` with this index."""
+
+    def __init__(self, kind: str, index: int, count: int) -> None:
+        super().__init__(f"there is no {kind} {index}: the cluster map has {count}")
+        self.kind = kind
+        self.index = index
+        self.count = count
+
+
+class TooFewDomains(CoreError):
+    """A placement group of `need` slots does not fit: only `have` slots keep the rule."""
+
+    def __init__(self, need: int, have: int, level: str, max_per_domain: int) -> None:
+        super().__init__(
+            f"{need} chunks of a stripe need a place, but at most {max_per_domain} per {level} "
+            f"leaves room for {have}: add {level}s, relax the rule, or choose a narrower code"
+        )
+        self.need = need
+        self.have = have
+
+
+class InvalidClusterMap(CoreError):
+    """The map breaks one of its laws; `facts` says which and where."""
+
+    def __init__(self, facts: str) -> None:
+        super().__init__(f"invalid cluster map: {facts}")
+        self.facts = facts

@@ -1,0 +1,336 @@
+"""Repair: which slots are lost, where they are rebuilt, and in what order.
+
+Set algebra, per placement group, over its slots S (|S| = n):
+
+    Held       = slots whose device is UP or DRAINING
+    Readable   = Held and CLEAN                      every chunk can be read there
+    Waiting    = CLEAN slots on DOWN devices         not readable now, and not given up
+    Homeless   = slots on OUT devices, or without a device: need a new device
+    Unfinished = REBUILDING slots not Homeless       have their device, need their chunks
+    Lost       = Homeless + Unfinished               S = Readable + Waiting + Lost, disjoint
+
+    remaining redundancy = |Readable| - k            < 0: the data cannot be read now
+
+Laws:
+1. Most endangered first: tasks are ordered by remaining redundancy, then PG, then slot.
+2. A plan is a pure function of map and seed; the same map gives the same plan.
+3. Planned rows keep the placement rule and name no device twice.
+4. What cannot be rebuilt now is left alone: a PG with remaining redundancy < 0 keeps its OUT
+   devices in its row, for if one comes back, its chunks are good again. Such PGs are `blocked`.
+5. Short outages are waited out: a CLEAN slot on a DOWN device is no task. Whoever turns DOWN into
+   OUT (`NodeHealth`) decides how long.
+6. Nothing is clean before it was verified: `apply_plan` makes slots REBUILDING, and only
+   `mark_clean`, called when every chunk is in place, makes them CLEAN.
+
+DRAINING devices count as readable and are not emptied yet: moving their slots while they still
+serve is planned with balancing, not with repair.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.errors import StalePlan, UnknownIndex
+from exastore.metadata.core.placement import (
+    PlacementColumns,
+    choose_replacement,
+    placement_columns,
+)
+from exastore.metadata.core.topology import (
+    NO_DEVICE,
+    ClusterMap,
+    DeviceState,
+    Int32Array,
+    Int64Array,
+    SlotState,
+    Uint8Array,
+    frozen,
+)
+
+BoolArray = NDArray[np.bool_]
+
+#: Room of `repair_priority` for remaining redundancy below 0.
+PRIORITY_OFFSET = 256
+
+
+@njit
+def repair_priority(remaining_redundancy: int, pg: int, slot: int) -> int:
+    """Sort key of a repair task: the smallest goes first. Shared with the simulator.
+
+    Remaining redundancy (at least -256) decides, then PG (32 bits), then slot (16 bits), so
+    that equal urgency has one order everywhere. With equal device failure rates, one redundancy
+    less makes the loss of a PG more probable by a factor of (repair time x failure rate), which is
+    far below 1: no number of safer PGs outweighs an endangered one.
+    """
+    return ((remaining_redundancy + PRIORITY_OFFSET) << 48) | (pg << 16) | slot
+
+
+@dataclass(frozen=True, slots=True)
+class PgHealth:
+    """Classification of every PG. The sets are those of the module's text.
+
+    Attributes:
+        readable: Shape (P, n), dtype bool.
+        waiting: Shape (P, n), dtype bool.
+        homeless: Shape (P, n), dtype bool.
+        unfinished: Shape (P, n), dtype bool.
+        readable_count: Shape (P,), dtype int32.
+        remaining_redundancy: Shape (P,), dtype int32. readable_count - k.
+    """
+
+    readable: BoolArray
+    waiting: BoolArray
+    homeless: BoolArray
+    unfinished: BoolArray
+    readable_count: Int32Array
+    remaining_redundancy: Int32Array
+
+    @property
+    def lost(self) -> BoolArray:
+        """Shape (P, n): slots to repair."""
+        return np.asarray(self.homeless | self.unfinished)
+
+    @property
+    def is_clean(self) -> BoolArray:
+        """Shape (P,): every slot is readable."""
+        return self.readable.all(axis=1)
+
+    @property
+    def is_unreadable(self) -> BoolArray:
+        """Shape (P,): fewer than k slots are readable."""
+        return self.remaining_redundancy < 0
+
+
+def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
+    """Classifies every PG of a map whose code has m parity chunks. Vectorised, O(P n)."""
+    rows = cluster_map.pg_devices
+    k = rows.shape[1] - m
+    # One more state at the end, so that NO_DEVICE (-1) reads as OUT.
+    state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))[rows]
+    clean = cluster_map.pg_slot_state == SlotState.CLEAN
+    homeless = state == DeviceState.OUT
+    down = state == DeviceState.DOWN
+    readable = clean & ~homeless & ~down
+    readable_count = readable.sum(axis=1).astype(np.int32)
+    return PgHealth(
+        readable=readable,
+        waiting=clean & down,
+        homeless=homeless,
+        unfinished=~clean & ~homeless,
+        readable_count=readable_count,
+        remaining_redundancy=(readable_count - k).astype(np.int32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """Ordered repair tasks, in columns: row i of all of them is one task. T tasks.
+
+    Attributes:
+        epoch: Epoch of the map that was planned for.
+        pg: Shape (T,), dtype int32.
+        slot: Shape (T,), dtype int32.
+        source_device: Shape (T,), dtype int32. What the slot names now; NO_DEVICE if nothing.
+        target_device: Shape (T,), dtype int32. Where it is rebuilt; the source if it stays.
+        remaining_redundancy: Shape (T,), dtype int32. Of the PG, before the repair; >= 0.
+        blocked: Shape (B,), dtype int32. PGs with lost slots that cannot be read now.
+        unplaced: Shape (U, 2), dtype int32. (pg, slot) that no eligible device can take.
+    """
+
+    epoch: int
+    pg: Int32Array
+    slot: Int32Array
+    source_device: Int32Array
+    target_device: Int32Array
+    remaining_redundancy: Int32Array
+    blocked: Int32Array
+    unplaced: Int32Array
+
+    def __len__(self) -> int:
+        return len(self.pg)
+
+
+@njit
+def _domain_count(domain_of_device: Int32Array, row: Int32Array, domain: int) -> int:
+    count = 0
+    for i in range(len(row)):
+        if row[i] >= 0 and domain_of_device[row[i]] == domain:
+            count += 1
+    return count
+
+
+@njit
+def _keep_homes(
+    columns: PlacementColumns, row: Int32Array, old_row: Int32Array, homeless: BoolArray
+) -> None:
+    """Settles rows with fewer targets than homeless slots, so that old homes can stay named.
+
+    A homeless slot that gets no target keeps its old device in the map. If another slot's target
+    has filled that device's domain, the rule would break: then the two slots swap their luck.
+    Each swap gives one more slot a target in its own old domain, so n rounds are enough.
+    """
+    domain_of_device = columns.domain_of_device
+    for _ in range(len(row)):
+        final = row.copy()
+        for slot in range(len(row)):
+            if homeless[slot] and row[slot] < 0:
+                final[slot] = old_row[slot]
+        swapped = False
+        for slot in range(len(row)):
+            if not homeless[slot] or row[slot] >= 0 or old_row[slot] < 0:
+                continue
+            domain = int(domain_of_device[old_row[slot]])
+            if _domain_count(domain_of_device, final, domain) <= columns.max_per_domain:
+                continue
+            for other in range(len(row)):
+                if not homeless[other] or row[other] < 0:
+                    continue
+                if domain_of_device[row[other]] != domain:
+                    continue
+                if old_row[other] >= 0 and domain_of_device[old_row[other]] == domain:
+                    continue
+                row[slot] = row[other]
+                row[other] = NO_DEVICE
+                swapped = True
+                break
+            if swapped:
+                break
+        if not swapped:
+            return
+
+
+@njit
+def _choose_targets(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    rows: Int32Array,
+    homeless: BoolArray,
+    pgs: Int32Array,
+    seed: int,
+) -> None:
+    """Gives the homeless slots of `rows` (Shape (T, n), the rows of `pgs`) their targets, in place.
+
+    A slot without a target becomes NO_DEVICE.
+    """
+    for i in range(len(pgs)):
+        row = rows[i]
+        old_row = row.copy()
+        # All homes are given up first: an OUT device must not take its domain's room.
+        for slot in range(len(row)):
+            if homeless[i, slot]:
+                row[slot] = NO_DEVICE
+        is_short = False
+        for slot in range(len(row)):
+            if homeless[i, slot]:
+                row[slot] = choose_replacement(columns, device_state, row, slot, pgs[i], seed)
+                is_short |= row[slot] < 0
+        if is_short:
+            _keep_homes(columns, row, old_row, homeless[i])
+
+
+def plan_repair(
+    cluster_map: ClusterMap,
+    k: int,
+    *,
+    columns: PlacementColumns | None = None,
+    seed: int | None = None,
+) -> RepairPlan:
+    """What to rebuild, where, most endangered first.
+
+    Args:
+        cluster_map: The map to plan for.
+        k: Chunks that suffice to read a stripe.
+        columns: Of the map's topology and rule, if at hand.
+        seed: Choice of targets; by default the map's epoch, so that a second failure of the same
+            slot does not meet the same candidates.
+    """
+    health = classify(cluster_map, cluster_map.pg_devices.shape[1] - k)
+    lost = health.lost
+    has_lost = lost.any(axis=1)
+    blocked = np.flatnonzero(has_lost & health.is_unreadable).astype(np.int32)
+    pgs = np.flatnonzero(has_lost & ~health.is_unreadable).astype(np.int32)
+    before = cluster_map.pg_devices[pgs]
+    after = before.copy()
+    homeless = health.homeless[pgs]
+    if homeless.any():
+        if columns is None:
+            columns = placement_columns(cluster_map.topology, cluster_map.rule)
+        attempt_seed = (cluster_map.epoch if seed is None else seed) & 0xFFFFFFFF
+        _choose_targets(
+            columns, cluster_map.device_state.copy(), after, homeless, pgs, attempt_seed
+        )
+    # A slot whose device is DOWN waits for it: there is nobody to rebuild on.
+    padded_state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))
+    is_target_down = padded_state[after] == DeviceState.DOWN
+    row_index, slot = np.nonzero(lost[pgs] & (after != NO_DEVICE) & ~is_target_down)
+    remaining = health.remaining_redundancy[pgs[row_index]]
+    order = np.lexsort((slot, pgs[row_index], remaining))
+    row_index, slot = row_index[order], slot[order]
+    nowhere_row, nowhere_slot = np.nonzero(lost[pgs] & (after == NO_DEVICE))
+    return RepairPlan(
+        epoch=cluster_map.epoch,
+        pg=frozen(pgs[row_index]),
+        slot=frozen(slot.astype(np.int32)),
+        source_device=frozen(before[row_index, slot]),
+        target_device=frozen(after[row_index, slot]),
+        remaining_redundancy=frozen(remaining[order]),
+        blocked=frozen(blocked),
+        unplaced=frozen(np.stack([pgs[nowhere_row], nowhere_slot], axis=1).astype(np.int32)),
+    )
+
+
+def apply_plan(cluster_map: ClusterMap, plan: RepairPlan) -> ClusterMap:
+    """The map in which the plan's slots have their targets and are REBUILDING.
+
+    PGs whose devices change get the new epoch, which fences writers that still use the old row.
+    A plan that moves nothing (all slots already rebuild where they are) returns the same map.
+
+    Raises:
+        StalePlan: The map is not the one that was planned for.
+    """
+    if plan.epoch != cluster_map.epoch or not np.array_equal(
+        cluster_map.pg_devices[plan.pg, plan.slot], plan.source_device
+    ):
+        raise StalePlan(plan.epoch, cluster_map.epoch)
+    moves = plan.source_device != plan.target_device
+    if not moves.any():
+        return cluster_map
+    pg, slot = plan.pg[moves], plan.slot[moves]
+    rows = cluster_map.pg_devices.copy()
+    slot_state = cluster_map.pg_slot_state.copy()
+    pg_epoch = cluster_map.pg_epoch.copy()
+    rows[pg, slot] = plan.target_device[moves]
+    slot_state[pg, slot] = SlotState.REBUILDING
+    pg_epoch[pg] = cluster_map.epoch + 1
+    return replace(
+        cluster_map,
+        epoch=cluster_map.epoch + 1,
+        pg_devices=frozen(rows),
+        pg_slot_state=frozen(slot_state),
+        pg_epoch=frozen(pg_epoch),
+    )
+
+
+def mark_clean(
+    cluster_map: ClusterMap,
+    pgs: Int32Array | Int64Array | list[int],
+    slots: Int32Array | Int64Array | list[int],
+) -> ClusterMap:
+    """The map in which these slots, whose chunks are all in place, are CLEAN.
+
+    The caller checks that each slot still names the device that was rebuilt. `pg_epoch` stays: the
+    row names the same devices, so writes under the older epoch remain good.
+    """
+    pg, slot = np.asarray(pgs, dtype=np.int64), np.asarray(slots, dtype=np.int64)
+    pg_count, n = cluster_map.pg_devices.shape
+    for kind, indexes, count in (("PG", pg, pg_count), ("slot", slot, n)):
+        strays = indexes[(indexes < 0) | (indexes >= count)]
+        if len(strays):
+            raise UnknownIndex(kind, int(strays[0]), count)
+    slot_state = cluster_map.pg_slot_state.copy()
+    slot_state[pg, slot] = SlotState.CLEAN
+    if np.array_equal(slot_state, cluster_map.pg_slot_state):
+        return cluster_map
+    return replace(cluster_map, epoch=cluster_map.epoch + 1, pg_slot_state=frozen(slot_state))
