@@ -134,7 +134,8 @@ def parse_copy_source(header: str) -> tuple[str, str]:
     """
     path, _, query = header.partition("?")
     try:
-        source = unquote_to_bytes(path.encode("latin-1")).decode()
+        # A plus is a space here, as in a form: some clients write it so, none writes a bare plus.
+        source = unquote_to_bytes(path.replace("+", " ").encode("latin-1")).decode()
     except UnicodeDecodeError:
         source = ""
     bucket, _, key = source.removeprefix("/").partition("/")

@@ -58,7 +58,7 @@ def add_owner(parent: Element, owner: str, name: str = "Owner") -> None:
 def render(root: Element) -> bytes:
     """The document as bytes, with its declaration."""
     body: bytes = tostring(root, encoding="utf-8")
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + body.partition(b"?>\n")[2]
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + body
 
 
 def xml_response(root: Element, status: int = 200) -> Response:

@@ -1,0 +1,47 @@
+"""S3 as a service: the front, and the HTTP server that carries it."""
+
+from prometheus_client import CollectorRegistry
+
+from exastore.gateway.config import GatewayConfig
+from exastore.gateway.s3.asgi import AsgiApp
+from exastore.gateway.s3.front import FrontOptions, S3Front
+from exastore.gateway.s3.http import HttpServer
+from exastore.gateway.s3.metrics import S3Metrics
+from exastore.gateway.store import ObjectStore
+from exastore.metadata.core.clock import Clock
+
+
+class S3Service:
+    """Serves an object store over S3 at one address."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        config: GatewayConfig,
+        *,
+        clock: Clock,
+        registry: CollectorRegistry,
+    ) -> None:
+        if not config.access_key or not config.secret_key:
+            raise ValueError("the gateway needs an access_key and a secret_key")
+        secrets = {config.access_key: config.secret_key}
+        front = S3Front(
+            store,
+            secret_of=secrets.get,
+            clock=clock,
+            metrics=S3Metrics(registry),
+            options=FrontOptions(config.region, config.domain),
+        )
+        self._server = HttpServer(AsgiApp(front), config.address)
+
+    async def start(self) -> str:
+        """Serve; returns host:port.
+
+        Raises:
+            AddressInUse: When another process listens there.
+        """
+        return await self._server.start()
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Stop serving; requests in flight have `grace_s` seconds to end."""
+        await self._server.stop(grace_s)
