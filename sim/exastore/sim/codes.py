@@ -1,0 +1,25 @@
+"""The shape of a code by its name, as the codecs of `exastore.erasure` have it."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from exastore.erasure import codec
+
+
+@dataclass(frozen=True, slots=True)
+class CodeShape:
+    """k data chunks, m parity chunks."""
+
+    k: int
+    m: int
+
+
+@cache
+def code_shape(name: str) -> CodeShape:
+    """k and m of the code `name`.
+
+    Raises:
+        ValueError: `exastore.erasure` knows no such code.
+    """
+    shape = codec(name)
+    return CodeShape(shape.k, shape.m)

@@ -1,0 +1,55 @@
+"""Random numbers by address: a pure function of (seed, trial, stream, entity, draw).
+
+No state is kept, so the numbers that a device sees depend on nothing but its address: not on the
+number of workers, the order of trials, or what other devices do. The hash is the finaliser of
+splitmix64 (Steele, Lea, Flood, OOPSLA 2014), applied once per word of the address.
+"""
+
+from math import log
+
+import numpy as np
+
+from exastore.erasure.jit import njit
+
+#: Which random quantity a draw belongs to.
+STREAM_DEVICE_LIFE = 1
+STREAM_NODE_UPTIME = 2
+STREAM_NODE_OUTAGE = 3
+STREAM_REPLACEMENT = 4
+
+
+@njit
+def mix64(x: np.uint64) -> np.uint64:
+    """splitmix64's next output for the state x."""
+    x = np.uint64(x + np.uint64(0x9E3779B97F4A7C15))
+    x = np.uint64((x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
+    x = np.uint64((x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
+    return np.uint64(x ^ (x >> np.uint64(31)))
+
+
+@njit
+def trial_key(seed: int, trial: int) -> np.uint64:
+    """The first two words of an address."""
+    return mix64(mix64(np.uint64(seed)) ^ np.uint64(trial))
+
+
+@njit
+def bits64(key: np.uint64, stream: int, entity: int, draw: int) -> np.uint64:
+    """64 random bits at an address."""
+    word = np.uint64((np.uint64(stream) << np.uint64(56)) | np.uint64(entity))
+    return mix64(mix64(key ^ word) ^ np.uint64(draw))
+
+
+@njit
+def uniform(key: np.uint64, stream: int, entity: int, draw: int) -> float:
+    """A number strictly between 0 and 1, with 53 bits."""
+    return (float(bits64(key, stream, entity, draw) >> np.uint64(11)) + 0.5) * 2.0**-53
+
+
+@njit
+def weibull(
+    key: np.uint64, stream: int, entity: int, draw: int, scale: float, shape: float
+) -> float:
+    """A Weibull variate by inversion; shape 1 is the exponential law with mean `scale`."""
+    x = -log(uniform(key, stream, entity, draw))
+    return scale * x if shape == 1.0 else scale * x ** (1.0 / shape)

@@ -1,0 +1,30 @@
+"""Where a key stands in a TOML text; the parser of the standard library does not say."""
+
+import re
+
+_HEADER = re.compile(r"^\s*\[\s*([A-Za-z0-9_.\-\" ]+?)\s*\]")
+_KEY = re.compile(r"^\s*([A-Za-z0-9_.\-\"]+)\s*=")
+_AT_LINE = re.compile(r"\(at line (\d+)")
+
+
+def line_of(text: str, key: str) -> int:
+    """Line, from 1, of the dotted `key`, else of its section, else 0."""
+    section, section_lines, key_lines = "", dict[str, int](), dict[str, int]()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            section = header[1].replace('"', "").replace(" ", "")
+            section_lines.setdefault(section, number)
+        elif found := _KEY.match(line):
+            name = found[1].replace('"', "")
+            key_lines.setdefault(f"{section}.{name}" if section else name, number)
+    while key:
+        if number := key_lines.get(key) or section_lines.get(key):
+            return number
+        key = key.rpartition(".")[0]
+    return 0
+
+
+def syntax_error_line(message: str) -> int:
+    """Line that a message of `tomllib` names, or 0."""
+    found = _AT_LINE.search(message)
+    return int(found[1]) if found else 0
