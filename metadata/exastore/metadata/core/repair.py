@@ -95,7 +95,7 @@ class PgHealth:
     @property
     def is_clean(self) -> BoolArray:
         """Shape (P,): every slot is readable."""
-        return self.readable.all(axis=1)
+        return np.asarray(self.readable.all(axis=1))
 
     @property
     def is_unreadable(self) -> BoolArray:
