@@ -13,6 +13,7 @@ class StorageConfig:
         devices: Folders, one per device; empty ones are formatted.
         metadata: Addresses (host:port) of all metadata servers.
         address: host:port to listen on; port 0 takes a free one.
+        advertise: host:port under which others reach this node; empty: the address it listens on.
         rack: Name of the rack, a failure domain.
         zone: Name of the zone, a failure domain.
         region: Name of the region, a failure domain.
@@ -23,7 +24,8 @@ class StorageConfig:
         segment_bytes: Bytes at which a segment file is sealed.
         allocate_bytes: Step in bytes in which disk space is reserved.
         stream_bytes: Bytes of chunks in flight per stream before the sender has to wait.
-        rebuild_parallelism: Stripes that one rebuild works on at once; each takes k chunks of memory.
+        rebuild_parallelism: Stripes that one rebuild works on at once; each takes k chunks of
+            memory.
         read_threads: Threads that read chunks from the devices of the node.
     """
 
@@ -31,6 +33,7 @@ class StorageConfig:
     devices: tuple[Path | str, ...]
     metadata: tuple[str, ...]
     address: str = "127.0.0.1:0"
+    advertise: str = ""
     rack: str = "rack-0"
     zone: str = "zone-0"
     region: str = "region-0"

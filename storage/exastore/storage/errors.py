@@ -40,6 +40,18 @@ class InvalidChunk(LocalMisuse):
     """The identity or the size cannot be stored."""
 
 
+class RequestRefused(StorageError):
+    """The sender must look at the cluster map again."""
+
+
+class StaleEpoch(RequestRefused):
+    """The map has moved on, or the sender is ahead of all that this node can learn."""
+
+
+class WrongDevice(RequestRefused):
+    """This node does not hold that device."""
+
+
 class DeviceError(StorageError):
     """The device, or what is on it, is in the way."""
 

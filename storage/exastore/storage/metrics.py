@@ -103,7 +103,7 @@ class StorageMetrics:
             registry=registry,
         )  # fmt: skip
         self.damaged_stretches = Counter(
-            "exastore_storage_damaged_stretches", "Damage of the log found when devices were opened",
+            "exastore_storage_damaged_stretches", "Damage of logs found at start",
             registry=registry,
         )  # fmt: skip
         self.torn_stretches = Counter(

@@ -1,0 +1,119 @@
+"""Reading from other storage nodes: one channel and one long-lived read stream per node."""
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc.aio
+
+from exastore.proto.v1 import common_pb2, storage_pb2
+from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
+from exastore.storage.channel import open_channel
+from exastore.storage.errors import PeerFailure
+
+if TYPE_CHECKING:
+    from exastore.proto.v1.storage_pb2_grpc import (
+        StorageServiceAsyncStub,
+    )  # exists in the stub file alone
+
+_ReadStream = grpc.aio.StreamStreamCall[storage_pb2.ReadChunkRequest, storage_pb2.ReadChunkResponse]
+
+
+class Peer:
+    """One other node. Reads are pipelined over one stream, which is opened again when it broke."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel = open_channel(address)
+        self._stub: StorageServiceAsyncStub = StorageServiceStub(self._channel)
+        self._request_ids = itertools.count(1)
+        self._stream: _ReadStream | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+        #: Requests of the present stream that have no answer yet.
+        self._waiting: dict[int, asyncio.Future[storage_pb2.ReadChunkResponse]] = {}
+
+    async def read(
+        self, device_index: int, chunk: common_pb2.ChunkId
+    ) -> storage_pb2.ReadChunkResponse:
+        """The answer, whatever its status. Raises PeerFailure when there is none in time."""
+        request = storage_pb2.ReadChunkRequest(
+            request_id=next(self._request_ids), device_index=device_index, chunk=chunk
+        )
+        answer: asyncio.Future[storage_pb2.ReadChunkResponse]
+        answer = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                async with self._writing:
+                    stream = self._stream or self._open()
+                    self._waiting[request.request_id] = answer
+                    await stream.write(request)
+                return await answer
+        except TimeoutError:
+            raise PeerFailure(f"{self.address} did not answer in {self._timeout_s} s") from None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise PeerFailure(f"{self.address}: {error}") from error
+        finally:
+            self._waiting.pop(request.request_id, None)
+
+    async def list_chunks(self, device_index: int, pg: int) -> list[storage_pb2.ChunkInfo]:
+        """Raises PeerFailure."""
+        request = storage_pb2.ListChunksRequest(device_index=device_index, pg=pg)
+        chunks: list[storage_pb2.ChunkInfo] = []
+        try:
+            async for batch in self._stub.ListChunks(request, timeout=self._timeout_s):
+                chunks.extend(batch.chunks)
+        except grpc.aio.AioRpcError as error:
+            raise PeerFailure(f"{self.address}: {error.details()}") from error
+        return chunks
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+        if self._receiver is not None:
+            await asyncio.gather(self._receiver, return_exceptions=True)
+        await self._channel.close()
+
+    def _open(self) -> _ReadStream:
+        stream = self._stub.ReadChunks()
+        self._stream = stream
+        self._receiver = asyncio.create_task(self._receive(stream))
+        return stream
+
+    async def _receive(self, stream: _ReadStream) -> None:
+        reason = "the stream ended"
+        try:
+            async for response in cast(Any, stream):
+                answer = self._waiting.pop(response.request_id, None)
+                if answer is not None and not answer.done():
+                    answer.set_result(response)
+        except grpc.aio.AioRpcError as error:
+            reason = str(error.details())
+        except asyncio.CancelledError:
+            reason = "closed"
+        finally:
+            if self._stream is stream:
+                self._stream = None
+            waiting, self._waiting = self._waiting, {}
+            for answer in waiting.values():
+                if not answer.done():
+                    answer.set_exception(PeerFailure(f"{self.address}: {reason}"))
+
+
+class Peers:
+    """Clients by address, opened when first needed."""
+
+    def __init__(self, timeout_s: float = 10.0) -> None:
+        self._timeout_s = timeout_s
+        self._peers: dict[str, Peer] = {}
+
+    def get(self, address: str) -> Peer:
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(address, self._timeout_s)
+        return peer
+
+    async def close(self) -> None:
+        peers, self._peers = self._peers, {}
+        await asyncio.gather(*(peer.close() for peer in peers.values()))

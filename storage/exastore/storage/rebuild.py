@@ -1,0 +1,275 @@
+"""Rebuilding the chunks of one slot on a device of this node, from any k chunks of each stripe.
+
+Laws:
+1. A chunk counts as rebuilt only after it was read back from the device and compared.
+2. What is there already and verifies is not written again.
+3. A stripe that fails stops no other; it is counted, and the first failure is told in words.
+4. The end is never reported clean if the list of stripes may have holes.
+
+Memory: at most `parallelism` stripes are worked on at once, each with its k chunks. The k sources
+of a stripe rotate, so that all source devices share the reading.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exastore.metadata.core.clock import Clock
+from exastore.proto.v1 import storage_pb2
+from exastore.storage.crc import crc32c
+from exastore.storage.errors import (
+    ChunkCorrupt,
+    ChunkNotFound,
+    DeviceReadFailed,
+    PeerFailure,
+    StorageError,
+)
+from exastore.storage.lane import ChunkWrite, DeviceLane
+from exastore.storage.metrics import StorageMetrics
+from exastore.storage.pacing import Pacer
+from exastore.storage.peers import Peers
+from exastore.storage.record import ChunkKey
+from exastore.storage.status import ChunkStatus, id_of, status_label
+
+_log = logging.getLogger(__name__)
+_REPORT_S = 0.25
+
+Chunk = NDArray[np.uint8]
+
+
+class Codec(Protocol):
+    """What is used of `exastore.erasure`."""
+
+    @property
+    def k(self) -> int: ...
+
+    def decode(self, chunks: Mapping[int, Chunk], want: Sequence[int]) -> dict[int, Chunk]: ...
+
+
+class StripeFailure(StorageError):
+    """One stripe could not be rebuilt now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A chunk of the stripe that a source says it holds."""
+
+    source: storage_pb2.RebuildSource
+    generation: int
+    chunk_bytes: int
+    crc32c: int
+    code: str
+
+
+@dataclass(slots=True)
+class _Task:
+    """One running rebuild."""
+
+    lane: DeviceLane
+    request: storage_pb2.RebuildRequest
+    codec: Codec
+    pacer: Pacer
+    progress: storage_pb2.RebuildProgress
+    #: Stripe id -> what the sources hold of it.
+    copies: dict[bytes, list[_Copy]]
+
+    def fail(self, message: str) -> None:
+        self.progress.failed_chunk_count += 1
+        if not self.progress.message:
+            self.progress.message = message
+
+
+class Rebuilder:
+    """Runs rebuild tasks; one per node."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        codec_of: Callable[[str], Codec],
+        *,
+        parallelism: int,
+        clock: Clock,
+        metrics: StorageMetrics,
+    ) -> None:
+        self._peers = peers
+        self._codec_of = codec_of
+        self._parallelism = parallelism
+        self._clock = clock
+        self._metrics = metrics
+
+    async def run(
+        self, lane: DeviceLane, request: storage_pb2.RebuildRequest
+    ) -> AsyncIterator[storage_pb2.RebuildProgress]:
+        """Work through the stripes; progress at most four times a second, the last is `done`."""
+        progress = storage_pb2.RebuildProgress()
+        try:
+            codec = self._codec_of(request.code)
+        except Exception as error:  # whatever the erasure room says about an unknown name
+            yield storage_pb2.RebuildProgress(
+                failed_chunk_count=1, message=f"code {request.code!r}: {error}", done=True
+            )
+            return
+        pacer = Pacer(request.bandwidth_bytes_per_s, self._clock)
+        task = _Task(lane, request, codec, pacer, progress, {})
+        await self._list_sources(task)
+        stripe_ids = sorted(set(request.stripe_ids) or task.copies)
+        progress.total_chunk_count = len(stripe_ids)
+        queue = iter(stripe_ids)
+        workers = [
+            asyncio.create_task(self._work(task, queue))
+            for _ in range(min(self._parallelism, len(stripe_ids)))
+        ]
+        try:
+            pending = set(workers)
+            while pending:
+                yield progress
+                _, pending = await asyncio.wait(pending, timeout=_REPORT_S)
+            for worker in workers:
+                worker.result()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        progress.done = True
+        if progress.failed_chunk_count:
+            _log.warning(
+                "rebuild of slot %d of PG %d: %d chunks failed, first: %s",
+                request.index, request.pg, progress.failed_chunk_count, progress.message,
+            )  # fmt: skip
+        yield progress
+
+    async def _list_sources(self, task: _Task) -> None:
+        """Fill `task.copies`; count a failure if a stripe may have been overlooked."""
+        sources = [s for s in task.request.sources if s.index != task.request.index]
+        answers = await asyncio.gather(
+            *(
+                self._peers.get(source.address).list_chunks(source.device_index, task.request.pg)
+                for source in sources
+            ),
+            return_exceptions=True,
+        )
+        failures: list[str] = []
+        for source, answer in zip(sources, answers, strict=True):
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, PeerFailure):
+                    raise answer
+                failures.append(str(answer))
+                continue
+            for info in answer:
+                if info.chunk.index == source.index:
+                    task.copies.setdefault(info.chunk.stripe_id, []).append(_copy(source, info))
+        # A readable stripe has chunks on k slots or more: it shows up unless k sources are silent.
+        missed = len(sources) - len(failures) == 0 or len(failures) >= task.codec.k
+        if missed and not task.request.stripe_ids:
+            task.fail("cannot list the stripes of the PG: " + "; ".join(failures or ["no source"]))
+
+    async def _work(self, task: _Task, queue: Iterable[bytes]) -> None:
+        for stripe_id in queue:
+            try:
+                await self._rebuild_stripe(task, stripe_id)
+            except StorageError as error:
+                self._metrics.rebuild_failures.inc()
+                task.fail(f"stripe {stripe_id.hex()}: {error}")
+
+    async def _rebuild_stripe(self, task: _Task, stripe_id: bytes) -> None:
+        request, progress = task.request, task.progress
+        key = ChunkKey(request.pg, stripe_id, request.index)
+        copies = _consistent(task.copies.get(stripe_id, []))
+        if await _is_present(task.lane, key, copies):
+            progress.chunk_count += 1
+            return
+        if len(copies) < task.codec.k:
+            raise StripeFailure(f"{len(copies)} chunks found, {task.codec.k} needed")
+        chunk_bytes, generation = copies[0].chunk_bytes, copies[0].generation
+        await task.pacer.take(chunk_bytes)
+        chunks = await self._pull(task, key, copies)
+        data = await asyncio.to_thread(_decode, task.codec, chunks, request.index)
+        del chunks
+        crc = crc32c(data)
+        await task.lane.write(ChunkWrite(key, generation, copies[0].code, data, crc))
+        stored = await task.lane.read(key)
+        if stored.data != data or stored.generation != generation:
+            raise ChunkCorrupt("what was read back is not what was written")
+        progress.chunk_count += 1
+        progress.chunk_bytes += chunk_bytes
+        self._metrics.rebuilt_chunks.inc()
+        self._metrics.rebuilt_bytes.inc(chunk_bytes)
+
+    async def _pull(self, task: _Task, key: ChunkKey, copies: list[_Copy]) -> dict[int, bytes]:
+        """k chunks of the stripe; where a source fails, the next one is asked."""
+        k = task.codec.k
+        first = int.from_bytes(key.stripe_id[-4:], "little") % len(copies)
+        waiting = copies[first:] + copies[:first]
+        chunks: dict[int, bytes] = {}
+        failures: list[str] = []
+        while len(chunks) < k:
+            needed = k - len(chunks)
+            if len(waiting) < needed:
+                raise StripeFailure(
+                    f"{len(chunks) + len(waiting)} chunks readable, {k} needed: "
+                    + "; ".join(failures)
+                )
+            batch, waiting = waiting[:needed], waiting[needed:]
+            answers = await asyncio.gather(*(self._pull_one(task, key, copy) for copy in batch))
+            for copy, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, str):
+                    failures.append(answer)
+                else:
+                    chunks[copy.source.index] = answer
+        return chunks
+
+    async def _pull_one(self, task: _Task, key: ChunkKey, copy: _Copy) -> bytes | str:
+        """The data, or why there is none."""
+        source = copy.source
+        chunk_id = id_of(key._replace(chunk_index=source.index), copy.generation)
+        try:
+            peer = self._peers.get(source.address)
+            response = await peer.read(source.device_index, chunk_id)
+        except PeerFailure as error:
+            return str(error)
+        if response.status != ChunkStatus.CHUNK_STATUS_OK:
+            return f"slot {source.index}: {status_label(response.status)} {response.message}"
+        data = response.data
+        task.progress.read_bytes += len(data)
+        self._metrics.rebuild_read_bytes.inc(len(data))
+        # The checksum of the list is another copy than the one beside the data: compare both.
+        if len(data) != copy.chunk_bytes or not crc32c(data) == response.crc32c == copy.crc32c:
+            return f"slot {source.index}: the bytes do not match their checksum"
+        return data
+
+
+def _copy(source: storage_pb2.RebuildSource, info: storage_pb2.ChunkInfo) -> _Copy:
+    return _Copy(source, info.chunk.generation, info.chunk_bytes, info.crc32c, info.code)
+
+
+def _consistent(copies: list[_Copy]) -> list[_Copy]:
+    """Those of the newest generation, one per slot. Raises if they contradict each other."""
+    if not copies:
+        return copies
+    newest = max(copy.generation for copy in copies)
+    unique = {copy.source.index: copy for copy in copies if copy.generation == newest}
+    shapes = {(copy.chunk_bytes, copy.code) for copy in unique.values()}
+    if len(shapes) > 1:
+        raise StripeFailure(f"sources disagree about size and code: {sorted(shapes)}")
+    return [unique[index] for index in sorted(unique)]
+
+
+async def _is_present(lane: DeviceLane, key: ChunkKey, copies: list[_Copy]) -> bool:
+    entry = lane.store.get(key)
+    if entry is None or (copies and entry.generation < copies[0].generation):
+        return False
+    with contextlib.suppress(ChunkCorrupt, ChunkNotFound, DeviceReadFailed):
+        await lane.read(key)
+        return True
+    return False
+
+
+def _decode(codec: Codec, chunks: Mapping[int, bytes], index: int) -> bytes:
+    arrays = {number: np.frombuffer(data, dtype=np.uint8) for number, data in chunks.items()}
+    return codec.decode(arrays, [index])[index].tobytes()

@@ -1,0 +1,216 @@
+"""A storage node: devices, heartbeats and the gRPC server, started and stopped together."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc.aio
+from prometheus_client import CollectorRegistry
+
+from exastore.metadata.core.clock import Clock
+from exastore.proto.v1 import common_pb2
+from exastore.proto.v1.storage_pb2_grpc import add_StorageServiceServicer_to_server
+from exastore.storage.channel import make_server
+from exastore.storage.chunk_store import ChunkStore
+from exastore.storage.config import StorageConfig
+from exastore.storage.devices import Devices
+from exastore.storage.disk import Disk, PosixDisk
+from exastore.storage.errors import AddressInUse
+from exastore.storage.heartbeat import Heartbeats
+from exastore.storage.lane import DeviceLane
+from exastore.storage.log import StoreOptions
+from exastore.storage.metrics import DeviceSample, StorageMetrics
+from exastore.storage.peers import Peers
+from exastore.storage.rebuild import Codec, Rebuilder
+from exastore.storage.servicer import StorageServicer
+
+_log = logging.getLogger(__name__)
+
+
+def _erasure_codec(name: str) -> Codec:
+    # Imported when first needed: it loads numba, and a node that only stores needs none of it.
+    from exastore.erasure import codec
+
+    return codec(name)
+
+
+class _Observer:
+    """Metrics, and a heartbeat at once when a device is fenced."""
+
+    def __init__(self, metrics: StorageMetrics, on_fence: Callable[[], None]) -> None:
+        self._metrics = metrics
+        self._on_fence = on_fence
+
+    def synced(self, chunk_count: int, duration_s: float) -> None:
+        self._metrics.synced(chunk_count, duration_s)
+
+    def fenced(self, reason: str) -> None:
+        _log.error("device fenced: %s", reason)
+        self._metrics.fenced(reason)
+        self._on_fence()
+
+
+class StorageNode:
+    """Serves the devices of `config` until it is stopped."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        *,
+        clock: Clock,
+        registry: CollectorRegistry,
+        make_disk: Callable[[Path], Disk] = PosixDisk,
+        codec_of: Callable[[str], Codec] = _erasure_codec,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._make_disk = make_disk
+        self._codec_of = codec_of
+        self.metrics = StorageMetrics(registry)
+        self._executor: ThreadPoolExecutor | None = None
+        self._server: grpc.aio.Server | None = None
+        self._heartbeats: Heartbeats | None = None
+        self._peers = Peers()
+        self.devices = Devices({})
+        self.address = ""
+
+    async def start(self) -> str:
+        """Open the devices, listen, begin to heartbeat; returns "host:port".
+
+        Raises:
+            DeviceLocked, DeviceUnusable: a device cannot be opened.
+            AddressInUse: the address is taken.
+        """
+        try:
+            await self._open_devices()
+            await self._serve()
+        except BaseException:
+            await self.stop(0.0)
+            raise
+        _log.info(
+            "node %s serves %d devices on %s",
+            self._config.node_id, len(self.devices.lanes), self.address,
+        )  # fmt: skip
+        return self.address
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Finish what is in flight, make it durable, release the devices."""
+        if self._heartbeats is not None:
+            await self._heartbeats.stop()
+            self._heartbeats = None
+        if self._server is not None:
+            await self._server.stop(grace_s)
+            self._server = None
+        await self._peers.close()
+        self.metrics.forget_devices()
+        await asyncio.gather(*(lane.close() for lane in self.devices.lanes.values()))
+        self.devices = Devices({})
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    async def _open_devices(self) -> None:
+        loop = asyncio.get_running_loop()
+        config = self._config
+        self._executor = ThreadPoolExecutor(config.read_threads, f"read-{config.node_id}")
+
+        def tell_fence() -> None:
+            loop.call_soon_threadsafe(self._beat_now)
+
+        observer = _Observer(self.metrics, tell_fence)
+        options = StoreOptions(
+            segment_bytes=config.segment_bytes,
+            allocate_bytes=config.allocate_bytes,
+            capacity_bytes=config.capacity_bytes,
+            reserve_bytes=config.reserve_bytes,
+        )
+
+        def open_store(path: Path) -> ChunkStore:
+            return ChunkStore.open(
+                self._make_disk(path), options,
+                monotonic_s=self._clock.monotonic_s, observer=observer,
+            )  # fmt: skip
+
+        opened = await asyncio.gather(
+            *(asyncio.to_thread(open_store, Path(path)) for path in config.devices),
+            return_exceptions=True,
+        )
+        stores = [store for store in opened if isinstance(store, ChunkStore)]
+        executor = self._executor
+        self.devices = Devices(
+            {store.device_uuid.hex(): DeviceLane(store, executor) for store in stores}
+        )
+        for result in opened:
+            if isinstance(result, BaseException):
+                raise result
+        for store in stores:
+            self._tell_recovery(store)
+        self.metrics.watch_devices(self._sample_devices)
+
+    def _tell_recovery(self, store: ChunkStore) -> None:
+        recovery = store.recovery
+        self.metrics.damaged_stretches.inc(len(recovery.damage))
+        self.metrics.torn_stretches.inc(len(recovery.torn))
+        _log.info(
+            "device %s: %d chunks in %d segments",
+            store.path, store.chunk_count, recovery.segment_count,
+        )  # fmt: skip
+        for segment, item in recovery.damage:
+            _log.error("device %s, segment %d is damaged: %s", store.path, segment, item)
+        for segment, item in recovery.torn:
+            _log.warning(
+                "device %s, segment %d: a crash cut off a write: %s", store.path, segment, item
+            )
+
+    async def _serve(self) -> None:
+        config = self._config
+        server = make_server()
+        try:
+            port = server.add_insecure_port(config.address)
+        except RuntimeError as error:
+            raise AddressInUse(config.address) from error
+        if port == 0:
+            raise AddressInUse(config.address)
+        self.address = f"{config.address.rpartition(':')[0]}:{port}"
+        node = common_pb2.Node(
+            id=config.node_id,
+            address=config.advertise or self.address,
+            rack=config.rack,
+            zone=config.zone,
+            region=config.region,
+        )
+        heartbeats = Heartbeats(
+            config.metadata, node, self.devices,
+            interval_s=config.heartbeat_s, clock=self._clock, metrics=self.metrics,
+        )  # fmt: skip
+        rebuilder = Rebuilder(
+            self._peers, self._codec_of,
+            parallelism=config.rebuild_parallelism, clock=self._clock, metrics=self.metrics,
+        )  # fmt: skip
+        servicer = StorageServicer(
+            self.devices, heartbeats.refresh_map, rebuilder,
+            stream_bytes=config.stream_bytes, clock=self._clock, metrics=self.metrics,
+        )  # fmt: skip
+        add_StorageServiceServicer_to_server(servicer, server)
+        await server.start()
+        self._server = server
+        self._heartbeats = heartbeats
+        heartbeats.start()
+
+    def _beat_now(self) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.beat_now()
+
+    def _sample_devices(self) -> Iterable[DeviceSample]:
+        for lane in self.devices.lanes.values():
+            store = lane.store
+            yield DeviceSample(
+                store.path,
+                capacity_bytes=store.capacity_bytes,
+                used_bytes=store.used_bytes,
+                chunk_bytes=store.chunk_bytes,
+                chunk_count=store.chunk_count,
+                fenced=store.fence_reason is not None,
+            )

@@ -1,0 +1,205 @@
+"""StorageService over the devices of this node: decode, ask, encode."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+
+from exastore.metadata.core.clock import Clock
+from exastore.proto.v1 import storage_pb2
+from exastore.proto.v1.storage_pb2_grpc import StorageServiceServicer
+from exastore.storage.devices import Devices, RefreshMap
+from exastore.storage.errors import ChunkCorrupt, ChunkNotFound, StorageError, TransferCorrupt
+from exastore.storage.lane import ChunkWrite
+from exastore.storage.metrics import StorageMetrics
+from exastore.storage.rebuild import Rebuilder
+from exastore.storage.scrub import scrub
+from exastore.storage.status import ChunkStatus, Status, id_of, key_of, status_label, status_of
+from exastore.storage.streams import answer_stream
+
+_log = logging.getLogger(__name__)
+#: What a request costs beside its data, in bytes of the stream's budget.
+_REQUEST_BYTES = 4096
+_LIST_BATCH = 512
+
+# The stubs type a servicer for the synchronous and the asynchronous server at once.
+Context = Any
+
+
+class StorageServicer(StorageServiceServicer):
+    """See `storage.proto`."""
+
+    def __init__(
+        self,
+        devices: Devices,
+        refresh_map: RefreshMap,
+        rebuilder: Rebuilder,
+        *,
+        stream_bytes: int,
+        clock: Clock,
+        metrics: StorageMetrics,
+    ) -> None:
+        self._devices = devices
+        self._refresh_map = refresh_map
+        self._rebuilder = rebuilder
+        self._stream_bytes = stream_bytes
+        self._clock = clock
+        self._metrics = metrics
+
+    # ---- chunk streams ----
+
+    async def WriteChunks(
+        self, request_iterator: AsyncIterator[storage_pb2.WriteChunkRequest], context: Context
+    ) -> AsyncIterator[storage_pb2.WriteChunkResponse]:
+        answers = answer_stream(
+            request_iterator,
+            self._write,
+            lambda request: len(request.data) + _REQUEST_BYTES,
+            self._stream_bytes,
+        )
+        async for answer in answers:
+            yield answer
+
+    async def ReadChunks(
+        self, request_iterator: AsyncIterator[storage_pb2.ReadChunkRequest], context: Context
+    ) -> AsyncIterator[storage_pb2.ReadChunkResponse]:
+        answers = answer_stream(request_iterator, self._read, self._read_cost, self._stream_bytes)
+        async for answer in answers:
+            yield answer
+
+    async def _write(
+        self, request: storage_pb2.WriteChunkRequest
+    ) -> storage_pb2.WriteChunkResponse:
+        started_s = self._clock.monotonic_s()
+        status: Status = ChunkStatus.CHUNK_STATUS_OK
+        message = ""
+        data = request.data
+        try:
+            chunk = request.chunk
+            lane = await self._devices.lane_for_write(
+                request.device_index, chunk.pg, chunk.index, request.epoch, self._refresh_map
+            )
+            await lane.write(
+                ChunkWrite(key_of(chunk), chunk.generation, request.code, data, request.crc32c)
+            )
+            self._metrics.written_bytes.inc(len(data))
+            self._metrics.write_seconds.observe(self._clock.monotonic_s() - started_s)
+        except StorageError as error:
+            status, message = status_of(error), str(error)
+            if isinstance(error, TransferCorrupt):
+                self._metrics.corrupt_transfers.inc()
+        self._metrics.written_chunks.labels(status_label(status)).inc()
+        return storage_pb2.WriteChunkResponse(
+            request_id=request.request_id,
+            status=status,
+            message=message,
+            epoch=self._devices.epoch,
+        )
+
+    def _read_cost(self, request: storage_pb2.ReadChunkRequest) -> int:
+        try:
+            entry = self._devices.lane(request.device_index).store.get(key_of(request.chunk))
+        except StorageError:
+            entry = None
+        return _REQUEST_BYTES + (entry.data_bytes if entry else 0)
+
+    async def _read(self, request: storage_pb2.ReadChunkRequest) -> storage_pb2.ReadChunkResponse:
+        started_s = self._clock.monotonic_s()
+        response = storage_pb2.ReadChunkResponse(
+            request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK
+        )
+        try:
+            chunk = await self._devices.lane(request.device_index).read(key_of(request.chunk))
+            if chunk.generation != request.chunk.generation:
+                raise ChunkNotFound(f"generation {chunk.generation} is stored")
+            response.crc32c, response.data = chunk.crc32c, chunk.data
+            self._metrics.read_bytes.inc(len(chunk.data))
+            self._metrics.read_seconds.observe(self._clock.monotonic_s() - started_s)
+        except StorageError as error:
+            response.status, response.message = status_of(error), str(error)
+            if isinstance(error, ChunkCorrupt):
+                self._metrics.corrupt_chunks.inc()
+                _log.error("corrupt chunk on device %d: %s", request.device_index, error)
+        self._metrics.read_chunks.labels(status_label(response.status)).inc()
+        return response
+
+    # ---- other calls ----
+
+    async def DeleteChunks(
+        self, request: storage_pb2.DeleteChunksRequest, context: Context
+    ) -> storage_pb2.DeleteChunksResponse:
+        try:
+            lane = self._devices.lane(request.device_index)
+            count = await lane.delete([key_of(chunk) for chunk in request.chunks])
+        except StorageError as error:
+            await _abort(context, error)
+        self._metrics.deleted_chunks.inc(count)
+        return storage_pb2.DeleteChunksResponse(deleted_count=count)
+
+    async def ListChunks(
+        self, request: storage_pb2.ListChunksRequest, context: Context
+    ) -> AsyncIterator[storage_pb2.ListChunksResponse]:
+        try:
+            store = self._devices.lane(request.device_index).store
+        except StorageError as error:
+            await _abort(context, error)
+        chunks = store.of_pg(request.pg)
+        for start in range(0, len(chunks), _LIST_BATCH):
+            yield storage_pb2.ListChunksResponse(
+                chunks=[
+                    storage_pb2.ChunkInfo(
+                        chunk=id_of(key, entry.generation),
+                        code=entry.code,
+                        chunk_bytes=entry.data_bytes,
+                        crc32c=entry.crc32c,
+                    )
+                    for key, entry in chunks[start : start + _LIST_BATCH]
+                ]
+            )
+
+    async def GetPgUsage(
+        self, request: storage_pb2.GetPgUsageRequest, context: Context
+    ) -> storage_pb2.GetPgUsageResponse:
+        try:
+            usage = self._devices.lane(request.device_index).store.usage()
+        except StorageError as error:
+            await _abort(context, error)
+        return storage_pb2.GetPgUsageResponse(
+            usages=[
+                storage_pb2.PgUsage(
+                    pg=pg, chunk_count=used.chunk_count, chunk_bytes=used.chunk_bytes
+                )
+                for pg, used in sorted(usage.items())
+            ]
+        )
+
+    async def Rebuild(
+        self, request: storage_pb2.RebuildRequest, context: Context
+    ) -> AsyncIterator[storage_pb2.RebuildProgress]:
+        try:
+            lane = await self._devices.lane_for_write(
+                request.device_index, request.pg, request.index, request.epoch, self._refresh_map
+            )
+        except StorageError as error:
+            await _abort(context, error)
+        async for progress in self._rebuilder.run(lane, request):
+            yield progress
+
+    async def Scrub(
+        self, request: storage_pb2.ScrubRequest, context: Context
+    ) -> AsyncIterator[storage_pb2.ScrubProgress]:
+        try:
+            lane = self._devices.lane(request.device_index)
+        except StorageError as error:
+            await _abort(context, error)
+        async for progress in scrub(lane, request, clock=self._clock, metrics=self._metrics):
+            yield progress
+
+
+async def _abort(context: Context, error: StorageError) -> NoReturn:
+    status = ChunkStatus.Name(status_of(error)).removeprefix("CHUNK_STATUS_")
+    await context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION, f"{status}: {error}", (("exastore-reason", status),)
+    )
+    raise AssertionError("abort raises")

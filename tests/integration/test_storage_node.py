@@ -1,0 +1,598 @@
+"""Storage nodes in one process over real gRPC; the metadata server knows heartbeats alone."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from exastore.deploy.clock import SystemClock
+from exastore.erasure import codec
+from exastore.proto.v1 import common_pb2, metadata_pb2, storage_pb2
+from exastore.proto.v1.metadata_pb2_grpc import (
+    MetadataServiceServicer,
+    add_MetadataServiceServicer_to_server,
+)
+from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
+from exastore.storage.channel import make_server, open_channel
+from exastore.storage.config import StorageConfig
+from exastore.storage.crc import crc32c
+from exastore.storage.errors import AddressInUse, DeviceLocked
+from exastore.storage.server import StorageNode
+
+if TYPE_CHECKING:
+    from exastore.proto.v1.storage_pb2_grpc import (
+        StorageServiceAsyncStub,
+    )  # exists in the stub file alone
+
+S = storage_pb2.ChunkStatus
+CODE = "rs-4-2"
+NODES = 6
+
+
+class FakeMetadata(MetadataServiceServicer):  # type: ignore[misc]
+    """Gives every device an index; places PG p so that slot s is on device (s + p) % D."""
+
+    def __init__(self, device_count: int, pg_count: int = 4) -> None:
+        self.device_count = device_count
+        self.pg_count = pg_count
+        self.devices: dict[str, int] = {}
+        self.nodes: dict[str, common_pb2.Node] = {}
+        self.reports: dict[str, metadata_pb2.DeviceReport] = {}
+        self.map: common_pb2.ClusterMap | None = None
+        self.heartbeat_count = 0
+        #: Heartbeats carry the map; GetMap always does.
+        self.share_map = True
+
+    async def Heartbeat(
+        self, request: metadata_pb2.HeartbeatRequest, context: Any
+    ) -> metadata_pb2.HeartbeatResponse:
+        self.heartbeat_count += 1
+        self.nodes[request.node.id] = request.node
+        for report in request.devices:
+            self.devices.setdefault(report.uuid, len(self.devices))
+            self.reports[report.uuid] = report
+        if self.map is None and len(self.devices) == self.device_count:
+            self.place(epoch=1)
+        response = metadata_pb2.HeartbeatResponse(
+            epoch=self.map.epoch if self.map else 0,
+            device_indexes=[self.devices[report.uuid] for report in request.devices],
+        )
+        if self.map and self.share_map and self.map.epoch > request.known_epoch:
+            response.map.CopyFrom(self.map)
+        return response
+
+    async def GetMap(
+        self, request: metadata_pb2.GetMapRequest, context: Any
+    ) -> common_pb2.ClusterMap:
+        return self.map or common_pb2.ClusterMap()
+
+    def place(self, epoch: int, pg_epoch: int | None = None) -> None:
+        self.map = common_pb2.ClusterMap(
+            epoch=epoch,
+            code=CODE,
+            devices=[
+                common_pb2.Device(index=index, uuid=uuid) for uuid, index in self.devices.items()
+            ],
+            pgs=[
+                common_pb2.PlacementGroup(
+                    index=pg,
+                    device_indexes=[(slot + pg) % self.device_count for slot in range(6)],
+                    slot_states=[common_pb2.SLOT_STATE_CLEAN] * 6,
+                    epoch=epoch if pg_epoch is None else pg_epoch,
+                )
+                for pg in range(self.pg_count)
+            ],
+        )
+
+
+@dataclass
+class Cluster:
+    """Nodes, their fake metadata server, and clients of the nodes."""
+
+    metadata: FakeMetadata
+    metadata_address: str
+    folder: Path
+    nodes: list[StorageNode] = field(default_factory=list[StorageNode])
+    channels: dict[str, grpc.aio.Channel] = field(default_factory=dict[str, grpc.aio.Channel])
+
+    async def start_node(self, number: int, **options: Any) -> StorageNode:
+        config = StorageConfig(
+            node_id=f"node-{number}",
+            devices=(self.folder / f"device-{number}",),
+            metadata=(self.metadata_address,),
+            heartbeat_s=0.05,
+            allocate_bytes=1 << 20,
+            **options,
+        )
+        node = StorageNode(config, clock=SystemClock(), registry=CollectorRegistry())
+        await node.start()
+        return node
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(20):
+            while not condition():  # the other side is in other tasks and threads
+                await asyncio.sleep(0.005)
+
+    def index_of(self, node: StorageNode) -> int | None:
+        """Of a node that runs."""
+        return next((self.metadata.devices[uuid] for uuid in node.devices.lanes), None)
+
+    def node_of(self, device_index: int) -> StorageNode:
+        return next(node for node in self.nodes if self.index_of(node) == device_index)
+
+    def stub(self, node: StorageNode) -> "StorageServiceAsyncStub":
+        if node.address not in self.channels:
+            self.channels[node.address] = open_channel(node.address)
+        return StorageServiceStub(self.channels[node.address])
+
+    async def write_all(
+        self, node: StorageNode, requests: Sequence[storage_pb2.WriteChunkRequest]
+    ) -> list[storage_pb2.WriteChunkResponse]:
+        """Answers in the order of the requests."""
+        answers = {
+            answer.request_id: answer
+            async for answer in self.stub(node).WriteChunks(iter(requests))
+        }
+        assert len(answers) == len(requests)
+        return [answers[request.request_id] for request in requests]
+
+    async def read_all(
+        self, node: StorageNode, requests: Sequence[storage_pb2.ReadChunkRequest]
+    ) -> list[storage_pb2.ReadChunkResponse]:
+        answers = {
+            answer.request_id: answer async for answer in self.stub(node).ReadChunks(iter(requests))
+        }
+        return [answers[request.request_id] for request in requests]
+
+    async def store_stripes(
+        self, pg: int, count: int, chunk_bytes: int
+    ) -> dict[bytes, list[bytes]]:
+        """Random stripes, all n chunks written; stripe id -> chunks."""
+        generator = np.random.default_rng(pg * 1000 + count)
+        code = codec(CODE)
+        stripes: dict[bytes, list[bytes]] = {}
+        for number in range(count):
+            data = generator.integers(0, 256, (code.k, chunk_bytes), dtype=np.uint8)
+            chunks = [row.tobytes() for row in (*data, *code.encode(data))]
+            stripes[bytes([pg]) * 8 + number.to_bytes(8, "little")] = chunks
+        for slot in range(code.n):
+            device = self.pg_devices(pg)[slot]
+            answers = await self.write_all(
+                self.node_of(device),
+                [
+                    write_request(n, device, pg, stripe_id, slot, chunks[slot])
+                    for n, (stripe_id, chunks) in enumerate(stripes.items())
+                ],
+            )
+            assert {answer.status for answer in answers} == {S.CHUNK_STATUS_OK}
+        return stripes
+
+    def pg_devices(self, pg: int) -> Sequence[int]:
+        assert self.metadata.map is not None
+        return self.metadata.map.pgs[pg].device_indexes
+
+    def rebuild_request(self, pg: int, slot: int, **fields: Any) -> storage_pb2.RebuildRequest:
+        assert self.metadata.map is not None
+        devices = self.pg_devices(pg)
+        return storage_pb2.RebuildRequest(
+            pg=pg,
+            index=slot,
+            device_index=devices[slot],
+            code=CODE,
+            epoch=self.metadata.map.epoch,
+            sources=[
+                storage_pb2.RebuildSource(
+                    index=index, device_index=device, address=self.node_of(device).address
+                )
+                for index, device in enumerate(devices)
+                if index != slot
+            ],
+            **fields,
+        )
+
+    async def rebuild(self, request: storage_pb2.RebuildRequest) -> storage_pb2.RebuildProgress:
+        node = self.node_of(request.device_index)
+        messages = [message async for message in self.stub(node).Rebuild(request)]
+        assert [message.done for message in messages[:-1]] == [False] * (len(messages) - 1)
+        assert messages[-1].done
+        return messages[-1]
+
+    async def wipe(self, device_index: int, pg: int) -> None:
+        """Delete all chunks of a PG from a device."""
+        stub = self.stub(self.node_of(device_index))
+        listing = stub.ListChunks(storage_pb2.ListChunksRequest(device_index=device_index, pg=pg))
+        chunks = [info.chunk async for batch in listing for info in batch.chunks]
+        answer = await stub.DeleteChunks(
+            storage_pb2.DeleteChunksRequest(device_index=device_index, chunks=chunks)
+        )
+        assert answer.deleted_count == len(chunks)
+
+
+def chunk_id(pg: int, stripe_id: bytes, index: int) -> common_pb2.ChunkId:
+    return common_pb2.ChunkId(pg=pg, stripe_id=stripe_id, index=index)
+
+
+def write_request(
+    request_id: int,
+    device: int,
+    pg: int,
+    stripe_id: bytes,
+    slot: int,
+    data: bytes,
+    *,
+    epoch: int = 1,
+    crc: int | None = None,
+) -> storage_pb2.WriteChunkRequest:
+    return storage_pb2.WriteChunkRequest(
+        request_id=request_id,
+        device_index=device,
+        chunk=chunk_id(pg, stripe_id, slot),
+        code=CODE,
+        epoch=epoch,
+        crc32c=crc32c(data) if crc is None else crc,
+        data=data,
+    )
+
+
+def read_request(
+    request_id: int, device: int, pg: int, stripe_id: bytes, slot: int
+) -> storage_pb2.ReadChunkRequest:
+    return storage_pb2.ReadChunkRequest(
+        request_id=request_id, device_index=device, chunk=chunk_id(pg, stripe_id, slot)
+    )
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    metadata = FakeMetadata(NODES)
+    server = make_server()
+    add_MetadataServiceServicer_to_server(metadata, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    cluster = Cluster(metadata, f"127.0.0.1:{port}", tmp_path)
+    try:
+        for number in range(NODES):
+            cluster.nodes.append(await cluster.start_node(number))
+        await cluster.until(lambda: all(node.devices.epoch == 1 for node in cluster.nodes))
+        yield cluster
+    finally:
+        for channel in cluster.channels.values():
+            await channel.close()
+        for node in cluster.nodes:
+            for lane in node.devices.lanes.values():
+                lane.store.validate()
+            await node.stop(0)
+        await server.stop(0)
+
+
+def flip_byte_of_chunk(node: StorageNode, pg: int, stripe_id: bytes) -> None:
+    """Rot on disk, in the middle of the data of one chunk."""
+    (lane,) = node.devices.lanes.values()
+    entry = next(e for key, e in lane.store.of_pg(pg) if key.stripe_id == stripe_id)
+    path = Path(lane.store.path) / "segments" / f"{entry.segment:08d}.seg"
+    at = entry.offset_bytes + entry.header_bytes + entry.data_bytes // 2
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 0x40]))
+
+
+async def test_chunks_come_back_as_written(cluster: Cluster) -> None:
+    device = cluster.pg_devices(0)[0]
+    node = cluster.node_of(device)
+    chunks = {os.urandom(16): os.urandom(size) for size in (1, 64, 65_536, 65_537, 1 << 20)}
+    writes = [
+        write_request(n, device, 0, stripe_id, 0, data)
+        for n, (stripe_id, data) in enumerate(chunks.items())
+    ]
+    answers = await cluster.write_all(node, writes)
+    assert [a.status for a in answers] == [S.CHUNK_STATUS_OK] * 5
+    assert {a.epoch for a in answers} == {1}
+    reads = await cluster.read_all(
+        node,
+        [read_request(n, device, 0, stripe_id, 0) for n, stripe_id in enumerate(chunks)],
+    )
+    assert [(r.status, r.data) for r in reads] == [
+        (S.CHUNK_STATUS_OK, data) for data in chunks.values()
+    ]
+    assert [r.crc32c for r in reads] == [crc32c(data) for data in chunks.values()]
+
+
+async def test_more_bytes_than_the_stream_may_hold_pass_through_it(cluster: Cluster) -> None:
+    await cluster.nodes[0].stop(0)
+    cluster.nodes[0] = node = await cluster.start_node(0, stream_bytes=1 << 20)
+    device = cluster.index_of(node)
+    assert device is not None
+    await cluster.until(lambda: node.devices.epoch == 1)
+    slot = list(cluster.pg_devices(0)).index(device)
+    data = os.urandom(400_000)
+    writes = [write_request(n, device, 0, n.to_bytes(16, "big"), slot, data) for n in range(20)]
+    assert {a.status for a in await cluster.write_all(node, writes)} == {S.CHUNK_STATUS_OK}
+    reads = [read_request(n, device, 0, n.to_bytes(16, "big"), slot) for n in range(20)]
+    assert all(r.data == data for r in await cluster.read_all(node, reads))
+
+
+async def test_a_chunk_that_was_never_written_is_not_found(cluster: Cluster) -> None:
+    device = cluster.pg_devices(0)[0]
+    (answer,) = await cluster.read_all(
+        cluster.node_of(device), [read_request(7, device, 0, bytes(16), 0)]
+    )
+    assert (answer.request_id, answer.status) == (7, S.CHUNK_STATUS_NOT_FOUND)
+
+
+async def test_refusals_say_why(cluster: Cluster) -> None:
+    device = cluster.pg_devices(0)[0]
+    other = cluster.pg_devices(0)[1]
+    node = cluster.node_of(device)
+    data, stripe_id = b"x" * 100, b"s" * 16
+    answers = await cluster.write_all(
+        node,
+        [
+            write_request(1, device, 0, stripe_id, 0, data, crc=1),
+            write_request(2, other, 0, stripe_id, 1, data),
+            write_request(3, device, 0, stripe_id, 1, data),
+            write_request(4, device, 99, stripe_id, 0, data),
+            write_request(5, device, 0, stripe_id, 77, data),
+            write_request(6, device, 0, b"short", 0, data),
+            write_request(7, device, 0, stripe_id, 0, data, epoch=50),
+            write_request(8, device, 0, stripe_id, 0, data, epoch=0),
+        ],
+    )
+    assert [S.Name(a.status).removeprefix("CHUNK_STATUS_") for a in answers] == [
+        "CORRUPT",
+        "WRONG_DEVICE",
+        "STALE_EPOCH",
+        "INVALID",
+        "INVALID",
+        "INVALID",
+        "STALE_EPOCH",
+        "STALE_EPOCH",
+    ]
+    assert all(a.message for a in answers)
+
+
+async def test_other_bytes_under_the_same_identity_are_refused(cluster: Cluster) -> None:
+    device = cluster.pg_devices(0)[0]
+    node = cluster.node_of(device)
+    first = write_request(1, device, 0, b"s" * 16, 0, b"first")
+    again = write_request(2, device, 0, b"s" * 16, 0, b"first")
+    (one,) = await cluster.write_all(node, [first])
+    two, three = await cluster.write_all(
+        node, [again, write_request(3, device, 0, b"s" * 16, 0, b"other")]
+    )
+    assert (one.status, two.status) == (S.CHUNK_STATUS_OK, S.CHUNK_STATUS_OK)
+    assert three.status == S.CHUNK_STATUS_INVALID
+    assert "other bytes" in three.message
+
+
+async def test_a_writer_that_is_ahead_makes_the_node_fetch_the_map(cluster: Cluster) -> None:
+    cluster.metadata.share_map = False
+    cluster.metadata.place(epoch=9, pg_epoch=9)
+    device = cluster.pg_devices(0)[0]
+    node = cluster.node_of(device)
+    (ahead,) = await cluster.write_all(
+        node, [write_request(1, device, 0, b"a" * 16, 0, b"new", epoch=9)]
+    )
+    (behind,) = await cluster.write_all(
+        node, [write_request(2, device, 0, b"b" * 16, 0, b"old", epoch=8)]
+    )
+    assert (ahead.status, ahead.epoch) == (S.CHUNK_STATUS_OK, 9)
+    assert behind.status == S.CHUNK_STATUS_STALE_EPOCH
+
+
+async def test_listing_usage_and_deleting_agree(cluster: Cluster) -> None:
+    stripes = await cluster.store_stripes(pg=1, count=5, chunk_bytes=4096)
+    device = cluster.pg_devices(1)[2]
+    stub = cluster.stub(cluster.node_of(device))
+    listing = stub.ListChunks(storage_pb2.ListChunksRequest(device_index=device, pg=1))
+    infos = [info async for batch in listing for info in batch.chunks]
+    assert [i.chunk.stripe_id for i in infos] == sorted(stripes)
+    assert all(i.crc32c == crc32c(stripes[i.chunk.stripe_id][2]) for i in infos)
+    assert {(i.code, i.chunk_bytes) for i in infos} == {(CODE, 4096)}
+    usage_request = storage_pb2.GetPgUsageRequest(device_index=device)
+    (usage,) = (await stub.GetPgUsage(usage_request)).usages
+    assert (usage.pg, usage.chunk_count, usage.chunk_bytes) == (1, 5, 5 * 4096)
+    await cluster.wipe(device, pg=1)
+    assert not (await stub.GetPgUsage(usage_request)).usages
+    (gone,) = await cluster.read_all(
+        cluster.node_of(device), [read_request(1, device, 1, next(iter(stripes)), 2)]
+    )
+    assert gone.status == S.CHUNK_STATUS_NOT_FOUND
+
+
+async def test_unary_calls_name_a_device_that_is_not_here(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await cluster.stub(node).GetPgUsage(storage_pb2.GetPgUsageRequest(device_index=4242))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "WRONG_DEVICE" in (caught.value.details() or "")
+
+
+async def test_a_lost_slot_is_rebuilt_bit_for_bit(cluster: Cluster) -> None:
+    stripes = await cluster.store_stripes(pg=0, count=20, chunk_bytes=70_000)
+    device = cluster.pg_devices(0)[3]
+    await cluster.wipe(device, pg=0)
+    progress = await cluster.rebuild(cluster.rebuild_request(0, 3))
+    assert (progress.chunk_count, progress.total_chunk_count) == (20, 20)
+    assert (progress.failed_chunk_count, progress.message) == (0, "")
+    assert progress.chunk_bytes == 20 * 70_000
+    assert progress.read_bytes == 4 * 20 * 70_000
+    reads = await cluster.read_all(
+        cluster.node_of(device),
+        [read_request(n, device, 0, stripe_id, 3) for n, stripe_id in enumerate(stripes)],
+    )
+    assert [r.data for r in reads] == [chunks[3] for chunks in stripes.values()]
+
+
+async def test_what_is_there_is_not_rebuilt_again(cluster: Cluster) -> None:
+    await cluster.store_stripes(pg=0, count=4, chunk_bytes=1000)
+    progress = await cluster.rebuild(cluster.rebuild_request(0, 1))
+    assert (progress.chunk_count, progress.read_bytes) == (4, 0)
+
+
+async def test_a_rotten_chunk_is_found_and_rebuilt_from_a_source_that_is_sound(
+    cluster: Cluster,
+) -> None:
+    stripes = await cluster.store_stripes(pg=0, count=3, chunk_bytes=10_000)
+    stripe_id = next(iter(stripes))
+    target, source = cluster.pg_devices(0)[0], cluster.pg_devices(0)[1]
+    flip_byte_of_chunk(cluster.node_of(target), 0, stripe_id)
+    flip_byte_of_chunk(cluster.node_of(source), 0, stripe_id)
+    (rotten,) = await cluster.read_all(
+        cluster.node_of(target), [read_request(1, target, 0, stripe_id, 0)]
+    )
+    assert (rotten.status, rotten.data) == (S.CHUNK_STATUS_CORRUPT, b"")
+    found = [
+        message
+        async for message in cluster.stub(cluster.node_of(target)).Scrub(
+            storage_pb2.ScrubRequest(device_index=target)
+        )
+    ]
+    assert [c.stripe_id for message in found for c in message.corrupt] == [stripe_id]
+    assert (found[-1].chunk_count, found[-1].done) == (3, True)
+    progress = await cluster.rebuild(cluster.rebuild_request(0, 0, stripe_ids=[stripe_id]))
+    assert (progress.chunk_count, progress.failed_chunk_count) == (1, 0)
+    (healed,) = await cluster.read_all(
+        cluster.node_of(target), [read_request(1, target, 0, stripe_id, 0)]
+    )
+    assert healed.data == stripes[stripe_id][0]
+
+
+async def test_a_stripe_with_too_few_chunks_fails_alone(cluster: Cluster) -> None:
+    stripes = await cluster.store_stripes(pg=0, count=6, chunk_bytes=2000)
+    doomed = list(stripes)[2]
+    devices = cluster.pg_devices(0)
+    await cluster.wipe(devices[5], pg=0)
+    for slot in (1, 2):
+        flip_byte_of_chunk(cluster.node_of(devices[slot]), 0, doomed)
+    progress = await cluster.rebuild(cluster.rebuild_request(0, 5))
+    assert (progress.chunk_count, progress.failed_chunk_count) == (5, 1)
+    assert doomed.hex() in progress.message
+    assert "4 needed" in progress.message
+
+
+async def test_rebuild_goes_on_without_one_source_and_fails_without_two(cluster: Cluster) -> None:
+    await cluster.store_stripes(pg=0, count=4, chunk_bytes=2000)
+    devices = cluster.pg_devices(0)
+    await cluster.wipe(devices[0], pg=0)
+    request = cluster.rebuild_request(0, 0)
+    await cluster.node_of(devices[1]).stop(0)
+    progress = await cluster.rebuild(request)
+    assert (progress.chunk_count, progress.failed_chunk_count) == (4, 0)
+    await cluster.wipe(devices[0], pg=0)
+    await cluster.node_of(devices[2]).stop(0)
+    progress = await cluster.rebuild(request)
+    assert (progress.chunk_count, progress.failed_chunk_count) == (0, 4)
+    for source in request.sources:
+        source.address = "127.0.0.1:1"
+    progress = await cluster.rebuild(request)
+    assert progress.failed_chunk_count == 1
+    assert "cannot list" in progress.message
+
+
+async def test_rebuild_for_an_old_map_or_an_unknown_code_is_refused(cluster: Cluster) -> None:
+    request = cluster.rebuild_request(0, 0)
+    request.epoch = 0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await cluster.rebuild(request)
+    assert "STALE_EPOCH" in (caught.value.details() or "")
+    request = cluster.rebuild_request(0, 0)
+    request.code = "magic-1-1"
+    progress = await cluster.rebuild(request)
+    assert progress.failed_chunk_count == 1
+    assert "magic-1-1" in progress.message
+
+
+async def test_rebuild_keeps_to_its_bandwidth(cluster: Cluster) -> None:
+    await cluster.store_stripes(pg=0, count=10, chunk_bytes=50_000)
+    await cluster.wipe(cluster.pg_devices(0)[0], pg=0)
+    clock = SystemClock()
+    started_s = clock.monotonic_s()
+    progress = await cluster.rebuild(cluster.rebuild_request(0, 0, bandwidth_bytes_per_s=1_000_000))
+    assert progress.chunk_count == 10
+    # 500 kB at 1 MB/s, less the burst of a quarter of a second.
+    assert clock.monotonic_s() - started_s >= 0.24
+
+
+async def test_a_node_comes_back_with_everything(cluster: Cluster) -> None:
+    stripes = await cluster.store_stripes(pg=2, count=5, chunk_bytes=3000)
+    device = cluster.pg_devices(2)[0]
+    node = cluster.node_of(device)
+    number = cluster.nodes.index(node)
+    await node.stop(0)
+    cluster.nodes[number] = node = await cluster.start_node(number)
+    await cluster.until(lambda: node.devices.epoch == 1)
+    reads = await cluster.read_all(
+        node, [read_request(n, device, 2, s, 0) for n, s in enumerate(stripes)]
+    )
+    assert [r.data for r in reads] == [chunks[0] for chunks in stripes.values()]
+
+
+async def test_heartbeats_report_the_devices(cluster: Cluster) -> None:
+    await cluster.store_stripes(pg=0, count=3, chunk_bytes=1000)
+    await cluster.until(lambda: all(r.chunk_count == 3 for r in cluster.metadata.reports.values()))
+    report = next(iter(cluster.metadata.reports.values()))
+    assert report.used_bytes > 3000
+    assert report.capacity_bytes > 0
+    assert report.weight == report.capacity_bytes / 2**40
+    assert {n.address for n in cluster.metadata.nodes.values()} == {
+        node.address for node in cluster.nodes
+    }
+
+
+async def test_a_metadata_server_that_is_away_stops_no_heartbeat_to_another(
+    cluster: Cluster,
+) -> None:
+    config = StorageConfig(
+        node_id="other",
+        devices=(cluster.folder / "other",),
+        metadata=("127.0.0.1:1", cluster.metadata_address),
+        heartbeat_s=0.05,
+    )
+    registry = CollectorRegistry()
+    node = StorageNode(config, clock=SystemClock(), registry=registry)
+    await node.start()
+    try:
+        failures = {"metadata": "127.0.0.1:1"}
+        await cluster.until(
+            lambda: (
+                (
+                    registry.get_sample_value("exastore_storage_heartbeat_failures_total", failures)
+                    or 0
+                )
+                >= 2
+            )
+        )
+        await cluster.until(lambda: node.devices.epoch == 1)
+        assert (
+            registry.get_sample_value(
+                "exastore_storage_device_fenced", {"device": str(cluster.folder / "other")}
+            )
+            == 0
+        )
+    finally:
+        await node.stop(0)
+
+
+async def test_a_taken_port_and_a_taken_device_are_told_clearly(cluster: Cluster) -> None:
+    port_taken = StorageConfig(
+        node_id="x",
+        devices=(cluster.folder / "x",),
+        metadata=(),
+        address=cluster.nodes[0].address,
+    )
+    node = StorageNode(port_taken, clock=SystemClock(), registry=CollectorRegistry())
+    with pytest.raises(AddressInUse, match=cluster.nodes[0].address):
+        await node.start()
+    device_taken = StorageConfig(node_id="y", devices=(cluster.folder / "device-0",), metadata=())
+    node = StorageNode(device_taken, clock=SystemClock(), registry=CollectorRegistry())
+    with pytest.raises(DeviceLocked, match="in use"):
+        await node.start()
