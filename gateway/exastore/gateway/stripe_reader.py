@@ -61,27 +61,24 @@ def next_reads(
     wanted: Collection[int],
     counted: Collection[int],
     candidates: Sequence[int],
-) -> list[int]:
+) -> list[int] | None:
     """What to read beyond `counted` (had or on their way), in the order of `candidates`.
 
     Wanted chunks alone when all of them can be had; else the fewest that make the stripe decodable.
-    Empty when the candidates do not suffice.
+    None when the candidates do not suffice.
     """
-    hoped = set(counted)
-    direct = [index for index in wanted if index not in hoped]
+    direct = [index for index in wanted if index not in counted]
     if all(index in candidates for index in direct):
         return direct
+    lost = {index for index in range(code.n) if index not in counted}
     reads: list[int] = []
     for index in candidates:
-        lost = [other for other in range(code.n) if other not in hoped]
         if code.decodable(lost):
             break
-        if index not in hoped:
-            hoped.add(index)
+        if index in lost:
+            lost.remove(index)
             reads.append(index)
-    if code.decodable([other for other in range(code.n) if other not in hoped]):
-        return reads
-    return []
+    return reads if code.decodable(lost) else None
 
 
 @dataclass(slots=True)
@@ -161,9 +158,9 @@ class StripeReader:
                     break
                 view, search = newer, _Search(wanted, have=search.have)
         logger.warning("stripe %s: %s", extent.stripe_id.hex(), search.failures)
-        if search.not_found_count and search.not_found_count == len(search.failures):
+        if not search.have and search.not_found_count == len(search.failures):
             raise ObjectChanged("the object was replaced or deleted while it was being read")
-        raise TooFewChunks(code.k, len(search.have), extent.stripe_id)
+        raise TooFewChunks(code.k, code.n - len(search.failures), extent.stripe_id)
 
     async def _newer_view(self, view: ClusterView) -> ClusterView | None:
         """A view newer than this one, if there is any."""
@@ -188,19 +185,19 @@ class StripeReader:
     ) -> bool:
         """Read until the wanted chunks are complete; false when they cannot be."""
         trusted, doubtful = ranked_slots(view, extent, self._nodes.avoided(view))
+        for index in set(range(code.n)).difference(trusted, doubtful):
+            search.failures[index] = "its slot has no device"
         hedged: set[int] = set()
         while not search.complete(code):
             on_the_way = set(search.running.values())
             counted = (search.have.keys() | on_the_way) - hedged
             excluded = search.failures.keys() | hedged
-            usable = [i for i in trusted if i not in excluded]
-            reads = next_reads(code, search.wanted, counted, usable) or next_reads(
-                code,
-                search.wanted,
-                counted,
-                [*usable, *(i for i in doubtful if i not in excluded)],
-            )
-            for index in reads:
+            usable = [index for index in trusted if index not in excluded]
+            reads = next_reads(code, search.wanted, counted, usable)
+            if reads is None:
+                usable += [index for index in doubtful if index not in excluded]
+                reads = next_reads(code, search.wanted, counted, usable)
+            for index in reads or ():
                 self._start(view, extent, index, search)
             if not search.running:
                 return False

@@ -11,7 +11,7 @@ only to a group whose devices all take chunks; otherwise what is durable stands.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,9 +138,12 @@ class StripeWriter:
     def discard(self, extents: Sequence[common_pb2.Extent]) -> None:
         """Delete, in the background, the chunks of extents that nothing refers to."""
         if extents:
-            task = asyncio.create_task(self._delete(list(extents)))
-            self._discards.add(task)
-            task.add_done_callback(self._discards.discard)
+            self._in_background(self._delete(list(extents)))
+
+    def discard_results(self, writes: Sequence[asyncio.Task[common_pb2.Extent]]) -> None:
+        """The same for extents that are still being written."""
+        if writes:
+            self._in_background(self._delete_results(list(writes)))
 
     async def close(self) -> None:
         for task in self._discards:
@@ -247,6 +250,15 @@ class StripeWriter:
             attempt.failures[chunk.address.index] = str(error)
             return
         attempt.take(chunk.address.index, response)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._discards.add(task)
+        task.add_done_callback(self._discards.discard)
+
+    async def _delete_results(self, writes: Sequence[asyncio.Task[common_pb2.Extent]]) -> None:
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        await self._delete([r for r in results if isinstance(r, common_pb2.Extent)])
 
     async def _delete(self, extents: Sequence[common_pb2.Extent]) -> None:
         view = await self._maps.view()

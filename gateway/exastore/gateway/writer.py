@@ -73,7 +73,7 @@ class BodyWriter:
             checksums = dict(body.finish())
             stored = await upload.finish(checksums)
         except BaseException:
-            self._stripes.discard(await upload.abandon())
+            self._stripes.discard_results(upload.abandon())
             raise
         self._metrics.bytes.labels("write").inc(stored.size_bytes)
         return stored
@@ -152,14 +152,9 @@ class _Upload:
             await self._hashing
         return StoredBody(self._size, self._md5.hexdigest(), checksums, inline, extents)
 
-    async def abandon(self) -> Sequence[common_pb2.Extent]:
-        """Stop everything; the extents that were written."""
-        for task in self._tasks:
-            task.cancel()
-        results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._hashing is not None:
-            await asyncio.gather(self._hashing, return_exceptions=True)
-        return [result for result in results if isinstance(result, common_pb2.Extent)]
+    def abandon(self) -> Sequence[asyncio.Task[common_pb2.Extent]]:
+        """The extents under way. They end by themselves: cut off, they would leave chunks."""
+        return self._tasks
 
     async def _flush(self) -> None:
         """Hand the buffer over to be hashed and written."""
@@ -191,7 +186,7 @@ class _Upload:
         try:
             extent = await self._writer.stripes.write(buffer, fill)
             if hashing is not None:
-                # Shielded: a thread reads the buffer, whatever becomes of this upload.
+                # Shielded: a thread reads the buffer even when this task is cancelled.
                 await asyncio.shield(hashing)
         except BaseException:
             self._failed = True
