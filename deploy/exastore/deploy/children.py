@@ -71,6 +71,14 @@ def service_command(name: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "exastore.deploy", noun, "run", "--config", str(config)]
 
 
+def _environment() -> dict[str, str]:
+    """Ours, without proxies: gRPC would send even loopback calls through one."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return {
+        name: value for name, value in environment.items() if not name.lower().endswith("_proxy")
+    }
+
+
 def spawn(paths: ClusterPaths, name: str) -> Child:
     """Start a process in a session of its own, so that it outlives this command, and record it."""
     paths.ready(name).unlink(missing_ok=True)
@@ -82,7 +90,7 @@ def spawn(paths: ClusterPaths, name: str) -> Child:
             stdout=output,
             stderr=output,
             cwd=paths.root,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env=_environment(),
             start_new_session=True,
         )
     _handles[handle.pid] = handle

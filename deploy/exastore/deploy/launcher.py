@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from exastore.deploy.children import Child, recorded, spawn, stop
 from exastore.deploy.clock import SystemClock
@@ -207,7 +208,7 @@ class LocalCluster:
         self.paths.data(METADATA).mkdir(exist_ok=True)
         return {
             "address": self._address(METADATA, must_keep=others_run),
-            "engine": f"sqlite:///{self.paths.data(METADATA) / 'meta.db'}",
+            "engine": f"sqlite://{quote(str(self.paths.data(METADATA) / 'meta.db'))}",
             "cluster_id": spec.cluster_id,
             "code": spec.code,
             "pg_count": spec.pg_count,

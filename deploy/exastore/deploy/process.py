@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gaierror
 from threading import Thread
 from typing import Protocol
 from wsgiref.simple_server import WSGIServer
@@ -103,7 +104,9 @@ def address_error(address: str, error: OSError, option: str) -> DeployError:
             f"{address} is in use by another process",
             hint=f"choose another {option}, or port 0 for any free one",
         )
-    return EnvironmentUnfit(f"cannot listen on {address}: {error}", hint=f"check {option}")
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EACCES) or isinstance(error, gaierror):
+        return EnvironmentUnfit(f"cannot listen on {address}: {error}", hint=f"check {option}")
+    return EnvironmentUnfit(f"cannot start: {error}")
 
 
 def run_process(
@@ -111,6 +114,7 @@ def run_process(
     address: str,
     process: ProcessConfig,
     build: Callable[[CollectorRegistry], Service],
+    start_errors: tuple[type[Exception], ...] = (),
 ) -> ExitCode:
     """Run one service until a signal ends it.
 
@@ -119,6 +123,7 @@ def run_process(
         address: Where the service was told to listen, for error messages.
         process: How to run.
         build: Makes the service, given the registry for its metrics.
+        start_errors: What else than OSError and ValueError the service says it cannot start with.
 
     Raises:
         DeployError: It could not start.
@@ -131,7 +136,7 @@ def run_process(
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(name, address, process, build))
+        return runner.run(_serve(name, address, process, build, start_errors))
 
 
 async def _serve(
@@ -139,6 +144,7 @@ async def _serve(
     address: str,
     process: ProcessConfig,
     build: Callable[[CollectorRegistry], Service],
+    start_errors: tuple[type[Exception], ...] = (),
 ) -> ExitCode:
     registry = new_registry(name)
     try:
@@ -146,6 +152,8 @@ async def _serve(
         bound = await service.start()
     except OSError as error:
         raise address_error(address, error, "address") from error
+    except (ValueError, *start_errors) as error:
+        raise DeployError(f"the {name} process cannot start: {error}") from error
     metrics = None
     try:
         metrics = serve_metrics(process.metrics_address, registry)

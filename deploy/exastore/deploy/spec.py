@@ -44,7 +44,7 @@ class ClusterSpec:
     trash_grace_s: float = 60.0
     """Seconds until the chunks of deleted objects are removed, so that running reads can finish."""
     repair_bandwidth_bytes_per_s: int = 0
-    """Bytes per second that one repair task may write; 0: no limit."""
+    """Bytes per second that all rebuilding together may write; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,10 @@ def up(
             min=0, help="Age at which deleted chunks are removed.", show_default="60, when new"
         ),
     ] = None,
+    repair_bandwidth_bytes_per_s: Annotated[
+        int | None,
+        typer.Option(min=0, help="Limit of all repair.", show_default="0, none, when new"),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Start a cluster, or whatever of it does not run, and leave it running."""
@@ -77,6 +81,7 @@ def up(
         out_after_s=out_after_s,
         capacity_bytes=capacity_bytes,
         trash_grace_s=trash_grace_s,
+        repair_bandwidth_bytes_per_s=repair_bandwidth_bytes_per_s,
     )
     cluster = LocalCluster.at(directory)
     with err.status("starting") as spinner:

@@ -28,8 +28,11 @@ def _group() -> None:
 @metadata.command("run")
 def metadata_run(config: ConfigOption) -> None:
     """Run one metadata server until SIGTERM."""
-    from exastore.metadata.service.config import MetadataConfig
     from exastore.metadata.service.server import MetadataServer
+
+    from exastore.metadata.kv.errors import EngineError
+    from exastore.metadata.service.config import MetadataConfig
+    from exastore.metadata.service.errors import ServiceError
 
     values, process = read_config(config, "metadata", MetadataConfig)
     code = run_process(
@@ -37,6 +40,7 @@ def metadata_run(config: ConfigOption) -> None:
         values.address,
         process,
         lambda registry: MetadataServer(values, clock=SystemClock(), registry=registry),
+        (EngineError, ServiceError),
     )
     raise typer.Exit(code)
 
@@ -44,9 +48,9 @@ def metadata_run(config: ConfigOption) -> None:
 @node.command("run")
 def node_run(config: ConfigOption) -> None:
     """Run one storage node until SIGTERM."""
-    from exastore.storage.server import StorageNode
-
     from exastore.storage.config import StorageConfig
+    from exastore.storage.errors import StorageError
+    from exastore.storage.server import StorageNode
 
     values, process = read_config(config, "node", StorageConfig)
     code = run_process(
@@ -54,6 +58,7 @@ def node_run(config: ConfigOption) -> None:
         values.address,
         process,
         lambda registry: StorageNode(values, clock=SystemClock(), registry=registry),
+        (StorageError,),
     )
     raise typer.Exit(code)
 
@@ -64,6 +69,7 @@ def gateway_run(config: ConfigOption) -> None:
     from exastore.gateway.server import Gateway
 
     from exastore.gateway.config import GatewayConfig
+    from exastore.gateway.errors import GatewayError
 
     values, process = read_config(config, "gateway", GatewayConfig)
     code = run_process(
@@ -71,5 +77,6 @@ def gateway_run(config: ConfigOption) -> None:
         values.address,
         process,
         lambda registry: Gateway(values, clock=SystemClock(), registry=registry),
+        (GatewayError,),
     )
     raise typer.Exit(code)

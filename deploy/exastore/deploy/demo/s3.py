@@ -48,6 +48,7 @@ class DemoClient:
                 max_pool_connections=4 * THREAD_COUNT,
                 retries={"max_attempts": 5, "mode": "standard"},
                 s3={"addressing_style": "path"},
+                proxies={},
             ),
         )
         self._transfer = TransferConfig(
