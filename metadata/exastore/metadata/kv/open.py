@@ -16,7 +16,7 @@ def open_engine(url: str) -> Engine:
     if url == "memory:":
         return MemoryEngine()
     if url.startswith(_SQLITE + "/"):
-        return SqliteEngine(Path(unquote(url.removeprefix(_SQLITE))))
+        return SqliteEngine(Path("/" + unquote(url.removeprefix(_SQLITE)).lstrip("/")))
     raise EngineUnavailable(
         f'unknown engine URL {url!r}: use "memory:" or "sqlite:///absolute/path"'
     )

@@ -1,0 +1,1 @@
+"""The metadata server: cluster map, liveness, repair and the namespace over gRPC."""

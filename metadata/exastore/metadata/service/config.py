@@ -1,0 +1,78 @@
+"""The configuration of a metadata server."""
+
+from dataclasses import dataclass
+
+from exastore.erasure import UnknownCode, codec
+from exastore.metadata.core.topology import DomainLevel, PlacementRule
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataConfig:
+    """What one metadata server is told. Raises ValueError, in words, for what cannot work."""
+
+    address: str = "127.0.0.1:0"
+    """host:port to serve at; port 0 takes any free one."""
+    engine: str = "memory:"
+    """Where metadata is kept: "sqlite:///absolute/path", or "memory:", which forgets."""
+    cluster_id: str = "exastore"
+    """Name of the cluster, part of its map."""
+    code: str = "rs-4-2"
+    """Codec of every stripe, fixed when the cluster is formed."""
+    pg_count: int = 64
+    """Placement groups, fixed when the cluster is formed."""
+    bootstrap_device_count: int = 8
+    """Devices that must have joined before the first map is made."""
+    domain: str = "node"
+    """Failure domain that holds at most one chunk of a stripe: device, node, rack, zone, region."""
+    down_after_s: float = 3.0
+    """Seconds without a heartbeat after which a node's devices are DOWN."""
+    out_after_s: float = 900.0
+    """Seconds without a heartbeat after which a node's devices are OUT and repair starts."""
+    tick_s: float = 0.25
+    """Seconds between two rounds of background work."""
+    lease_s: float = 3.0
+    """Seconds for which one server holds the background work without renewing."""
+    repair_concurrency: int = 4
+    """Slots rebuilt at the same time."""
+    repair_bandwidth_bytes_per_s: int = 0
+    """Bytes per second that all rebuilding together may write; 0: no limit."""
+    repair_retry_s: float = 1.0
+    """Seconds before a failed rebuild is tried again; doubles up to 30 s."""
+    rebuild_idle_timeout_s: float = 30.0
+    """Seconds without progress after which a rebuild is given up and tried again."""
+    trash_grace_s: float = 60.0
+    """Seconds between deleting an object and deleting its chunks."""
+    min_part_bytes: int = 5 << 20
+    """Least bytes of every part of a multipart upload but the last; S3 has 5 MiB."""
+
+    def __post_init__(self) -> None:
+        try:
+            n = codec(self.code).n
+        except UnknownCode as error:
+            raise ValueError(f"code: {error}") from error
+        if self.domain.upper() not in DomainLevel.__members__:
+            names = ", ".join(level.name.lower() for level in DomainLevel)
+            raise ValueError(f"domain {self.domain!r} is unknown: use one of {names}")
+        if self.bootstrap_device_count < n:
+            raise ValueError(
+                f"{self.code} needs {n} devices for a stripe, but the cluster forms with "
+                f"{self.bootstrap_device_count}: start more nodes (bootstrap_device_count) or "
+                "choose a code with fewer chunks"
+            )
+        if not 1 <= self.pg_count <= 1 << 20:
+            raise ValueError(f"pg_count is {self.pg_count}; 1 to {1 << 20} are possible")
+        if not 0 < self.down_after_s <= self.out_after_s:
+            raise ValueError("down_after_s must be above 0 and at most out_after_s")
+        if self.tick_s <= 0 or self.lease_s < 2 * self.tick_s:
+            raise ValueError("tick_s must be above 0 and lease_s at least twice tick_s")
+        if self.repair_concurrency < 1 or self.repair_bandwidth_bytes_per_s < 0:
+            raise ValueError(
+                "repair_concurrency must be at least 1, repair_bandwidth_bytes_per_s at least 0"
+            )
+        if not self.cluster_id:
+            raise ValueError("cluster_id is empty")
+
+    @property
+    def rule(self) -> PlacementRule:
+        """What placement must keep."""
+        return PlacementRule(level=DomainLevel[self.domain.upper()])

@@ -1,0 +1,101 @@
+"""The cluster map as a message and as the core's columns.
+
+The message is the stored and the public form and holds identities; the columns are what placement
+and repair work on. A rack is named by (region, zone, rack), so equal rack names in two zones are
+two racks; domains are numbered in the order in which the nodes name them.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from exastore.metadata.core.topology import (
+    NO_DEVICE,
+    ClusterMap,
+    Int32Array,
+    PlacementRule,
+    Topology,
+    frozen,
+)
+from exastore.proto.v1 import common_pb2
+
+#: NO_DEVICE in messages, whose indexes are unsigned.
+WIRE_NO_DEVICE = 0xFFFFFFFF
+
+
+def topology_of(nodes: Sequence[common_pb2.Node], devices: Sequence[common_pb2.Device]) -> Topology:
+    """Columns of the failure domains."""
+    regions = _Numbering()
+    zones = _Numbering()
+    racks = _Numbering()
+    node_rack: list[int] = []
+    for node in nodes:
+        region = regions.number((node.region,), 0)
+        zone = zones.number((node.region, node.zone), region)
+        node_rack.append(racks.number((node.region, node.zone, node.rack), zone))
+    return Topology(
+        device_node=_int32([device.node_index for device in devices]),
+        node_rack=_int32(node_rack),
+        rack_zone=_int32(racks.parents),
+        zone_region=_int32(zones.parents),
+        device_weight=frozen(np.array([device.weight for device in devices], dtype=np.float64)),
+    )
+
+
+def columns_of(message: common_pb2.ClusterMap, rule: PlacementRule) -> ClusterMap:
+    """The core's map of a message."""
+    pg_devices = np.array([pg.device_indexes for pg in message.pgs], dtype=np.int64)
+    pg_devices[pg_devices == WIRE_NO_DEVICE] = NO_DEVICE
+    return ClusterMap(
+        epoch=message.epoch,
+        code=message.code,
+        topology=topology_of(message.nodes, message.devices),
+        rule=rule,
+        device_state=frozen(np.array([device.state for device in message.devices], dtype=np.uint8)),
+        pg_devices=frozen(pg_devices.astype(np.int32)),
+        pg_slot_state=frozen(np.array([pg.slot_states for pg in message.pgs], dtype=np.uint8)),
+        pg_epoch=frozen(np.array([pg.epoch for pg in message.pgs], dtype=np.int64)),
+    )
+
+
+def with_columns(message: common_pb2.ClusterMap, columns: ClusterMap) -> common_pb2.ClusterMap:
+    """A copy of the message with epoch, device states and PG table of the columns."""
+    changed = common_pb2.ClusterMap()
+    changed.CopyFrom(message)
+    changed.epoch = columns.epoch
+    for device, state in zip(changed.devices, columns.device_state.tolist(), strict=True):
+        device.state = state
+    del changed.pgs[:]
+    rows = zip(
+        columns.pg_devices.tolist(),
+        columns.pg_slot_state.tolist(),
+        columns.pg_epoch.tolist(),
+        strict=True,
+    )
+    for index, (devices, slot_states, epoch) in enumerate(rows):
+        changed.pgs.add(
+            index=index,
+            device_indexes=[WIRE_NO_DEVICE if d == NO_DEVICE else d for d in devices],
+            slot_states=slot_states,
+            epoch=epoch,
+        )
+    return changed
+
+
+class _Numbering:
+    """Dense numbers for names, in the order of their first use, with each one's parent."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+        self.parents: list[int] = []
+
+    def number(self, name: Hashable, parent: int) -> int:
+        known = self._numbers.get(name)
+        if known is None:
+            known = self._numbers[name] = len(self.parents)
+            self.parents.append(parent)
+        return known
+
+
+def _int32(values: Sequence[int]) -> Int32Array:
+    return frozen(np.array(values, dtype=np.int32))

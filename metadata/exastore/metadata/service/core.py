@@ -1,0 +1,39 @@
+"""MetadataService: a plain async class, one method per call, free of gRPC."""
+
+from exastore.metadata.core.clock import Clock
+from exastore.metadata.kv.contract import Engine
+from exastore.metadata.service.cluster import ClusterService
+from exastore.metadata.service.config import MetadataConfig
+from exastore.metadata.service.lease import Lease
+from exastore.metadata.service.map_store import MapStore
+from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.names import NamespaceService
+
+
+class MetadataService:
+    """The two halves of the service over one engine and one map.
+
+    Attributes:
+        maps: The cluster map.
+        lease: The background lease.
+        cluster: Calls about the map, nodes and devices.
+        names: Calls about buckets, objects and uploads.
+    """
+
+    def __init__(
+        self,
+        config: MetadataConfig,
+        engine: Engine,
+        *,
+        holder: str,
+        clock: Clock,
+        metrics: MetadataMetrics,
+    ) -> None:
+        self.maps = MapStore(engine, config.rule)
+        self.lease = Lease(engine, holder, config.lease_s, clock)
+        self.cluster = ClusterService(config, engine, self.maps, self.lease, clock, metrics)
+        self.names = NamespaceService(config, engine, self.maps, clock)
+
+    async def start(self) -> None:
+        """Load what is stored. Raises WrongCluster, EngineError."""
+        await self.cluster.start()

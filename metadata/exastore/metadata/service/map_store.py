@@ -1,0 +1,202 @@
+"""The cluster map in the engine and in memory.
+
+Laws:
+1. The stored epoch grows by one with every change, and only the one who read epoch e may write e+1.
+2. What is in memory was stored. It may be older than what is stored when another server changed
+   the map; whoever decides by it compares the head row inside the deciding transaction.
+3. No value exceeds the engine's limit: the map is a head row and blocks of nodes, devices and PGs;
+   a change writes the blocks that differ.
+
+Rows: (M, head) holds epoch, cluster id and code; (M, nodes|devices|pgs, block) hold runs.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from exastore.erasure import Codec, codec
+from exastore.metadata.core.topology import ClusterMap, PlacementRule
+from exastore.metadata.kv.contract import Engine, Transaction
+from exastore.metadata.kv.keys import pack, prefix_range
+from exastore.metadata.namespace.errors import InvalidArgument
+from exastore.metadata.namespace.objects import Fence
+from exastore.metadata.service.convert import columns_of
+from exastore.metadata.service.errors import MapOutdated, NotReady, StaleEpoch
+from exastore.proto.v1 import common_pb2
+
+_HEAD_KEY = pack("M", "head")
+_NODES_PER_ROW = 128
+_DEVICES_PER_ROW = 256
+_PG_ROW_BYTES = 32 * 1024
+
+Edit = Callable[[common_pb2.ClusterMap | None], common_pb2.ClusterMap | None]
+Guard = Callable[[Transaction], None]
+
+
+def map_rows(message: common_pb2.ClusterMap) -> dict[bytes, bytes]:
+    """The rows that store a map."""
+    head = common_pb2.ClusterMap(
+        epoch=message.epoch, cluster_id=message.cluster_id, code=message.code
+    )
+    rows = {_HEAD_KEY: head.SerializeToString()}
+    n = len(message.pgs[0].device_indexes) if message.pgs else 1
+    pgs_per_row = max(1, _PG_ROW_BYTES // (7 * n + 24))
+    for first in range(0, len(message.nodes), _NODES_PER_ROW):
+        run = common_pb2.ClusterMap(nodes=message.nodes[first : first + _NODES_PER_ROW])
+        rows[pack("M", "nodes", first // _NODES_PER_ROW)] = run.SerializeToString()
+    for first in range(0, len(message.devices), _DEVICES_PER_ROW):
+        run = common_pb2.ClusterMap(devices=message.devices[first : first + _DEVICES_PER_ROW])
+        rows[pack("M", "devices", first // _DEVICES_PER_ROW)] = run.SerializeToString()
+    for first in range(0, len(message.pgs), pgs_per_row):
+        run = common_pb2.ClusterMap(pgs=message.pgs[first : first + pgs_per_row])
+        rows[pack("M", "pgs", first // pgs_per_row)] = run.SerializeToString()
+    return rows
+
+
+def read_rows(txn: Transaction) -> dict[bytes, bytes]:
+    """The stored rows of the map; empty when there is none."""
+    return dict(txn.scan(*prefix_range(pack("M"))))
+
+
+def map_of_rows(rows: dict[bytes, bytes]) -> common_pb2.ClusterMap:
+    """The map that `map_rows` cut up."""
+    message = common_pb2.ClusterMap()
+    for key in sorted(rows):
+        message.MergeFromString(rows[key])
+    return message
+
+
+class MapStore:
+    """The current map, and the only way to change it."""
+
+    def __init__(self, engine: Engine, rule: PlacementRule) -> None:
+        self._engine = engine
+        self._rule = rule
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        #: `_rows` are the rows of `_message`, and `_columns` its columns; all empty: no map yet.
+        self._rows: dict[bytes, bytes] = {}
+        self._message: common_pb2.ClusterMap | None = None
+        self._columns: ClusterMap | None = None
+        self._pg_epochs: list[int] = []
+
+    @property
+    def message(self) -> common_pb2.ClusterMap | None:
+        """The map; to be treated as read-only. None: there is none yet."""
+        return self._message
+
+    @property
+    def columns(self) -> ClusterMap | None:
+        """The map as the core's columns."""
+        return self._columns
+
+    @property
+    def epoch(self) -> int:
+        """The map's epoch; 0: no map."""
+        return 0 if self._message is None else self._message.epoch
+
+    async def load(self) -> None:
+        """Read the stored map if it is newer."""
+        async with self._lock:
+            await self._load()
+
+    async def change(
+        self, edit: Edit, *, guard: Guard = lambda _: None
+    ) -> common_pb2.ClusterMap | None:
+        """Replace the map by `edit(map)` with the next epoch; `edit` returns None for no change.
+
+        `edit` runs again when another server changed the map meanwhile; `guard` runs inside the
+        transaction and may refuse by raising.
+
+        Returns:
+            The map that is current now.
+        """
+        async with self._lock:
+            while True:
+                new = edit(self._message)
+                if new is None:
+                    return self._message
+                assert new.epoch == self.epoch + 1, "an edit makes the next epoch"
+                rows = map_rows(new)
+                if await self._engine.transact(self._replacement(rows, guard)):
+                    self._install(rows, new)
+                    return new
+                await self._load()
+
+    async def wait_newer(self, known_epoch: int) -> common_pb2.ClusterMap:
+        """The map, once its epoch is above `known_epoch`."""
+        while self._message is None or self._message.epoch <= known_epoch:
+            await self._changed.wait()
+        return self._message
+
+    def fence(self) -> Fence:
+        """A check, for use inside a transaction, that extents may be committed.
+
+        It raises MapOutdated when the cached map is not the stored one, StaleEpoch, NotReady,
+        InvalidArgument.
+        """
+        message, head, pg_epochs = self._message, self._rows.get(_HEAD_KEY), self._pg_epochs
+        code = None if message is None else codec(message.code)
+
+        def check(txn: Transaction, extents: Iterable[common_pb2.Extent]) -> None:
+            is_checked = False
+            for extent in extents:
+                if not is_checked and txn.get(_HEAD_KEY) != head:
+                    raise MapOutdated("the cached map is not the stored one")
+                is_checked = True
+                if message is None or code is None:
+                    raise NotReady(
+                        "there is no cluster map yet, so no extent can have been written"
+                    )
+                _check_extent(extent, message.epoch, code, pg_epochs)
+
+        return check
+
+    async def _load(self) -> None:
+        head = self._rows.get(_HEAD_KEY)
+
+        def read(txn: Transaction) -> dict[bytes, bytes]:
+            return {} if txn.get(_HEAD_KEY) == head else read_rows(txn)
+
+        rows = await self._engine.read(read)
+        if rows:
+            self._install(rows, map_of_rows(rows))
+
+    def _replacement(self, rows: dict[bytes, bytes], guard: Guard) -> Callable[[Transaction], bool]:
+        known = self._rows
+
+        def replace(txn: Transaction) -> bool:
+            if txn.get(_HEAD_KEY) != known.get(_HEAD_KEY):
+                return False
+            guard(txn)
+            for key, value in rows.items():
+                if known.get(key) != value:
+                    txn.put(key, value)
+            return True
+
+        return replace
+
+    def _install(self, rows: dict[bytes, bytes], message: common_pb2.ClusterMap) -> None:
+        self._rows = rows
+        self._message = message
+        self._columns = columns_of(message, self._rule)
+        self._pg_epochs = [pg.epoch for pg in message.pgs]
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _check_extent(extent: common_pb2.Extent, epoch: int, code: Codec, pg_epochs: list[int]) -> None:
+    if extent.pg >= len(pg_epochs):
+        raise InvalidArgument(f"placement group {extent.pg} does not exist")
+    if extent.epoch > epoch:
+        raise InvalidArgument(f"an extent of epoch {extent.epoch}, but the map has epoch {epoch}")
+    if pg_epochs[extent.pg] > extent.epoch:
+        raise StaleEpoch(extent.pg, extent.epoch, pg_epochs[extent.pg])
+    if extent.code != code.name:
+        raise InvalidArgument(f"an extent of code {extent.code}; the cluster's is {code.name}")
+    if not extent.stripe_id or len(extent.chunk_crc32c) != code.n:
+        raise InvalidArgument(f"an extent needs a stripe id and {code.n} checksums")
+    if extent.data_bytes > code.k * extent.chunk_bytes:
+        raise InvalidArgument("an extent holds more bytes than its data chunks")
+    missing = set(extent.missing_indexes)
+    if len(missing) > code.n - code.k or any(index >= code.n for index in missing):
+        raise InvalidArgument("an extent misses more chunks than its code can rebuild")

@@ -1,0 +1,134 @@
+"""What heartbeats and silence do to the cluster map, as functions from a map to the next.
+
+Each returns a copy with the next epoch, or None when nothing changes.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from exastore.metadata.core.placement import domain_count_with_weight, place_pgs
+from exastore.metadata.core.topology import NO_DEVICE, PlacementRule
+from exastore.metadata.service.convert import topology_of
+from exastore.metadata.service.errors import NotReady
+from exastore.proto.v1 import common_pb2, metadata_pb2
+
+_TIB = float(1 << 40)
+_UP = common_pb2.DEVICE_STATE_UP
+_DOWN = common_pb2.DEVICE_STATE_DOWN
+_OUT = common_pb2.DEVICE_STATE_OUT
+_DRAINING = common_pb2.DEVICE_STATE_DRAINING
+
+#: States in which a device serves reads.
+READABLE = (_UP, _DRAINING)
+
+
+def first_map(
+    heartbeats: Iterable[metadata_pb2.HeartbeatRequest],
+    *,
+    cluster_id: str,
+    code: str,
+    n: int,
+    pg_count: int,
+    rule: PlacementRule,
+) -> common_pb2.ClusterMap:
+    """Epoch 1: nodes in the order of their ids, every PG placed.
+
+    Raises NotReady when the rule needs more failure domains than have joined.
+    """
+    message = common_pb2.ClusterMap(epoch=1, cluster_id=cluster_id, code=code)
+    for heartbeat in sorted(heartbeats, key=lambda item: item.node.id):
+        _add_node(message, heartbeat.node)
+        for report in heartbeat.devices:
+            _add_device(message, len(message.nodes) - 1, report)
+    topology = topology_of(message.nodes, message.devices)
+    domain_count = domain_count_with_weight(topology, rule.level)
+    if domain_count * rule.max_per_domain < n:
+        level = rule.level.name.lower()
+        raise NotReady(
+            f"{code} needs {n} failure domains of level {level}, but the {len(message.devices)} "
+            f"devices that joined are on {domain_count}: add more"
+        )
+    table = place_pgs(topology, rule, pg_count, n)
+    if (table == NO_DEVICE).any():
+        raise NotReady(f"{code} cannot be placed on the devices that joined: add more")
+    for index, row in enumerate(table.tolist()):
+        message.pgs.add(index=index, device_indexes=row, slot_states=[0] * n, epoch=1)
+    return message
+
+
+def admitted(
+    message: common_pb2.ClusterMap, heartbeat: metadata_pb2.HeartbeatRequest
+) -> common_pb2.ClusterMap | None:
+    """The map after a heartbeat: new nodes and devices, new addresses.
+
+    States of devices are the business of `NodeHealth`.
+    """
+    changed = common_pb2.ClusterMap()
+    changed.CopyFrom(message)
+    changed.epoch += 1
+    node_index = next((n.index for n in changed.nodes if n.id == heartbeat.node.id), None)
+    if node_index is None:
+        node_index = _add_node(changed, heartbeat.node)
+    else:
+        node = changed.nodes[node_index]
+        node.CopyFrom(heartbeat.node)
+        node.index = node_index
+    devices = {device.uuid: device for device in changed.devices}
+    for report in heartbeat.devices:
+        device = devices.get(report.uuid)
+        if device is None:
+            device = _add_device(changed, node_index, report)
+        device.node_index = node_index
+    return _if_changed(message, changed)
+
+
+def with_states(
+    message: common_pb2.ClusterMap, states: Mapping[int, common_pb2.DeviceState.ValueType]
+) -> common_pb2.ClusterMap | None:
+    """The map with these states of devices, by index."""
+    changed = common_pb2.ClusterMap()
+    changed.CopyFrom(message)
+    changed.epoch += 1
+    for index, state in states.items():
+        changed.devices[index].state = state
+    return _if_changed(message, changed)
+
+
+def pgs_by_missing(message: common_pb2.ClusterMap, unreadable: Collection[int]) -> Sequence[int]:
+    """[i]: PGs with i slots that cannot be read; `unreadable` are device indexes."""
+    n = len(message.pgs[0].device_indexes) if message.pgs else 0
+    counts = [0] * (n + 1)
+    for pg in message.pgs:
+        missing = 0
+        for device, state in zip(pg.device_indexes, pg.slot_states, strict=True):
+            if state != common_pb2.SLOT_STATE_CLEAN or device in unreadable:
+                missing += 1
+        counts[missing] += 1
+    return counts
+
+
+def _if_changed(
+    message: common_pb2.ClusterMap, changed: common_pb2.ClusterMap
+) -> common_pb2.ClusterMap | None:
+    same = changed.nodes == message.nodes and changed.devices == message.devices
+    return None if same else changed
+
+
+def _add_node(message: common_pb2.ClusterMap, node: common_pb2.Node) -> int:
+    index = len(message.nodes)
+    added = message.nodes.add()
+    added.CopyFrom(node)
+    added.index = index
+    return index
+
+
+def _add_device(
+    message: common_pb2.ClusterMap, node_index: int, report: metadata_pb2.DeviceReport
+) -> common_pb2.Device:
+    return message.devices.add(
+        index=len(message.devices),
+        uuid=report.uuid,
+        node_index=node_index,
+        weight=report.weight or report.capacity_bytes / _TIB or 1.0,
+        state=_DOWN if report.fenced else _UP,
+        capacity_bytes=report.capacity_bytes,
+    )

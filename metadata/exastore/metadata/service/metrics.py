@@ -1,0 +1,168 @@
+"""What a metadata server tells Prometheus."""
+
+from collections.abc import Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class MetadataMetrics:
+    """The metrics of one server, on the registry it is given."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "exastore_metadata_requests",
+            "Calls served, by method and result: ok, or the reason of the failure.",
+            ("method", "result"),
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "exastore_metadata_request_seconds",
+            "Time to serve a call, by method; streams are not timed.",
+            ("method",),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._epoch = Gauge(
+            "exastore_metadata_map_epoch", "Epoch of the cluster map; 0: none.", registry=registry
+        )
+        self._devices = Gauge(
+            "exastore_metadata_devices", "Devices by state.", ("state",), registry=registry
+        )
+        self._nodes = Gauge(
+            "exastore_metadata_nodes",
+            "Nodes by state: the best state of any of their devices.",
+            ("state",),
+            registry=registry,
+        )
+        self._pgs = Gauge(
+            "exastore_metadata_pgs",
+            "Placement groups by the number of slots that cannot be read now.",
+            ("missing",),
+            registry=registry,
+        )
+        self._lease_held = Gauge(
+            "exastore_metadata_lease_held",
+            "1 while this server does the background work.",
+            registry=registry,
+        )
+        self._repair_tasks = Gauge(
+            "exastore_metadata_repair_tasks",
+            "Slots of the current repair, by state: waiting, running.",
+            ("state",),
+            registry=registry,
+        )
+        self._repair_results = Counter(
+            "exastore_metadata_repair_results",
+            "Rebuilds that ended, by result: ok or failed.",
+            ("result",),
+            registry=registry,
+        )
+        self._repair_bytes = Counter(
+            "exastore_metadata_repair_chunk_bytes",
+            "Bytes of chunks rebuilt, read back and verified.",
+            registry=registry,
+        )
+        self._repair_read_bytes = Counter(
+            "exastore_metadata_repair_read_bytes",
+            "Bytes pulled from other slots for rebuilding.",
+            registry=registry,
+        )
+        self._repair_eta = Gauge(
+            "exastore_metadata_repair_eta_seconds",
+            "Time until the repair is done; negative: not known.",
+            registry=registry,
+        )
+        self._repair_oldest = Gauge(
+            "exastore_metadata_repair_age_seconds",
+            "Time since the current repair began; 0: none.",
+            registry=registry,
+        )
+        self._degraded = Gauge(
+            "exastore_metadata_degraded_stripes",
+            "Stripes committed with chunks missing that are not rebuilt yet.",
+            registry=registry,
+        )
+        self._trash_entries = Gauge(
+            "exastore_metadata_trash_entries", "Entries in the trash.", registry=registry
+        )
+        self._trash_extents = Gauge(
+            "exastore_metadata_trash_extents", "Extents in the trash.", registry=registry
+        )
+        self._trash_oldest = Gauge(
+            "exastore_metadata_trash_oldest_age_seconds",
+            "Age of the oldest entry in the trash; 0: empty.",
+            registry=registry,
+        )
+        self._trash_chunks = Counter(
+            "exastore_metadata_trash_deleted_chunks",
+            "Chunks that storage nodes deleted for the trash collection.",
+            registry=registry,
+        )
+        self._background_errors = Counter(
+            "exastore_metadata_background_errors",
+            "Failures of background work, by what it did.",
+            ("work",),
+            registry=registry,
+        )
+
+    def request(self, method: str, result: str, duration_s: float | None) -> None:
+        """A call ended."""
+        self._requests.labels(method, result).inc()
+        if duration_s is not None:
+            self._latency.labels(method).observe(duration_s)
+
+    def map(
+        self,
+        epoch: int,
+        devices_by_state: Mapping[str, int],
+        nodes_by_state: Mapping[str, int],
+        pgs_by_missing: Sequence[int],
+    ) -> None:
+        """The map as it is now."""
+        self._epoch.set(epoch)
+        for state, count in devices_by_state.items():
+            self._devices.labels(state).set(count)
+        for state, count in nodes_by_state.items():
+            self._nodes.labels(state).set(count)
+        for missing, count in enumerate(pgs_by_missing):
+            self._pgs.labels(str(missing)).set(count)
+
+    def lease(self, held: bool) -> None:
+        """Whether this server does the background work."""
+        self._lease_held.set(held)
+
+    def repair(self, waiting: int, running: int, eta_s: float, age_s: float) -> None:
+        """The repair as it is now."""
+        self._repair_tasks.labels("waiting").set(waiting)
+        self._repair_tasks.labels("running").set(running)
+        self._repair_eta.set(eta_s)
+        self._repair_oldest.set(age_s)
+
+    def rebuilt(self, chunk_bytes: int, read_bytes: int) -> None:
+        """A rebuild made progress."""
+        self._repair_bytes.inc(chunk_bytes)
+        self._repair_read_bytes.inc(read_bytes)
+
+    def rebuild_ended(self, ok: bool) -> None:
+        """A rebuild ended."""
+        self._repair_results.labels("ok" if ok else "failed").inc()
+
+    def degraded(self, stripe_count: int) -> None:
+        """Stripes with missing chunks."""
+        self._degraded.set(stripe_count)
+
+    def trash(self, entry_count: int, extent_count: int, oldest_age_s: float) -> None:
+        """The trash as it is now."""
+        self._trash_entries.set(entry_count)
+        self._trash_extents.set(extent_count)
+        self._trash_oldest.set(oldest_age_s)
+
+    def chunks_deleted(self, count: int) -> None:
+        """Storage nodes deleted chunks."""
+        self._trash_chunks.inc(count)
+
+    def background_error(self, work: str) -> None:
+        """A round of background work failed."""
+        self._background_errors.labels(work).inc()

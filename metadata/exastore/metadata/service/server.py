@@ -1,0 +1,109 @@
+"""MetadataServer: the process's object. Opens the engine, binds the port, runs background work."""
+
+import logging
+import os
+from collections.abc import Callable
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from exastore.metadata.core.clock import Clock
+from exastore.metadata.kv.contract import Engine
+from exastore.metadata.kv.open import open_engine
+from exastore.metadata.service.background import Background
+from exastore.metadata.service.config import MetadataConfig
+from exastore.metadata.service.core import MetadataService
+from exastore.metadata.service.errors import AddressInUse
+from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.servicer import add_to_server
+from exastore.metadata.service.storage_client import GrpcStorageClient, StorageClient
+
+log = logging.getLogger(__name__)
+
+#: A large object's extents and a large map travel in one message.
+MAX_MESSAGE_BYTES = 64 << 20
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # or a second server would take half of the calls
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+
+
+class MetadataServer:
+    """One metadata server.
+
+    Args:
+        config: What it is told.
+        clock: Its time.
+        registry: Takes its metrics.
+        storage: How it reaches storage nodes; by default over gRPC.
+        new_id: Makes the server's identity as holder of the background lease.
+    """
+
+    def __init__(
+        self,
+        config: MetadataConfig,
+        *,
+        clock: Clock,
+        registry: CollectorRegistry,
+        storage: StorageClient | None = None,
+        new_id: Callable[[], bytes] = lambda: os.urandom(8),
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._metrics = MetadataMetrics(registry)
+        self._storage = storage
+        self._new_id = new_id
+        self._engine: Engine | None = None
+        self._server: grpc.aio.Server | None = None
+        self._background: Background | None = None
+
+    async def start(self) -> str:
+        """Serve; the address as host:port.
+
+        Raises AddressInUse, EngineError (cannot open), WrongCluster.
+        """
+        self._engine = open_engine(self._config.engine)
+        try:
+            service = MetadataService(
+                self._config,
+                self._engine,
+                holder=self._new_id().hex(),
+                clock=self._clock,
+                metrics=self._metrics,
+            )
+            await service.start()
+            self._server = grpc.aio.server(options=_OPTIONS)
+            add_to_server(service, self._metrics, self._clock, self._server)
+            port = self._bind(self._server)
+            await self._server.start()
+        except BaseException:
+            await self.stop(0.0)
+            raise
+        storage = self._storage if self._storage is not None else GrpcStorageClient()
+        self._background = Background(
+            self._config, self._engine, service, storage, self._clock, self._metrics
+        )
+        self._background.start()
+        return f"{self._config.address.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Finish what is in flight, for at most `grace_s` seconds; again is harmless."""
+        if self._background is not None:
+            await self._background.stop()
+            self._background = None
+        if self._server is not None:
+            await self._server.stop(grace_s)
+            self._server = None
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        try:
+            port = server.add_insecure_port(self._config.address)
+        except RuntimeError as error:
+            raise AddressInUse(self._config.address) from error
+        if port == 0:
+            raise AddressInUse(self._config.address)
+        return port

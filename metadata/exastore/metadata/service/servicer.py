@@ -1,0 +1,107 @@
+"""MetadataService over gRPC: decode, call, count, map errors."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from grpc.aio import ServicerContext
+
+from exastore.metadata.core.clock import Clock
+from exastore.metadata.service.core import MetadataService
+from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
+from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.proto.v1 import metadata_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Context = ServicerContext[Any, Any]
+
+
+def add_to_server(
+    service: MetadataService, metrics: MetadataMetrics, clock: Clock, server: grpc.aio.Server
+) -> None:
+    """Register every call of the service."""
+    metadata_pb2_grpc.add_MetadataServiceServicer_to_server(
+        _Adapter(service, metrics, clock).servicer(), server
+    )
+
+
+class _Adapter:
+    def __init__(self, service: MetadataService, metrics: MetadataMetrics, clock: Clock) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._clock = clock
+
+    def servicer(self) -> metadata_pb2_grpc.MetadataServiceServicer:
+        """An object with one method per call, each an adapter around the service's."""
+        cluster, names = self._service.cluster, self._service.names
+        methods: dict[str, Any] = {
+            "GetMap": self._unary("GetMap", cluster.get_map),
+            "WatchMap": self._stream("WatchMap", cluster.watch_map),
+            "Heartbeat": self._unary("Heartbeat", cluster.heartbeat),
+            "GetStatus": self._unary("GetStatus", cluster.get_status),
+            "SetDeviceState": self._unary("SetDeviceState", cluster.set_device_state),
+            "ListExtents": self._stream("ListExtents", names.list_extents),
+            "CreateBucket": self._unary("CreateBucket", names.create_bucket),
+            "GetBucket": self._unary("GetBucket", names.get_bucket),
+            "DeleteBucket": self._unary("DeleteBucket", names.delete_bucket),
+            "ListBuckets": self._unary("ListBuckets", names.list_buckets),
+            "CommitObject": self._unary("CommitObject", names.commit_object),
+            "GetObject": self._unary("GetObject", names.get_object),
+            "DeleteObjects": self._unary("DeleteObjects", names.delete_objects),
+            "ListObjects": self._unary("ListObjects", names.list_objects),
+            "CreateUpload": self._unary("CreateUpload", names.create_upload),
+            "CommitPart": self._unary("CommitPart", names.commit_part),
+            "CompleteUpload": self._unary("CompleteUpload", names.complete_upload),
+            "AbortUpload": self._unary("AbortUpload", names.abort_upload),
+            "ListParts": self._unary("ListParts", names.list_parts),
+            "ListUploads": self._unary("ListUploads", names.list_uploads),
+        }
+        kind = type("MetadataServicer", (metadata_pb2_grpc.MetadataServiceServicer,), methods)
+        servicer = kind()
+        assert isinstance(servicer, metadata_pb2_grpc.MetadataServiceServicer)
+        return servicer
+
+    def _unary(
+        self, method: str, call: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[object, Request, Context], Awaitable[Response]]:
+        async def serve(_: object, request: Request, context: Context) -> Response:
+            begun_s = self._clock.monotonic_s()
+            try:
+                response = await call(request)
+            except Exception as error:
+                await self._fail(method, error, context, self._clock.monotonic_s() - begun_s)
+                raise
+            self._metrics.request(method, "ok", self._clock.monotonic_s() - begun_s)
+            return response
+
+        return serve
+
+    def _stream(
+        self, method: str, call: Callable[[Request], AsyncIterator[Response]]
+    ) -> Callable[[object, Request, Context], AsyncIterator[Response]]:
+        async def serve(_: object, request: Request, context: Context) -> AsyncIterator[Response]:
+            try:
+                async for response in call(request):
+                    yield response
+            except Exception as error:
+                await self._fail(method, error, context, None)
+                raise
+            self._metrics.request(method, "ok", None)
+
+        return serve
+
+    async def _fail(
+        self, method: str, error: Exception, context: Context, duration_s: float | None
+    ) -> None:
+        """End the call with the error's status and reason; `abort` raises."""
+        found = status_and_reason(error)
+        if found is None:
+            log.error("%s failed", method, exc_info=error)
+            found = grpc.StatusCode.INTERNAL, "UNSPECIFIED"
+        status, reason = found
+        self._metrics.request(method, reason.lower(), duration_s)
+        await context.abort(status, str(error), ((REASON_KEY, reason),))

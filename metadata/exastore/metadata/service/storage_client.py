@@ -1,0 +1,89 @@
+"""How the metadata server reaches storage nodes."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import grpc
+
+from exastore.proto.v1 import storage_pb2, storage_pb2_grpc
+
+_CALL_TIMEOUT_S = 20.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", 8 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+class StorageError(Exception):
+    """A storage node did not do what it was asked to."""
+
+
+class StorageClient(Protocol):
+    """The calls of StorageService that background work makes. Failures raise StorageError."""
+
+    def rebuild(
+        self, address: str, request: storage_pb2.RebuildRequest
+    ) -> AsyncIterator[storage_pb2.RebuildProgress]: ...
+
+    async def delete_chunks(
+        self, address: str, request: storage_pb2.DeleteChunksRequest
+    ) -> storage_pb2.DeleteChunksResponse: ...
+
+    async def get_pg_usage(
+        self, address: str, request: storage_pb2.GetPgUsageRequest
+    ) -> storage_pb2.GetPgUsageResponse: ...
+
+    async def close(self) -> None: ...
+
+
+class GrpcStorageClient:
+    """One channel per node, kept open."""
+
+    def __init__(self) -> None:
+        #: By address.
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def rebuild(
+        self, address: str, request: storage_pb2.RebuildRequest
+    ) -> AsyncIterator[storage_pb2.RebuildProgress]:
+        call = self._stub(address).Rebuild(request)
+        try:
+            async for progress in call:
+                yield progress
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+        finally:
+            call.cancel()
+
+    async def delete_chunks(
+        self, address: str, request: storage_pb2.DeleteChunksRequest
+    ) -> storage_pb2.DeleteChunksResponse:
+        try:
+            return await self._stub(address).DeleteChunks(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+
+    async def get_pg_usage(
+        self, address: str, request: storage_pb2.GetPgUsageRequest
+    ) -> storage_pb2.GetPgUsageResponse:
+        try:
+            return await self._stub(address).GetPgUsage(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def _stub(self, address: str) -> "storage_pb2_grpc.StorageServiceAsyncStub":
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        return storage_pb2_grpc.StorageServiceStub(channel)
+
+
+def _translated(address: str, error: grpc.aio.AioRpcError) -> StorageError:
+    return StorageError(f"node {address}: {error.code().name}: {error.details()}")
