@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
 import numpy as np
@@ -36,7 +36,7 @@ CODE = "rs-4-2"
 NODES = 6
 
 
-class FakeMetadata(MetadataServiceServicer):  # type: ignore[misc]
+class FakeMetadata(MetadataServiceServicer):
     """Gives every device an index; places PG p so that slot s is on device (s + p) % D."""
 
     def __init__(self, device_count: int, pg_count: int = 4) -> None:
@@ -251,7 +251,8 @@ def read_request(
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    metadata = FakeMetadata(NODES)
+    # The stub file makes every method abstract; this metadata server has two.
+    metadata: FakeMetadata = cast(Any, FakeMetadata)(NODES)
     server = make_server()
     add_MetadataServiceServicer_to_server(metadata, server)
     port = server.add_insecure_port("127.0.0.1:0")
