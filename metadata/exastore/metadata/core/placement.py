@@ -191,6 +191,14 @@ def _in_row(row: Int32Array, device: int) -> bool:
 
 
 @njit
+def _is_eligible(
+    device_weight: Float64Array, device_state: Uint8Array, row: Int32Array, device: int
+) -> bool:
+    """Whether the device may take a slot of `row`, as far as the device itself goes."""
+    return device_state[device] == UP and device_weight[device] > 0.0 and not _in_row(row, device)
+
+
+@njit
 def _domain_has_room(
     domain_of_device: Int32Array, max_per_domain: int, row: Int32Array, slot: int, domain: int
 ) -> bool:
@@ -218,27 +226,16 @@ def _try_once(
     tree = columns.tree
     root = len(tree.bucket) - 1
     device = descend(tree, root, ROOT_LEVEL - level, x, r, scratch)
+    if device < 0:
+        return NO_DEVICE
     domain = device - columns.domain_bucket[0] if level > 0 else device
     if not _domain_has_room(columns.domain_of_device, columns.max_per_domain, row, slot, domain):
         return NO_DEVICE
     if level > 0:
         device = descend(tree, device, level, x, np.uint32(slot + r), scratch)
-    if device_state[device] != UP or not columns.device_weight[device] > 0.0:
-        return NO_DEVICE
-    if _in_row(row, device):
+    if device < 0 or not _is_eligible(columns.device_weight, device_state, row, device):
         return NO_DEVICE
     return device
-
-
-@njit
-def _is_eligible(
-    columns: PlacementColumns, device_state: Uint8Array, row: Int32Array, device: int
-) -> bool:
-    return (
-        device_state[device] == UP
-        and columns.device_weight[device] > 0.0
-        and not _in_row(row, device)
-    )
 
 
 @njit
@@ -264,12 +261,12 @@ def _scan(
         for j in range(
             columns.domain_device_start[domain], columns.domain_device_start[domain + 1]
         ):
-            if _is_eligible(columns, device_state, row, columns.domain_device[j]):
+            if _is_eligible(columns.device_weight, device_state, row, columns.domain_device[j]):
                 is_live = True
                 break
         if is_live:
             u = hash3(x, columns.domain_id[domain], r) & np.uint32(65535)
-            draw = columns.tree.log_draw[u] / columns.domain_weight[domain]
+            draw = columns.tree.log_draw[u] * (1.0 / columns.domain_weight[domain])
             if draw > best_draw:
                 best_domain, best_draw = domain, draw
     if best_domain < 0:
@@ -279,9 +276,9 @@ def _scan(
         columns.domain_device_start[best_domain], columns.domain_device_start[best_domain + 1]
     ):
         device = columns.domain_device[j]
-        if _is_eligible(columns, device_state, row, device):
+        if _is_eligible(columns.device_weight, device_state, row, device):
             u = hash3(x, np.uint32(device), np.uint32(slot + r)) & np.uint32(65535)
-            draw = columns.tree.log_draw[u] / columns.device_weight[device]
+            draw = columns.tree.log_draw[u] * (1.0 / columns.device_weight[device])
             if draw > best_draw:
                 best_device, best_draw = device, draw
     return int(best_device)

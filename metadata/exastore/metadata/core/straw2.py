@@ -184,7 +184,8 @@ def descend(
 ) -> int:
     """straw2 from bucket `item`, `depth` levels down: a bucket number, or at the end a device.
 
-    In each bucket the child with the largest draw wins; ties keep the earlier.
+    In each bucket the child with the largest draw wins; ties keep the earlier. -1 if the way ends
+    in a bucket without children, which only happens where nothing has weight.
     """
     for _ in range(depth):
         start = tree.bucket[item, START]
@@ -192,6 +193,8 @@ def descend(
         if count == 1:
             item = int(tree.child_item[start])
             continue
+        if count == 0:
+            return -1
         ids = tree.child_id[start : tree.bucket[item, END]]
         if tree.bucket[item, UNIFORM] != 0 and count <= 65536:
             item = int(tree.child_item[start + first_largest(ids, x, r)])  # largest u wins
