@@ -183,9 +183,10 @@ def verify(request: Request, secret_of: SecretOf, now_s: float) -> Identity:
 
 
 def _signature_matches(request: Request, authorization: Authorization, key: bytes) -> bool:
+    """Whether the path as it was sent, or else its canonical form, was signed with `key`."""
     query = canonical_query(request.raw_query)
-    sent = request.raw_path.decode("latin-1") or "/"
-    for path in dict.fromkeys((sent, canonical_path(request.raw_path) or "/")):
+
+    def matches(path: str) -> bool:
         canonical = canonical_request(
             request.method,
             path,
@@ -197,9 +198,10 @@ def _signature_matches(request: Request, authorization: Authorization, key: byte
         signature = sign(
             key, string_to_sign(authorization.timestamp, authorization.scope, canonical)
         )
-        if hmac.compare_digest(signature.encode(), authorization.signature.encode("latin-1")):
-            return True
-    return False
+        provided = authorization.signature.encode("utf-8", "replace")
+        return hmac.compare_digest(signature.encode(), provided)
+
+    return matches(request.raw_path.decode("latin-1")) or matches(canonical_path(request.raw_path))
 
 
 def parse_authorization(request: Request) -> Authorization:
@@ -307,31 +309,41 @@ def _timestamp_of_date(date: str | None) -> str:
     return when.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
-def _check_time(authorization: Authorization, now_s: float) -> None:
+@lru_cache(maxsize=256)
+def _seconds_of(timestamp: str) -> float | None:
+    """Unix time of 20130524T000000Z; None when it is something else."""
     try:
-        when = datetime.strptime(authorization.timestamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        when = datetime.strptime(timestamp, "%Y%m%dT%H%M%SZ")
     except ValueError:
+        return None
+    return when.replace(tzinfo=UTC).timestamp()
+
+
+def _check_time(authorization: Authorization, now_s: float) -> None:
+    signed_s = _seconds_of(authorization.timestamp)
+    if signed_s is None:
         raise RequestError(
             "AccessDenied", "AWS authentication requires a valid Date or x-amz-date header"
-        ) from None
+        )
     if not authorization.timestamp.startswith(authorization.scope.date):
         raise _malformed("The date of the Credential is not that of the request.")
-    age_s = now_s - when.timestamp()
+    age_s = now_s - signed_s
+    expires_s = authorization.expires_s
+    if expires_s is None and abs(age_s) > MAX_SKEW_S:
+        code = "RequestTimeTooSkewed"
+        message = "The difference between the request time and the server's time is too large."
+    elif expires_s is not None and age_s < -MAX_SKEW_S:
+        code, message = "AccessDenied", "Request is not valid yet"
+    elif expires_s is not None and age_s > expires_s:
+        code, message = "AccessDenied", "Request has expired"
+    else:
+        return
     facts = {
         "RequestTime": authorization.timestamp,
         "ServerTime": _iso(now_s),
+        "MaxAllowedSkewMilliseconds": str(MAX_SKEW_S * 1000),
     }
-    if authorization.expires_s is None:
-        if abs(age_s) > MAX_SKEW_S:
-            raise S3Error(
-                "RequestTimeTooSkewed",
-                "The difference between the request time and the server's time is too large.",
-                fields=facts | {"MaxAllowedSkewMilliseconds": str(MAX_SKEW_S * 1000)},
-            )
-    elif age_s < -MAX_SKEW_S:
-        raise S3Error("AccessDenied", "Request is not valid yet", fields=facts)
-    elif age_s > authorization.expires_s:
-        raise S3Error("AccessDenied", "Request has expired", fields=facts)
+    raise S3Error(code, message, fields=facts)
 
 
 def _check_signed_headers(request: Request, authorization: Authorization) -> None:

@@ -76,10 +76,8 @@ class S3Front:
         self._metrics.in_flight.inc()
 
         def on_sent(sent_bytes: int) -> None:
-            self._metrics.in_flight.dec()
-            self._metrics.sent_bytes.inc(sent_bytes)
-            self._metrics.requests.labels(operation, str(status)).inc()
-            self._metrics.latency_s.labels(operation).observe(self._clock.monotonic_s() - started_s)
+            duration_s = self._clock.monotonic_s() - started_s
+            self._metrics.count(operation, status, duration_s, sent_bytes)
 
         try:
             try:

@@ -1,6 +1,6 @@
 """The HTTP server under the S3 front: uvicorn with httptools, inside the caller's event loop.
 
-Replacing it means replacing this file (see docs/adr/0003-http-server.md).
+Replacing it means replacing this file (see docs/adr/0004-http-server.md).
 """
 
 import asyncio

@@ -34,8 +34,24 @@ class S3Metrics:
             "Bytes of response bodies sent.",
             registry=registry,
         )
+        #: Children of the labelled metrics, since to look them up takes a lock and a copy.
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.in_flight = Gauge(
             "exastore_gateway_s3_requests_in_flight",
             "S3 requests whose response is not over.",
             registry=registry,
         )
+
+    def count(self, operation: str, status: int, duration_s: float, sent_bytes: int) -> None:
+        """Count a request whose response is over."""
+        children = self._children.get((operation, status))
+        if children is None:
+            children = (
+                self.requests.labels(operation, str(status)),
+                self.latency_s.labels(operation),
+            )
+            self._children[operation, status] = children
+        children[0].inc()
+        children[1].observe(duration_s)
+        self.sent_bytes.inc(sent_bytes)
+        self.in_flight.dec()

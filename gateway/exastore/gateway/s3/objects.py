@@ -38,7 +38,13 @@ async def get_object(call: Call) -> Response:
     if response.length:
         # The first bytes come before the headers: what cannot be read is then still an error.
         pieces = reader.read(byte_range)
-        response.content = _Resumed(await anext(pieces, b""), pieces)
+        first = await anext(pieces, b"")
+        rest = _Resumed(first, pieces)
+        if len(first) == response.length:
+            await rest.aclose()
+            response.content = bytes(first)
+        else:
+            response.content = rest
     return response
 
 
