@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exastore.metadata.kv.contract import Transaction
-from exastore.metadata.kv.keys import after_prefix, pack, prefix_range, unpack
+from exastore.metadata.kv.keys import pack, prefix_range, unpack
 from exastore.metadata.namespace import rows
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
@@ -46,7 +46,7 @@ class TrashBatch:
 
 @dataclass(frozen=True, slots=True)
 class TrashStats:
-    """How much waits."""
+    """How much waits; the extents are an estimate when there are many entries."""
 
     entry_count: int
     extent_count: int
@@ -131,9 +131,16 @@ def finish_entry(txn: Transaction, entry: TrashEntry) -> None:
     txn.delete(entry.key)
 
 
-def trash_stats(txn: Transaction, *, entry_limit: int = 10_000) -> TrashStats:
-    """Count what waits; beyond `entry_limit` entries it says "at least"."""
-    found = txn.scan(pack("t"), after_prefix(pack("t")), limit=entry_limit)
+def trash_stats(
+    txn: Transaction, *, entry_limit: int = 100_000, counted_limit: int = 500
+) -> TrashStats:
+    """Count what waits: at most `entry_limit` entries.
+
+    The extents of the oldest `counted_limit` entries are counted, the rest is taken to be alike.
+    """
+    begin_key, end_key = prefix_range(pack("t"))
+    entry_count = len(txn.scan(begin_key, end_key, limit=entry_limit, keys_only=True))
+    found = txn.scan(begin_key, end_key, limit=counted_limit)
     extent_count = 0
     for key, value in found:
         entry = _entry(key, value)
@@ -145,7 +152,9 @@ def trash_stats(txn: Transaction, *, entry_limit: int = 10_000) -> TrashStats:
             if begin is None:
                 break
     oldest_s = _entry(*found[0]).trashed_s if found else None
-    return TrashStats(len(found), extent_count, oldest_s)
+    if entry_count > len(found):
+        extent_count = extent_count * entry_count // len(found)
+    return TrashStats(entry_count, extent_count, oldest_s)
 
 
 def _entry(key: bytes, value: bytes) -> TrashEntry:

@@ -1,22 +1,40 @@
-"""The background loop: one round every `tick_s`, by the holder of the lease."""
+"""The background loops: each runs rounds, and only the holder of the lease acts in them.
+
+Liveness and the start of rebuilds have a loop of their own that waits for no storage node, so that
+a node that hangs delays nobody's declaration of death.
+"""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.kv.contract import Engine
 from exastore.metadata.kv.errors import EngineError
+from exastore.metadata.service.cluster import BackgroundStatus
+from exastore.metadata.service.collector import TrashCollector
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
+from exastore.metadata.service.degraded import DegradedStripes
 from exastore.metadata.service.errors import ServiceError
 from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.rebuild import Rebuilder
+from exastore.metadata.service.repair import Repairer
 from exastore.metadata.service.storage_client import StorageClient, StorageError
 
 log = logging.getLogger(__name__)
 
+_SLOW_ROUND_S = 1.0
+
 
 class Background:
-    """Runs until stopped."""
+    """Everything a metadata server does by itself.
+
+    Attributes:
+        repair: Rebuilds lost slots.
+        degraded: Completes stripes committed with chunks missing.
+        trash: Deletes the chunks of deleted objects.
+    """
 
     def __init__(
         self,
@@ -28,24 +46,36 @@ class Background:
         metrics: MetadataMetrics,
     ) -> None:
         self._config = config
-        self._engine = engine
         self._service = service
         self._storage = storage
         self._clock = clock
         self._metrics = metrics
-        self._task: asyncio.Task[None] | None = None
+        maps, lease = service.maps, service.lease
+        rebuilder = Rebuilder(config, engine, storage)
+        self.repair = Repairer(config, maps, lease, rebuilder, storage, clock, metrics)
+        self.degraded = DegradedStripes(engine, maps, lease, rebuilder, metrics)
+        self.trash = TrashCollector(config, engine, maps, lease, storage, clock, metrics)
+        service.cluster.background_status = self._status
+        self._tasks: list[asyncio.Task[None]] = []
         self._known_epoch = 0
 
     def start(self) -> None:
-        """Begin rounds in the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        """Begin the loops in the running event loop."""
+        loop = asyncio.get_running_loop()
+        slow_s = max(self._config.tick_s, _SLOW_ROUND_S)
+        self._tasks = [
+            loop.create_task(self._repeat("round", self.run_round, self._config.tick_s)),
+            loop.create_task(self._repeat("degraded", self.degraded.run_round, slow_s)),
+            loop.create_task(self._repeat("trash", self.trash.run_round, slow_s)),
+        ]
 
     async def stop(self) -> None:
-        """End the rounds and give up the lease."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        """End the loops and give up the lease."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await self.repair.stop()
         try:
             await self._service.lease.release()
         except EngineError as error:
@@ -53,26 +83,35 @@ class Background:
         await self._storage.close()
 
     async def run_round(self) -> None:
-        """One round."""
+        """Keep the lease, follow the map, declare the silent dead, move repair on."""
         service = self._service
-        held = await service.lease.keep()
-        self._metrics.lease(held)
+        self._metrics.lease(await service.lease.keep())
         await service.maps.load()
         if service.maps.epoch != self._known_epoch:
             await service.cluster.load_intents()
         await service.cluster.settle()
+        await self.repair.run_round()
         if service.maps.epoch != self._known_epoch:
             self._known_epoch = service.maps.epoch
             service.cluster.publish_metrics()
 
-    async def _run(self) -> None:
+    def _status(self) -> BackgroundStatus:
+        return BackgroundStatus(
+            repair=self.repair.status(),
+            degraded_stripe_count=self.degraded.stripe_count,
+            trash_extent_count=self.trash.stats.extent_count,
+        )
+
+    async def _repeat(
+        self, work: str, run_round: Callable[[], Awaitable[None]], pause_s: float
+    ) -> None:
         while True:
             try:
-                await self.run_round()
+                await run_round()
             except (EngineError, ServiceError, StorageError) as error:
-                log.warning("background work failed: %s", error)
-                self._metrics.background_error("round")
+                log.warning("background work failed (%s): %s", work, error)
+                self._metrics.background_error(work)
             except Exception:
-                log.exception("background work failed")
-                self._metrics.background_error("round")
-            await self._clock.sleep(self._config.tick_s)
+                log.exception("background work failed (%s)", work)
+                self._metrics.background_error(work)
+            await self._clock.sleep(pause_s)

@@ -7,6 +7,7 @@ are collected until enough devices have joined, and then the first map is placed
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,7 @@ from exastore.metadata.namespace.errors import InvalidArgument
 from exastore.metadata.service import membership
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.convert import WIRE_NO_DEVICE
-from exastore.metadata.service.errors import NotReady, WrongCluster
+from exastore.metadata.service.errors import LeaseLost, NotReady, WrongCluster
 from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
@@ -329,7 +330,8 @@ class ClusterService:
         node_index = serving[0].node_index
         commands = self._handle(Heartbeat(node_index, tuple(device.index for device in serving)))
         if commands:
-            await self.settle()
+            with contextlib.suppress(LeaseLost):  # its holder will settle it
+                await self.settle()
             self.publish_metrics()
 
     def _handle(self, event: HealthEvent) -> list[SetDeviceState]:

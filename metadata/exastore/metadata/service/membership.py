@@ -62,6 +62,8 @@ def admitted(
 
     States of devices are the business of `NodeHealth`.
     """
+    if _is_known(message, heartbeat):
+        return None
     changed = common_pb2.ClusterMap()
     changed.CopyFrom(message)
     changed.epoch += 1
@@ -104,6 +106,18 @@ def pgs_by_missing(message: common_pb2.ClusterMap, unreadable: Collection[int]) 
                 missing += 1
         counts[missing] += 1
     return counts
+
+
+def _is_known(message: common_pb2.ClusterMap, heartbeat: metadata_pb2.HeartbeatRequest) -> bool:
+    """Whether the map has the node and all its devices just so; copies nothing large."""
+    node = next((node for node in message.nodes if node.id == heartbeat.node.id), None)
+    if node is None:
+        return False
+    told = common_pb2.Node()
+    told.CopyFrom(heartbeat.node)
+    told.index = node.index
+    known = {device.uuid for device in message.devices if device.node_index == node.index}
+    return told == node and all(report.uuid in known for report in heartbeat.devices)
 
 
 def _if_changed(

@@ -1,0 +1,134 @@
+"""One rebuild: the chunks of a slot, or of some stripes of it, by the node that shall hold them."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from exastore.metadata.kv.contract import Engine
+from exastore.metadata.namespace import extents
+from exastore.metadata.service import membership
+from exastore.metadata.service.config import MetadataConfig
+from exastore.metadata.service.storage_client import StorageClient, StorageError
+from exastore.proto.v1 import common_pb2, storage_pb2
+
+#: Stripe ids per call: 16 bytes each, far below the limit of a message.
+_STRIPE_BATCH_COUNT = 20_000
+
+OnProgress = Callable[[storage_pb2.RebuildProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTarget:
+    """A slot and the device that shall hold its chunks."""
+
+    pg: int
+    slot: int
+    device: int
+
+
+class Rebuilder:
+    """Calls the target's node and watches over its progress."""
+
+    def __init__(self, config: MetadataConfig, engine: Engine, storage: StorageClient) -> None:
+        self._engine = engine
+        self._storage = storage
+        self._idle_timeout_s = config.rebuild_idle_timeout_s
+        self._bandwidth = config.repair_bandwidth_bytes_per_s // config.repair_concurrency
+        if config.repair_bandwidth_bytes_per_s:
+            self._bandwidth = max(1, self._bandwidth)
+
+    async def rebuild_slot(
+        self, message: common_pb2.ClusterMap, target: SlotTarget, on_progress: OnProgress
+    ) -> None:
+        """Rebuild every chunk of a slot. Raises StorageError unless all of them are in place.
+
+        First the sources are asked which stripes they hold: cheap, but it includes leftovers of
+        writes that were never committed, which cannot be rebuilt. If some stripes fail, the
+        namespace decides which must be there, and those alone are tried.
+        """
+        final = await self._call(message, target, (), on_progress)
+        if not final.failed_chunk_count:
+            return
+        stripe_ids = await self.committed_stripes(target.pg)
+        await self.rebuild_stripes(message, target, stripe_ids, on_progress)
+
+    async def rebuild_stripes(
+        self,
+        message: common_pb2.ClusterMap,
+        target: SlotTarget,
+        stripe_ids: Sequence[bytes],
+        on_progress: OnProgress,
+    ) -> None:
+        """Rebuild the chunks of these stripes. Raises StorageError unless all are in place."""
+        for first in range(0, len(stripe_ids), _STRIPE_BATCH_COUNT):
+            batch = stripe_ids[first : first + _STRIPE_BATCH_COUNT]
+            final = await self._call(message, target, batch, on_progress)
+            if final.failed_chunk_count:
+                raise StorageError(
+                    f"{final.failed_chunk_count} of {final.total_chunk_count} chunks of slot "
+                    f"{target.slot} of PG {target.pg} could not be rebuilt: {final.message}"
+                )
+
+    async def committed_stripes(self, pg: int) -> list[bytes]:
+        """The stripes of a PG that objects and parts refer to; reads the whole namespace."""
+        found: list[bytes] = []
+        begin: bytes | None = b""
+        while begin is not None:
+            batch, begin = await self._extents_from(begin)
+            found.extend(extent.stripe_id for extent in batch if extent.pg == pg)
+        return found
+
+    async def _extents_from(self, begin: bytes) -> tuple[list[common_pb2.Extent], bytes | None]:
+        return await self._engine.read(lambda txn: extents.list_extents(txn, begin=begin))
+
+    async def _call(
+        self,
+        message: common_pb2.ClusterMap,
+        target: SlotTarget,
+        stripe_ids: Iterable[bytes],
+        on_progress: OnProgress,
+    ) -> storage_pb2.RebuildProgress:
+        request = storage_pb2.RebuildRequest(
+            pg=target.pg,
+            index=target.slot,
+            device_index=target.device,
+            code=message.code,
+            epoch=message.epoch,
+            sources=sources_of(message, target),
+            stripe_ids=stripe_ids,
+            bandwidth_bytes_per_s=self._bandwidth,
+        )
+        address = message.nodes[message.devices[target.device].node_index].address
+        progress = storage_pb2.RebuildProgress()
+        stream = aiter(self._storage.rebuild(address, request))
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_timeout_s):
+                    progress = await anext(stream)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                raise StorageError(
+                    f"node {address}: no progress for {self._idle_timeout_s:g} s"
+                ) from None
+            on_progress(progress)
+        if not progress.done:
+            raise StorageError(f"node {address}: the rebuild ended early: {progress.message}")
+        return progress
+
+
+def sources_of(
+    message: common_pb2.ClusterMap, target: SlotTarget
+) -> list[storage_pb2.RebuildSource]:
+    """The other slots of the PG that hold every chunk and can be read now."""
+    pg = message.pgs[target.pg]
+    sources: list[storage_pb2.RebuildSource] = []
+    for slot, (index, state) in enumerate(zip(pg.device_indexes, pg.slot_states, strict=True)):
+        if slot == target.slot or state != common_pb2.SLOT_STATE_CLEAN:
+            continue
+        if index < len(message.devices) and message.devices[index].state in membership.READABLE:
+            address = message.nodes[message.devices[index].node_index].address
+            sources.append(
+                storage_pb2.RebuildSource(index=slot, device_index=index, address=address)
+            )
+    return sources
