@@ -23,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.s3.http import AddressInUse, BadCertificate
 from exastore.gateway.testing.memory_store import MemoryStore
 from exastore.gateway.testing.served import ServedStore
 
@@ -32,6 +33,8 @@ ACCESS_KEY = "test-access"
 SECRET_KEY = "test-secret"
 BIN = Path(sys.executable).parent
 MIB = 1 << 20
+
+TESTDATA = Path(__file__).parents[1] / "testdata" / "s3"
 
 #: No configuration, credential or metadata service of the machine is consulted.
 ISOLATED = {
@@ -59,20 +62,25 @@ def served() -> Iterator[ServedStore]:
         yield served
 
 
-def new_client(served: ServedStore, secret_key: str = SECRET_KEY, **config: Any) -> Any:
+def new_client(
+    served: ServedStore,
+    *,
+    secret_key: str = SECRET_KEY,
+    scheme: str = "http",
+    verify: str | None = None,
+) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ISOLATED.items():
             patch.setenv(name, value)
         return boto3.client(
             "s3",
-            endpoint_url=f"http://{served.address}",
+            endpoint_url=f"{scheme}://{served.address}",
+            verify=verify,
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=secret_key,
             region_name="us-east-1",
             # Presigned URLs are of the old signature version unless asked for.
-            config=Config(
-                proxies={}, retries={"max_attempts": 1}, signature_version="s3v4", **config
-            ),
+            config=Config(proxies={}, retries={"max_attempts": 1}, signature_version="s3v4"),
         )
 
 
@@ -448,7 +456,75 @@ def test_health_is_for_everyone(served: ServedStore) -> None:
     assert fetch(f"http://{served.address}/-/healthy") == (200, b"ok\n")
 
 
+# ---- TLS ----
+
+
+@pytest.fixture
+def tls_client() -> Iterator[Any]:
+    config = GatewayConfig(
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+        tls_certificate=str(TESTDATA / "certificate.pem"),
+        tls_key=str(TESTDATA / "key.pem"),
+    )
+    with ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock()) as served:
+        client = new_client(served, scheme="https", verify=str(TESTDATA / "certificate.pem"))
+        with closing(client):
+            yield client
+
+
+def test_over_tls_checksums_come_as_trailers(tls_client: Any) -> None:
+    # Over TLS, boto3 frames the body and signs neither it nor the trailer.
+    sent: list[str] = []
+    tls_client.meta.events.register(
+        "before-send.s3.PutObject",
+        lambda request, **_: sent.append(request.headers["x-amz-content-sha256"].decode()),
+    )
+    data = bytes(range(256)) * 4096 * 3 + b"tail"
+    tls_client.create_bucket(Bucket="tls")
+    for algorithm in ("CRC32", "CRC64NVME", "SHA256"):
+        put = tls_client.put_object(
+            Bucket="tls", Key="k", Body=io.BytesIO(data), ChecksumAlgorithm=algorithm
+        )
+        got = tls_client.get_object(Bucket="tls", Key="k")
+        assert got["Body"].read() == data
+        assert got[f"Checksum{algorithm}"] == put[f"Checksum{algorithm}"]
+        assert "ContentEncoding" not in got
+    assert set(sent) == {"STREAMING-UNSIGNED-PAYLOAD-TRAILER"}
+    transfer = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
+    tls_client.upload_fileobj(io.BytesIO(data * 3), "tls", "big", Config=transfer)
+    assert tls_client.get_object(Bucket="tls", Key="big")["Body"].read() == data * 3
+
+
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.pem")
+    config = GatewayConfig(access_key="a", secret_key="s", tls_certificate=missing, tls_key=missing)
+    served = ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock())
+    with pytest.raises(BadCertificate, match=r"none\.pem"), served:
+        pass
+
+
 # ---- broken requests over a raw socket ----
+
+
+def test_a_head_without_end_is_refused(served: ServedStore) -> None:
+    line = b"GET / HTTP/1.1\r\nHost: h\r\n"
+    assert talk(served, line + b"x-a: " + b"a" * 60_000 + b"\r\n\r\n", half_close=True).startswith(
+        b"HTTP/1.1 403 "
+    )
+    host, port = served.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(line + b"x-a: ")
+        with pytest.raises(OSError):  # Reset or broken pipe, as the kernel has it.
+            for _ in range(10_000):
+                connection.sendall(b"a" * 65_536)
+
+
+def test_an_address_is_taken_once(served: ServedStore) -> None:
+    config = GatewayConfig(served.address, access_key="a", secret_key="s")
+    second = ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock())
+    with pytest.raises(AddressInUse, match=served.address), second:
+        pass
 
 
 def signed_put(client: Any, bucket: str, key: str) -> str:
@@ -456,11 +532,11 @@ def signed_put(client: Any, bucket: str, key: str) -> str:
     return url.split("/", 3)[3]
 
 
-def talk(served: ServedStore, request: bytes, *, close_early: bool = False) -> bytes:
+def talk(served: ServedStore, request: bytes, *, half_close: bool = False) -> bytes:
     host, port = served.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)
-        if close_early:
+        if half_close:
             connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -468,7 +544,7 @@ def talk(served: ServedStore, request: bytes, *, close_early: bool = False) -> b
 def test_a_truncated_upload_stores_nothing(client: Any, served: ServedStore, bucket: str) -> None:
     target = signed_put(client, bucket, "k")
     head = f"PUT /{target} HTTP/1.1\r\nHost: {served.address}\r\nContent-Length: 100\r\n\r\n"
-    talk(served, head.encode() + b"x" * 50, close_early=True)
+    talk(served, head.encode() + b"x" * 50, half_close=True)
     assert "Contents" not in client.list_objects_v2(Bucket=bucket)
 
 

@@ -19,6 +19,10 @@ class GatewayConfig:
     """The region that GetBucketLocation reports; signatures of any region are accepted."""
     domain: str = ""
     """With "s3.example.org", bucket.s3.example.org is a bucket; empty: path style only."""
+    tls_certificate: str = ""
+    """PEM file of the certificate chain of the S3 endpoint; empty: plain HTTP."""
+    tls_key: str = ""
+    """PEM file of the certificate's key."""
     inline_bytes: int = 4096
     """Objects of at most so many bytes are stored within their metadata."""
     chunk_bytes: int = 1 << 20

@@ -12,12 +12,16 @@ from collections.abc import Generator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from exastore.gateway.s3.asgi import AsgiApp
 
 #: Idle connections stay so long: longer than the pools of SDKs take to come back.
 KEEP_ALIVE_S = 75
 _BACKLOG = 2048
+
+#: The most bytes of a request's line and headers; the parser itself has no limit.
+MAX_HEAD_BYTES = 64 * 1024
 
 
 class AddressInUse(OSError):
@@ -30,6 +34,10 @@ class AddressInUse(OSError):
 
 class BadAddress(ValueError):
     """An address that is not host:port."""
+
+
+class BadCertificate(ValueError):
+    """A certificate or key that TLS cannot use."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -64,6 +72,30 @@ def bind(address: str) -> socket.socket:
     return bound
 
 
+class _Protocol(HttpToolsProtocol):
+    """A connection that refuses heads without end."""
+
+    #: Bytes received of a head that is not complete; whole reads, so it may count a body's start.
+    _head_bytes = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES + len(data):
+                self.send_400_response("The head of the request is too large.")
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
+
+
 class _Server(uvicorn.Server):
     """A uvicorn that leaves signals alone and says when it serves."""
 
@@ -83,9 +115,17 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves an ASGI application until stopped."""
 
-    def __init__(self, app: AsgiApp, address: str) -> None:
+    def __init__(
+        self, app: AsgiApp, address: str, *, tls_certificate: str = "", tls_key: str = ""
+    ) -> None:
+        """Args:
+        tls_certificate: PEM file of the certificate chain; "" serves without TLS.
+        tls_key: PEM file of its key.
+        """
         self._app: Any = app  # Its own words for ASGI's types are not uvicorn's.
         self._address = address
+        self._tls_certificate = tls_certificate or None
+        self._tls_key = tls_key or None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -94,12 +134,11 @@ class HttpServer:
 
         Raises:
             AddressInUse: When another process listens there.
+            BadCertificate: When the files are not there, not PEM, or do not fit.
         """
-        bound = bind(self._address)
-        host, port = bound.getsockname()[:2]
         config = uvicorn.Config(
             self._app,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -109,7 +148,18 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
+            ssl_certfile=self._tls_certificate,
+            ssl_keyfile=self._tls_key,
         )
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError among them
+            raise BadCertificate(
+                f"cannot use the certificate {self._tls_certificate} "
+                f"with the key {self._tls_key}: {error}"
+            ) from error
+        bound = bind(self._address)
+        host, port = bound.getsockname()[:2]
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[bound]))
         waiter = asyncio.create_task(self._server.serving.wait())

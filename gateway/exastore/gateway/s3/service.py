@@ -32,7 +32,12 @@ class S3Service:
             metrics=S3Metrics(registry),
             options=FrontOptions(config.region, config.domain),
         )
-        self._server = HttpServer(AsgiApp(front), config.address)
+        self._server = HttpServer(
+            AsgiApp(front),
+            config.address,
+            tls_certificate=config.tls_certificate,
+            tls_key=config.tls_key,
+        )
 
     async def start(self) -> str:
         """Serve; returns host:port.
