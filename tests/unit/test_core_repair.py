@@ -1,0 +1,214 @@
+"""Repair: classification, order, targets, and what happens to the map."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from exastore.metadata.core.cluster_map import (
+    new_map,
+    validate_cluster_map,
+    with_device_state,
+    with_node,
+)
+from exastore.metadata.core.errors import StalePlan, UnknownIndex
+from exastore.metadata.core.repair import (
+    apply_plan,
+    classify,
+    mark_clean,
+    plan_repair,
+    repair_priority,
+)
+from exastore.metadata.core.topology import (
+    ClusterMap,
+    DeviceState,
+    PlacementRule,
+    SlotState,
+    Topology,
+    frozen,
+)
+
+DOWN, OUT, UP, DRAINING = DeviceState.DOWN, DeviceState.OUT, DeviceState.UP, DeviceState.DRAINING
+
+
+def cluster(node_count: int = 10, pg_count: int = 80) -> ClusterMap:
+    """rs-4-2 over single-device nodes."""
+    topology = Topology.uniform(nodes_per_rack=node_count)
+    return new_map(topology, PlacementRule(), "rs-4-2", 6, pg_count)
+
+
+def test_healthy_map_needs_no_repair() -> None:
+    cluster_map = cluster()
+    health = classify(cluster_map, 2)
+    assert health.is_clean.all()
+    assert (health.remaining_redundancy == 2).all()
+    assert len(plan_repair(cluster_map, 4)) == 0
+
+
+def test_every_slot_is_readable_waiting_or_lost() -> None:
+    cluster_map = with_device_state(cluster(), {0: DOWN, 1: OUT, 2: DRAINING})
+    health = classify(cluster_map, 2)
+    sets = [health.readable, health.waiting, health.homeless, health.unfinished]
+    assert (np.sum(sets, axis=0) == 1).all()
+    rows = cluster_map.pg_devices
+    assert np.array_equal(health.waiting, rows == 0)
+    assert np.array_equal(health.homeless, rows == 1)
+    assert health.readable[rows == 2].all()
+
+
+def test_short_outages_are_waited_out() -> None:
+    cluster_map = with_device_state(cluster(), {0: DOWN, 1: DOWN})
+    assert len(plan_repair(cluster_map, 4)) == 0
+
+
+def test_draining_devices_are_not_repaired() -> None:
+    assert len(plan_repair(with_device_state(cluster(), {0: DRAINING}), 4)) == 0
+
+
+def test_most_endangered_groups_come_first() -> None:
+    cluster_map = with_device_state(cluster(), {0: OUT, 1: OUT})
+    plan = plan_repair(cluster_map, 4)
+    assert set(plan.remaining_redundancy) == {0, 1}
+    keys = [
+        repair_priority(int(r), int(pg), int(slot))
+        for r, pg, slot in zip(plan.remaining_redundancy, plan.pg, plan.slot, strict=True)
+    ]
+    assert keys == sorted(keys)
+    assert len(set(keys)) == len(keys)
+
+
+def test_priority_is_remaining_redundancy_then_group_then_slot() -> None:
+    order = [(-3, 9, 0), (-1, 0, 5), (0, 2**32 - 1, 3), (1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0)]
+    keys = [repair_priority(*task) for task in order]
+    assert keys == sorted(keys)
+    assert min(keys) > 0
+
+
+def test_down_devices_raise_the_urgency_of_their_groups() -> None:
+    cluster_map = with_device_state(cluster(), {0: OUT, 1: DOWN, 2: DOWN})
+    plan = plan_repair(cluster_map, 4)
+    health = classify(cluster_map, 2)
+    assert (plan.remaining_redundancy >= 0).all()
+    both_down = np.isin(cluster_map.pg_devices, [0, 1, 2]).sum(axis=1) == 3
+    assert set(plan.blocked) == set(np.flatnonzero(both_down))
+    assert (health.remaining_redundancy[plan.blocked] == -1).all()
+
+
+def test_unreadable_groups_keep_their_devices_in_case_they_return() -> None:
+    cluster_map = cluster()
+    lost = cluster_map.pg_devices[0, :3].tolist()
+    broken = with_device_state(cluster_map, dict.fromkeys(lost, OUT))
+    plan = plan_repair(broken, 4)
+    assert 0 in plan.blocked
+    assert 0 not in plan.pg
+    after = apply_plan(broken, plan)
+    back = with_device_state(after, dict.fromkeys(lost, UP))
+    assert classify(back, 2).is_clean[0]
+
+
+def test_applied_plan_gives_new_homes_that_rebuild_under_a_new_epoch() -> None:
+    cluster_map = with_device_state(cluster(), {0: OUT, 1: OUT})
+    plan = plan_repair(cluster_map, 4)
+    after = apply_plan(cluster_map, plan)
+    validate_cluster_map(after)
+    assert after.epoch == cluster_map.epoch + 1
+    assert not np.isin(after.pg_devices, [0, 1]).any()
+    changed = (after.pg_devices != cluster_map.pg_devices).any(axis=1)
+    assert (after.pg_epoch[changed] == after.epoch).all()
+    assert (after.pg_epoch[~changed] == 1).all()
+    moved = after.pg_devices != cluster_map.pg_devices
+    assert np.array_equal(after.pg_slot_state == SlotState.REBUILDING, moved)
+    assert set(cluster_map.pg_devices[plan.pg, plan.slot]) == {0, 1}
+
+
+def test_rebuilding_slots_stay_where_they_are_until_clean() -> None:
+    cluster_map = with_device_state(cluster(), {0: OUT})
+    after = apply_plan(cluster_map, plan_repair(cluster_map, 4))
+    again = plan_repair(after, 4)
+    assert np.array_equal(again.source_device, again.target_device)
+    assert apply_plan(after, again) is after
+    clean = mark_clean(after, again.pg, again.slot)
+    validate_cluster_map(clean)
+    assert clean.epoch == after.epoch + 1
+    assert np.array_equal(clean.pg_epoch, after.pg_epoch)
+    assert len(plan_repair(clean, 4)) == 0
+    assert mark_clean(clean, again.pg, again.slot) is clean
+
+
+def test_new_home_that_goes_down_is_waited_for_and_out_is_replaced() -> None:
+    cluster_map = with_device_state(cluster(), {0: OUT})
+    after = apply_plan(cluster_map, plan_repair(cluster_map, 4))
+    pg, slot = (int(index) for index in np.argwhere(after.pg_slot_state)[0])
+    target = int(after.pg_devices[pg, slot])
+    down = with_device_state(after, {target: DOWN})
+    assert (pg, slot) not in {(int(p), int(s)) for p, s in zip(*_tasks(down), strict=True)}
+    out = with_device_state(after, {target: OUT})
+    plan = plan_repair(out, 4)
+    task = np.flatnonzero((plan.pg == pg) & (plan.slot == slot))
+    assert len(task) == 1
+    assert plan.target_device[task[0]] not in {0, target}
+
+
+def _tasks(cluster_map: ClusterMap) -> tuple[list[int], list[int]]:
+    plan = plan_repair(cluster_map, 4)
+    return plan.pg.tolist(), plan.slot.tolist()
+
+
+def test_eight_nodes_less_two_hold_every_group() -> None:
+    cluster_map = with_device_state(cluster(node_count=8), {0: OUT, 5: OUT})
+    plan = plan_repair(cluster_map, 4)
+    assert len(plan.unplaced) == 0
+    rows = apply_plan(cluster_map, plan).pg_devices
+    assert (np.sort(rows, axis=1) == [1, 2, 3, 4, 6, 7]).all()
+
+
+def test_slots_without_a_place_are_reported_and_taken_up_when_there_is_one() -> None:
+    cluster_map = with_device_state(cluster(node_count=6, pg_count=5), {2: OUT})
+    plan = plan_repair(cluster_map, 4)
+    assert len(plan) == 0
+    assert plan.unplaced[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert apply_plan(cluster_map, plan) is cluster_map
+    grown = with_node(cluster_map, rack=0, device_weights=[1.0])
+    plan = plan_repair(grown, 4)
+    assert (plan.target_device == 6).all()
+    assert len(plan.unplaced) == 0
+
+
+def test_a_scarce_place_goes_to_the_slot_whose_old_home_it_would_crowd() -> None:
+    # Slot 0 lost node 1 altogether; slot 1 lost one of the two devices of node 0. The only place
+    # left is node 0's other device: given to slot 0, it would share node 0 with slot 1's old home.
+    topology = Topology.uniform(nodes_per_rack=4, devices_per_node=2)
+    cluster_map = replace(
+        new_map(topology, PlacementRule(), "rs-2-2", 4, 1),
+        pg_devices=frozen(np.array([[2, 0, 4, 6]], dtype=np.int32)),
+    )
+    cluster_map = with_device_state(cluster_map, {0: OUT, 2: OUT, 3: OUT})
+    plan = plan_repair(cluster_map, 2)
+    assert plan.unplaced.tolist() == [[0, 0]]
+    after = apply_plan(cluster_map, plan)
+    assert after.pg_devices.tolist() == [[2, 1, 4, 6]]
+    validate_cluster_map(after)
+
+
+def test_stale_plans_are_refused() -> None:
+    cluster_map = with_device_state(cluster(), {0: OUT})
+    plan = plan_repair(cluster_map, 4)
+    later = with_device_state(cluster_map, {1: DOWN})
+    with pytest.raises(StalePlan, match="for epoch 2, the cluster map is at 3"):
+        apply_plan(later, plan)
+
+
+def test_unknown_slots_cannot_be_clean() -> None:
+    with pytest.raises(UnknownIndex, match="no PG 80"):
+        mark_clean(cluster(), [80], [0])
+    with pytest.raises(UnknownIndex, match="no slot 6"):
+        mark_clean(cluster(), [0], [6])
+
+
+def test_replay_is_identical() -> None:
+    def run() -> bytes:
+        cluster_map = with_device_state(cluster(), {0: OUT, 3: OUT})
+        plan = plan_repair(cluster_map, 4)
+        return plan.target_device.tobytes() + apply_plan(cluster_map, plan).pg_devices.tobytes()
+
+    assert run() == run()
