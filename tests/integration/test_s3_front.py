@@ -476,10 +476,11 @@ def tls_client() -> Iterator[Any]:
 def test_over_tls_checksums_come_as_trailers(tls_client: Any) -> None:
     # Over TLS, boto3 frames the body and signs neither it nor the trailer.
     sent: list[str] = []
-    tls_client.meta.events.register(
-        "before-send.s3.PutObject",
-        lambda request, **_: sent.append(request.headers["x-amz-content-sha256"].decode()),
-    )
+
+    def record(request: Any, **_: Any) -> None:
+        sent.append(request.headers["x-amz-content-sha256"].decode())
+
+    tls_client.meta.events.register("before-send.s3.PutObject", record)
     data = bytes(range(256)) * 4096 * 3 + b"tail"
     tls_client.create_bucket(Bucket="tls")
     for algorithm in ("CRC32", "CRC64NVME", "SHA256"):
