@@ -4,13 +4,14 @@
 harm it. `new_cluster` makes clusters that a test may treat as it likes. All are always stopped.
 """
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from exastore.deploy.cli import main
 from exastore.deploy.layout import ClusterFile
 from exastore.deploy.status import StatusView, fetch_status
 
@@ -66,8 +68,21 @@ def run_command(*arguments: str | Path, env: dict[str, str] | None = None) -> Co
 
 
 def exastore(*arguments: str | Path) -> CommandResult:
-    """Run the `exastore` command."""
+    """Run the `exastore` command as a process of its own."""
     return run_command(*EXASTORE, *arguments)
+
+
+def exastore_here(*arguments: str | Path) -> CommandResult:
+    """Run the `exastore` command in this process: the same, without waiting for imports."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["exastore", *(str(argument) for argument in arguments)]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    return CommandResult(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_TIMEOUT_S) -> None:
@@ -125,14 +140,14 @@ class LiveCluster:
 
     def run(self, *arguments: str | Path) -> CommandResult:
         """Run an `exastore` command on this cluster."""
-        return exastore(*arguments, "--dir", self.directory)
+        return exastore_here(*arguments, "--dir", self.directory)
 
     def status(self) -> StatusView:
         return fetch_status(self.info["metadata"][0]["address"])
 
     def up_again(self) -> None:
         """Start what does not run."""
-        self.info = started(self.run("cluster", "up", "--json"))
+        self.info = started(exastore("cluster", "up", "--dir", self.directory, "--json"))
 
 
 def started(result: CommandResult) -> ClusterFile:

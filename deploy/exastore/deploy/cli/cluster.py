@@ -147,16 +147,15 @@ def _processes(cluster: ClusterFile, alive: set[str]) -> list[dict[str, object]]
 
 def _print_status(view: StatusView, alive: set[str]) -> None:
     table = Table(title=f"cluster {view.cluster_id}: {view.code}, map epoch {view.epoch}")
-    for column in ("node", "process", "address", "heartbeat", "device", "state"):
-        table.add_column(column)
+    for column in ("node", "process", "seen", "device", "state"):
+        table.add_column(column, no_wrap=True)
     for column in ("chunks", "used", "capacity"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for node in view.nodes:
         for device in node.devices:
             table.add_row(
                 node.id,
                 "runs" if node.id in alive else "[red]gone[/]",
-                node.address,
                 f"{duration(node.heartbeat_age_s)} ago",
                 str(device.index),
                 device.state if device.state == "up" else f"[red]{device.state}[/]",
