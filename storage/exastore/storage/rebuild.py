@@ -109,7 +109,9 @@ class Rebuilder:
         """Work through the stripes; progress at most four times a second, the last is `done`."""
         progress = storage_pb2.RebuildProgress()
         try:
-            codec = self._codec_of(request.code)
+            # In a thread: the first call loads the erasure room, which takes longer than a
+            # heartbeat may be late.
+            codec = await asyncio.to_thread(self._codec_of, request.code)
         except Exception as error:  # whatever the erasure room says about an unknown name
             yield storage_pb2.RebuildProgress(
                 failed_chunk_count=1, message=f"code {request.code!r}: {error}", done=True
