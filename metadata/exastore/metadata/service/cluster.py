@@ -85,6 +85,8 @@ class ClusterService:
         self._members: dict[str, _Member] = {}
         self._options = HealthOptions(config.down_after_s, config.out_after_s)
         self._health = NodeHealth(self._options)
+        #: When `settle` ran last.
+        self._settled_s = clock.monotonic_s()
         #: What the first map waits for, in words.
         self._waiting_for = ""
         self._forming = asyncio.Lock()
@@ -203,7 +205,13 @@ class ClusterService:
 
     async def settle(self) -> None:
         """Declare the silent DOWN or OUT: write where the map differs from what health says."""
-        self._health.on_deadline(self._clock.monotonic_s())
+        now_s = self._clock.monotonic_s()
+        # If this server itself stood still, the heartbeats of that time wait in its queues: they
+        # are heard before anybody is declared dead.
+        stood_still = now_s - self._settled_s > self._config.down_after_s / 2
+        self._settled_s = now_s
+        if not stood_still:
+            self._health.on_deadline(now_s)
         message = self._maps.message
         if message is None or not self._lease.is_held:
             return

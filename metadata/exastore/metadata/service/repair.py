@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from exastore.erasure import codec
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.repair import RepairPlan, apply_plan, mark_clean, plan_repair
+from exastore.metadata.core.topology import SlotState
 from exastore.metadata.kv.errors import EngineError
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.convert import columns_of, with_columns
@@ -172,7 +173,7 @@ class Repairer:
         for target in wanted:
             progress.task(target)
         progress.drop_missing(set(wanted))
-        if not wanted and not self._running:
+        if not wanted and not self._running and not self._is_waiting():
             progress.ended_s = now_s
             status = progress.status(now_s)
             log.info(
@@ -181,6 +182,19 @@ class Repairer:
                 status.rebuilt_chunk_bytes,
                 status.elapsed_s,
             )
+
+    def _is_waiting(self) -> bool:
+        """Slots are lost that cannot be rebuilt now: their devices are away or there are none."""
+        plan, columns = self._plan, self._maps.columns
+        return (
+            plan is not None
+            and columns is not None
+            and bool(
+                len(plan.blocked)
+                or len(plan.unplaced)
+                or (columns.pg_slot_state == SlotState.REBUILDING).any()
+            )
+        )
 
     async def _run(self, target: SlotTarget) -> None:
         """Rebuild one slot and mark it CLEAN; failures are noted, not raised."""

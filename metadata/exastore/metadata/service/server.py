@@ -1,5 +1,6 @@
 """MetadataServer: the process's object. Opens the engine, binds the port, runs background work."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from exastore.metadata.service.errors import AddressInUse
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.servicer import add_to_server
 from exastore.metadata.service.storage_client import GrpcStorageClient, StorageClient
+from exastore.metadata.service.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ class MetadataServer:
                 metrics=self._metrics,
             )
             await service.start()
+            # Compiling starves the event loop: before the first heartbeat, not after it.
+            await asyncio.to_thread(warm_up, self._config)
             self._server = grpc.aio.server(options=_OPTIONS)
             add_to_server(service, self._metrics, self._clock, self._server)
             port = self._bind(self._server)

@@ -1,0 +1,41 @@
+"""Compiles the kernels that a metadata server uses, by placing and repairing a tiny cluster."""
+
+import numpy as np
+
+from exastore.erasure import codec
+from exastore.metadata.core.placement import place_pgs
+from exastore.metadata.core.repair import plan_repair
+from exastore.metadata.core.topology import (
+    ClusterMap,
+    DeviceState,
+    DomainLevel,
+    Topology,
+    frozen,
+)
+from exastore.metadata.service.config import MetadataConfig
+
+
+def warm_up(config: MetadataConfig) -> None:
+    """Run the kernels once; with a warm cache on disk this takes a fraction of a second."""
+    code = codec(config.code)
+    topology = Topology.uniform(racks_per_zone=code.n + 1)
+    rule = config.rule
+    if rule.level > DomainLevel.RACK:
+        topology = Topology.uniform(region_count=code.n + 1)
+    rows = place_pgs(topology, rule, 1, code.n)
+    state = np.full(topology.device_count, DeviceState.UP, dtype=np.uint8)
+    if code.m:
+        state[rows[0, 0]] = DeviceState.OUT
+    plan_repair(
+        ClusterMap(
+            epoch=1,
+            code=code.name,
+            topology=topology,
+            rule=rule,
+            device_state=frozen(state),
+            pg_devices=frozen(rows.copy()),
+            pg_slot_state=frozen(np.zeros(rows.shape, dtype=np.uint8)),
+            pg_epoch=frozen(np.ones(1, dtype=np.int64)),
+        ),
+        code.k,
+    )
