@@ -3,11 +3,13 @@
 numba's own cache only watches the file of the cached function: a kernel that calls a jitted
 function of *another* file keeps the old machine code after that file changes. So the cache folder
 is keyed by a hash of every source file of this distribution and of numba's version, and set before
-anything is compiled. `NUMBA_CACHE_DIR` overrides it.
+anything is compiled. `NUMBA_CACHE_DIR` overrides it. Where that folder cannot be written (a service
+user without a home), a new temporary folder serves this process and its children.
 """
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -34,13 +36,28 @@ def source_digest() -> str:
 
 def cache_dir() -> Path:
     """Where compiled kernels are kept: `$XDG_CACHE_HOME/exastore/numba/<digest>`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "exastore" / "numba" / source_digest()
+
+
+def writable_cache_dir() -> Path:
+    """`cache_dir()`, made if need be; a private temporary folder if that is impossible.
+
+    It is new each time: code is loaded from it, so no other user may have made it.
+    """
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # As root, or on a read-only file system, permission bits do not tell; a file does.
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="exastore-numba-"))
 
 
 if "NUMBA_CACHE_DIR" not in os.environ:
     # Child processes inherit the folder, so a pool of workers compiles once.
-    os.environ["NUMBA_CACHE_DIR"] = str(cache_dir())
+    os.environ["NUMBA_CACHE_DIR"] = str(writable_cache_dir())
     cast(Any, numba_config).reload_config()
 
 
