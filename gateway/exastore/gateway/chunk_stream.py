@@ -224,5 +224,8 @@ class ChunkStream(Generic[Response]):
 
 def _why(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
+        if error.code() is grpc.StatusCode.INTERNAL:
+            # What gRPC says when a stream ends under a message that is being sent.
+            return f"the stream broke ({error.details()})"
         return f"{error.code().name}: {error.details()}"
     return str(error) or type(error).__name__

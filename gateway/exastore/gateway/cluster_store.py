@@ -6,6 +6,7 @@ Laws:
    known keeps them, because the object may be there.
 """
 
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from exastore.erasure import UnknownCode, codec
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import RequestError, ServiceError, StaleEpoch
@@ -46,9 +48,12 @@ from exastore.gateway.store import (
 )
 from exastore.gateway.stripe_reader import StripeReader
 from exastore.gateway.stripe_writer import StripeWriter
+from exastore.gateway.striping import CHUNK_ALIGN_BYTES
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2, metadata_pb2
+
+logger = logging.getLogger(__name__)
 
 Committed = TypeVar("Committed")
 
@@ -59,6 +64,20 @@ MAX_COMMIT_COUNT = 4
 def random_id() -> bytes:
     """16 bytes that no other caller gets."""
     return os.urandom(16)
+
+
+def warm_up(code_name: str) -> None:
+    """Compile the kernels of a code, so that no request has to wait for the compiler."""
+    try:
+        code = codec(code_name)
+    except UnknownCode as error:
+        logger.error("the cluster map names a code that this gateway does not know: %s", error)
+        return
+    data = np.zeros((code.k, CHUNK_ALIGN_BYTES), dtype=np.uint8)
+    chunks = dict(enumerate((*data, *code.encode(data))))
+    for lost_count in range(1, min(code.k, code.m) + 1):
+        kept = {index: chunk for index, chunk in chunks.items() if index >= lost_count}
+        code.decode(kept, want=range(lost_count))
 
 
 async def open_cluster_store(
@@ -88,6 +107,8 @@ class ClusterStore:
         self._config = config
         self._metrics = metrics
         self._new_id = new_id
+        #: The code whose kernels are compiled, or being compiled.
+        self._warm_code = ""
         self._hashers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="md5")
         self.metadata = MetadataClient(config, clock=clock)
         self.nodes = NodePool(config, clock=clock, metrics=metrics)
@@ -313,6 +334,9 @@ class ClusterStore:
     def _take_view(self, view: ClusterView) -> None:
         self._metrics.map_epoch.set(view.epoch)
         self.nodes.retain(view)
+        if view.code != self._warm_code:
+            self._warm_code = view.code
+            self._hashers.submit(warm_up, view.code)
 
 
 class _CopiedBody:

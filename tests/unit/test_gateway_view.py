@@ -1,0 +1,112 @@
+"""The cluster map as columns, the choice of a placement group, what to read of a stripe."""
+
+import numpy as np
+import pytest
+from tests.unit.gateway_fakes import FakeMetadata
+
+from exastore.erasure import codec
+from exastore.gateway.cluster_view import ClusterView, PgChooser, writable_slots
+from exastore.gateway.stripe_reader import next_reads, ranked_slots
+from exastore.metadata.core.topology import NO_DEVICE, DeviceState
+from exastore.proto.v1 import common_pb2
+
+NONE: frozenset[int] = frozenset()
+
+
+def make_map() -> common_pb2.ClusterMap:
+    """Eight devices; PG p is on devices p .. p+5, modulo 8."""
+    return FakeMetadata([f"node-{index}:1" for index in range(8)]).map
+
+
+def test_a_view_has_the_columns_of_the_map() -> None:
+    message = make_map()
+    message.pgs[2].device_indexes[1] = 0xFFFFFFFF
+    message.pgs[2].epoch = 1
+    view = ClusterView.from_message(message)
+    assert view.epoch == 1 and view.code == "rs-4-2"
+    assert (view.pg_count, view.slot_count) == (8, 6)
+    assert view.devices_of(2) == [2, NO_DEVICE, 4, 5, 6, 7]
+    assert view.device_address[7] == "node-7:1"
+    with pytest.raises(ValueError):
+        view.pg_devices[0, 0] = 1
+
+
+def test_only_serving_and_trusted_devices_are_writable() -> None:
+    message = make_map()
+    message.devices[0].state = common_pb2.DEVICE_STATE_DOWN
+    message.devices[1].state = common_pb2.DEVICE_STATE_OUT
+    message.devices[2].state = common_pb2.DEVICE_STATE_DRAINING
+    message.pgs[0].device_indexes[5] = 0xFFFFFFFF
+    view = ClusterView.from_message(message)
+    assert writable_slots(view, {3})[0].tolist() == [False, False, True, False, True, False]
+
+
+def test_the_turn_goes_over_all_equal_groups() -> None:
+    view = ClusterView.from_message(make_map())
+    chooser = PgChooser()
+    assert sorted(chooser.choose(view, NONE) or 0 for _ in range(8)) == list(range(8))
+
+
+def test_groups_without_the_failed_devices_come_first() -> None:
+    message = make_map()
+    message.devices[0].state = common_pb2.DEVICE_STATE_DOWN
+    view = ClusterView.from_message(message)
+    # Only the groups 1 and 2 do without device 0, and only group 1 without device 7 as well.
+    chooser = PgChooser()
+    assert {chooser.choose(view, NONE) for _ in range(4)} == {1, 2}
+    assert {chooser.choose(view, frozenset({7})) for _ in range(4)} == {1}
+    assert chooser.writable_count(view, frozenset({7}), 1) == 6
+    assert chooser.writable_count(view, frozenset({7}), 3) == 4
+
+
+def test_groups_under_repair_come_after_clean_ones() -> None:
+    message = make_map()
+    for pg in range(7):
+        message.pgs[pg].slot_states[0] = common_pb2.SLOT_STATE_REBUILDING
+    chooser = PgChooser()
+    assert {chooser.choose(ClusterView.from_message(message), NONE) for _ in range(4)} == {7}
+
+
+def test_every_group_is_tried_once() -> None:
+    view = ClusterView.from_message(make_map())
+    chooser = PgChooser()
+    tried: list[int] = []
+    while (pg := chooser.choose(view, NONE, tried)) is not None:
+        tried.append(pg)
+    assert sorted(tried) == list(range(8))
+
+
+def test_doubtful_slots_are_told_from_trusted_ones() -> None:
+    message = make_map()
+    message.devices[0].state = common_pb2.DeviceState.Value(f"DEVICE_STATE_{DeviceState.DOWN.name}")
+    message.pgs[0].slot_states[1] = common_pb2.SLOT_STATE_REBUILDING
+    message.pgs[0].device_indexes[5] = 0xFFFFFFFF
+    view = ClusterView.from_message(message)
+    extent = common_pb2.Extent(pg=0, missing_indexes=[2])
+    assert ranked_slots(view, extent, {3}) == ([4], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "counted", "candidates", "reads"),
+    [
+        ([1], [], [0, 1, 2, 3, 4, 5], [1]),
+        ([0, 1, 2, 3], [], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3]),
+        ([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5], []),
+        ([0, 1, 2, 3], [0, 2, 3], [0, 2, 3, 4, 5], [4]),
+        ([1], [], [0, 2, 3, 4, 5], [0, 2, 3, 4]),
+        ([0, 1], [2, 3, 4, 5], [2, 3, 4, 5], []),
+        ([0, 1], [2, 3], [2, 3, 4], None),
+        ([1], [], [0, 2, 3], None),
+    ],
+)
+def test_the_fewest_chunks_are_read(
+    wanted: list[int], counted: list[int], candidates: list[int], reads: list[int] | None
+) -> None:
+    assert next_reads(codec("rs-4-2"), wanted, counted, candidates) == reads
+
+
+def test_a_view_of_no_groups_has_no_choice() -> None:
+    view = ClusterView.from_message(common_pb2.ClusterMap(epoch=1, code="rs-4-2"))
+    assert view.pg_count == 0
+    assert PgChooser().choose(view, NONE) is None
+    assert not np.any(view.pg_epoch)
