@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from asyncio import sleep
 from collections.abc import Iterator
 from contextlib import closing
@@ -355,6 +356,39 @@ def test_a_listing_takes_its_parameters(client: Any, bucket: str) -> None:
     )
 
 
+def test_an_object_has_one_version(client: Any, bucket: str) -> None:
+    for key in "abc":
+        client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket, MaxKeys=2)
+    versions = [item for page in pages for item in page["Versions"]]
+    assert [(item["Key"], item["VersionId"]) for item in versions] == [
+        ("a", "null"),
+        ("b", "null"),
+        ("c", "null"),
+    ]
+    objects = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in versions]
+    client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
+    assert "Contents" not in client.list_objects_v2(Bucket=bucket)
+    assert error_of(client.get_object, Bucket=bucket, Key="a", VersionId="7") == (
+        404,
+        "NoSuchVersion",
+    )
+
+
+def test_attributes_are_shown_as_asked_for(client: Any, bucket: str) -> None:
+    put = client.put_object(Bucket=bucket, Key="k", Body=b"hello", ChecksumAlgorithm="CRC32C")
+    shown = client.get_object_attributes(
+        Bucket=bucket, Key="k", ObjectAttributes=["ETag", "Checksum", "ObjectSize"]
+    )
+    assert shown["ETag"] == put["ETag"].strip('"')
+    assert shown["ObjectSize"] == 5
+    assert shown["Checksum"]["ChecksumCRC32C"] == put["ChecksumCRC32C"]
+    assert "StorageClass" not in shown
+    assert error_of(
+        client.get_object_attributes, Bucket=bucket, Key="k", ObjectAttributes=["Colour"]
+    ) == (400, "InvalidArgument")
+
+
 # ---- multipart ----
 
 
@@ -401,6 +435,34 @@ def test_an_upload_is_listed_completed_or_aborted(client: Any, bucket: str) -> N
         400,
         "InvalidArgument",
     )
+
+
+def test_the_whole_of_an_upload_is_checked_when_it_is_completed(client: Any, bucket: str) -> None:
+    upload = client.create_multipart_upload(
+        Bucket=bucket, Key="k", ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT"
+    )
+    it: dict[str, Any] = {"Bucket": bucket, "Key": "k", "UploadId": upload["UploadId"]}
+    bodies = [b"x" * 5 * MIB, b"tail"]
+    parts: list[dict[str, Any]] = []
+    for n, body in enumerate(bodies, start=1):
+        part = client.upload_part(**it, PartNumber=n, Body=body, ChecksumAlgorithm="CRC32")
+        parts.append(
+            {"PartNumber": n, "ETag": part["ETag"], "ChecksumCRC32": part["ChecksumCRC32"]}
+        )
+    whole = base64.b64encode(zlib.crc32(b"".join(bodies)).to_bytes(4, "big")).decode()
+    digests = b"".join(base64.b64decode(part["ChecksumCRC32"]) for part in parts)
+    composite = base64.b64encode(zlib.crc32(digests).to_bytes(4, "big")).decode() + "-2"
+    it["MultipartUpload"] = {"Parts": parts}
+    complete = client.complete_multipart_upload
+    assert error_of(complete, **it, ChecksumCRC32="AAAAAA==") == (400, "BadDigest")
+    assert error_of(complete, **it, ChecksumCRC32="AAAAAA==-2") == (400, "BadDigest")
+    assert error_of(complete, **it, ChecksumSHA256="AAAA") == (400, "InvalidRequest")
+    assert error_of(complete, **it, MpuObjectSize=7) == (400, "InvalidRequest")
+    # A wrong ETag is the store's to refuse, checksum or not.
+    wrong = {**it, "MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": "no"}]}}
+    assert error_of(complete, **wrong, ChecksumCRC32=composite) == (400, "InvalidPart")
+    complete(**it, ChecksumCRC32=whole, MpuObjectSize=5 * MIB + 4)
+    assert client.head_object(Bucket=bucket, Key="k")["ContentLength"] == 5 * MIB + 4
 
 
 def test_a_part_can_be_copied(client: Any, bucket: str) -> None:

@@ -27,7 +27,7 @@ from exastore.gateway.s3.body import (
     read_promise,
     stored_content_encoding,
 )
-from exastore.gateway.s3.checksums import DIGEST_BYTES, new_checksum
+from exastore.gateway.s3.checksums import DIGEST_BYTES, full_digest, new_checksum
 
 SCOPE = Scope("20130524", "us-east-1", "s3")
 TIMESTAMP = "20130524T000000Z"
@@ -240,6 +240,20 @@ def test_the_crcs_have_their_published_check_values() -> None:
         assert int.from_bytes(digest.digest(), "big") == expected
     with pytest.raises(KeyError):
         new_checksum("crc16")
+
+
+@given(st.lists(st.binary(max_size=100), max_size=6))
+def test_the_crc_of_a_whole_comes_out_of_its_parts(parts: list[bytes]) -> None:
+    for algorithm in ("crc32", "crc32c", "crc64nvme"):
+        whole = new_checksum(algorithm)
+        whole.update(b"".join(parts))
+        digests: list[tuple[bytes, int]] = []
+        for part in parts:
+            running = new_checksum(algorithm)
+            running.update(part)
+            digests.append((running.digest(), len(part)))
+        assert full_digest(algorithm, digests) == whole.digest()
+    assert full_digest("sha256", []) is None
 
 
 @pytest.mark.parametrize(

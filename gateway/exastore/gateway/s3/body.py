@@ -286,13 +286,22 @@ class StoredBody:
         return {}
 
 
-async def read_document(request: Request, identity: Identity, *, max_bytes: int) -> bytes:
+async def read_document(
+    request: Request, identity: Identity, *, max_bytes: int, own_checksum: bool = True
+) -> bytes:
     """The whole body of a request that carries XML, with its promises checked.
+
+    Args:
+        own_checksum: Whether x-amz-checksum-* is of the document, not of an object.
 
     Raises:
         RequestError: EntityTooLarge, and what `RequestBody` raises.
     """
     headers = request.headers
+    if not own_checksum:
+        headers = {
+            name: value for name, value in headers.items() if not name.startswith(_CHECKSUM_PREFIX)
+        }
     if "content-length" not in headers and "x-amz-decoded-content-length" not in headers:
         headers = {**headers, "content-length": "0"}
     promise = read_promise(headers, identity.payload_hash)

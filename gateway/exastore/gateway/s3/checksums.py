@@ -3,7 +3,7 @@
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from awscrt import checksums as crt
@@ -52,6 +52,36 @@ def new_checksum(algorithm: str) -> Checksum:
             return hashlib.sha256()
         case _:
             raise KeyError(algorithm)
+
+
+#: Combine the CRCs of two runs of bytes; the third argument is the length of the second run.
+_COMBINE: dict[str, Callable[[int, int, int], int]] = {
+    "crc32": crt.combine_crc32,
+    "crc32c": crt.combine_crc32c,
+    "crc64nvme": crt.combine_crc64nvme,
+}
+
+
+def full_digest(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> bytes | None:
+    """The digest of a whole object from the (digest, bytes) of its parts, without its data.
+
+    None for an algorithm whose digests cannot be combined: the SHAs.
+    """
+    combine = _COMBINE.get(algorithm)
+    if combine is None:
+        return None
+    value = 0
+    for digest, size_bytes in parts:
+        value = combine(value, int.from_bytes(digest, "big"), size_bytes)
+    return value.to_bytes(DIGEST_BYTES[algorithm], "big")
+
+
+def composite_digest(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> bytes:
+    """The digest of the parts' digests, which S3 shows followed by "-" and their number."""
+    running = new_checksum(algorithm)
+    for digest, _ in parts:
+        running.update(digest)
+    return running.digest()
 
 
 def new_md5() -> Checksum:

@@ -45,9 +45,18 @@ class Call:
         promise = read_promise(self.request.headers, self.identity.payload_hash)
         return RequestBody(self.request.stream, promise, self.identity, count=self.count_received)
 
-    async def document(self) -> bytes:
-        """The whole body, for operations that take XML."""
-        return await read_document(self.request, self.identity, max_bytes=MAX_DOCUMENT_BYTES)
+    async def document(self, *, own_checksum: bool = True) -> bytes:
+        """The whole body, for operations that take XML.
+
+        Args:
+            own_checksum: Whether x-amz-checksum-* is of the document, not of an object.
+        """
+        return await read_document(
+            self.request,
+            self.identity,
+            max_bytes=MAX_DOCUMENT_BYTES,
+            own_checksum=own_checksum,
+        )
 
 
 Operation = Callable[[Call], Awaitable[Response]]

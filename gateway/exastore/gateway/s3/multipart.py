@@ -13,6 +13,7 @@ from exastore.gateway.s3.attributes import (
     read_attributes,
 )
 from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
+from exastore.gateway.s3.completion import check_whole_object
 from exastore.gateway.s3.conditions import check_read, read_precondition
 from exastore.gateway.s3.context import OWNER, Call, Operation
 from exastore.gateway.s3.listing import MAX_KEYS, add_prefixes, bounded, encoder_of
@@ -98,13 +99,14 @@ def _copy_range(header: str | None, size_bytes: int) -> ByteRange:
 
 
 async def complete_upload(call: Call) -> Response:
-    parts = xml.parse_complete(await call.document())
+    parts = xml.parse_complete(await call.document(own_checksum=False))
     numbers = [part.number for part in parts]
     if any(a >= b for a, b in pairwise(numbers)):
         raise RequestError(
             "InvalidPartOrder",
             "The list of parts was not in ascending order. Parts must be ordered by part number.",
         )
+    await check_whole_object(call, parts)
     info = await call.store.complete_upload(
         call.bucket,
         call.key,

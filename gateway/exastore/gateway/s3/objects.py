@@ -21,6 +21,8 @@ from exastore.gateway.s3.errors import S3Error
 from exastore.gateway.s3.message import Response
 from exastore.gateway.store import ByteRange, ObjectInfo
 
+_ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
+
 
 async def put_object(call: Call) -> Response:
     check_key(call.key)
@@ -211,6 +213,34 @@ async def copy_object(call: Call) -> Response:
     return xml.xml_response(root)
 
 
+async def get_object_attributes(call: Call) -> Response:
+    check_version(call.request.query.get("versionId"))
+    wanted = {
+        name.strip() for name in (call.header("x-amz-object-attributes") or "").split(",")
+    } - {""}
+    if not wanted or not wanted <= _ATTRIBUTES:
+        raise RequestError("InvalidArgument", "Invalid attribute name specified.")
+    info = await call.store.head_object(call.bucket, call.key)
+    check_read(call.request.headers, info)
+    root = xml.document("GetObjectAttributesResponse")
+    if "ETag" in wanted:
+        xml.add(root, "ETag", info.etag)
+    if "Checksum" in wanted and info.checksums:
+        checksum = SubElement(root, "Checksum")
+        for algorithm, digest in info.checksums.items():
+            xml.add(checksum, f"Checksum{algorithm.upper()}", digest)
+        xml.add(checksum, "ChecksumType", checksum_headers(info.checksums)["x-amz-checksum-type"])
+    if "ObjectParts" in wanted and info.parts:
+        xml.add(SubElement(root, "ObjectParts"), "PartsCount", len(info.parts))
+    if "StorageClass" in wanted:
+        xml.add(root, "StorageClass", "STANDARD")
+    if "ObjectSize" in wanted:
+        xml.add(root, "ObjectSize", info.size_bytes)
+    response = xml.xml_response(root)
+    response.headers["Last-Modified"] = object_headers(info)["Last-Modified"]
+    return response
+
+
 async def get_object_tagging(call: Call) -> Response:
     await call.store.head_object(call.bucket, call.key)
     root = xml.document("Tagging")
@@ -226,5 +256,6 @@ OBJECT_OPERATIONS: dict[str, Operation] = {
     "DeleteObjects": delete_objects,
     "CopyObject": copy_object,
     "GetObjectAcl": get_acl,
+    "GetObjectAttributes": get_object_attributes,
     "GetObjectTagging": get_object_tagging,
 }

@@ -1,0 +1,96 @@
+"""What CompleteMultipartUpload says about the whole object, held against the stored parts."""
+
+import hmac
+from collections.abc import Sequence
+
+from exastore.gateway.errors import RequestError
+from exastore.gateway.s3.checksums import (
+    DIGEST_BYTES,
+    composite_digest,
+    decode_digest,
+    encode_digest,
+    full_digest,
+)
+from exastore.gateway.s3.context import Call
+from exastore.gateway.s3.xml import CompletedPart
+from exastore.gateway.store import ObjectPart
+
+_PAGE_PARTS = 1000
+
+
+async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> None:
+    """Check the size and the checksum of the object to be, if the client gave them.
+
+    The checksum comes out of those of the parts; no data is read. An upload or
+    a part that is not stored, or has another ETag, is left to the store.
+
+    Raises:
+        RequestError: BadDigest, InvalidRequest.
+    """
+    headers = call.request.headers
+    promised = {
+        algorithm: headers[f"x-amz-checksum-{algorithm}"]
+        for algorithm in DIGEST_BYTES
+        if f"x-amz-checksum-{algorithm}" in headers
+    }
+    size = headers.get("x-amz-mp-object-size")
+    if not promised and size is None:
+        return
+    try:
+        stored = await _stored_parts(call)
+    except RequestError as error:
+        if error.code == "NoSuchUpload":
+            return  # A retry of a completion that succeeded, perhaps: the store knows.
+        raise
+    chosen = [stored[part.number] for part in parts if part.number in stored]
+    if [part.etag for part in chosen] != [part.etag for part in parts]:
+        return
+    if size is not None and size != str(sum(part.size_bytes for part in chosen)):
+        raise RequestError(
+            "InvalidRequest", "The provided x-amz-mp-object-size is not the size of the parts."
+        )
+    for algorithm, text in promised.items():
+        _check(algorithm, text, chosen)
+
+
+async def _stored_parts(call: Call) -> dict[int, ObjectPart]:
+    stored: dict[int, ObjectPart] = {}
+    after_number, truncated = 0, True
+    while truncated:
+        _, page, truncated = await call.store.list_parts(
+            call.bucket,
+            call.key,
+            call.parameter("uploadId"),
+            after_number=after_number,
+            max_parts=_PAGE_PARTS,
+        )
+        stored |= {part.number: part for part in page}
+        after_number = max(stored, default=0)
+    return stored
+
+
+def _check(algorithm: str, promised: str, parts: Sequence[ObjectPart]) -> None:
+    digests: list[tuple[bytes, int]] = []
+    for part in parts:
+        digest = decode_digest(part.checksums.get(algorithm, ""), DIGEST_BYTES[algorithm])
+        if digest is None:
+            raise RequestError(
+                "InvalidRequest",
+                f"Part {part.number} was uploaded without a {algorithm.upper()} checksum.",
+            )
+        digests.append((digest, part.size_bytes))
+    if "-" in promised:
+        expected = f"{encode_digest(composite_digest(algorithm, digests))}-{len(digests)}"
+    else:
+        whole = full_digest(algorithm, digests)
+        if whole is None:
+            raise RequestError(
+                "InvalidRequest",
+                f"{algorithm.upper()} has no checksum of type FULL_OBJECT for multipart uploads.",
+            )
+        expected = encode_digest(whole)
+    if not hmac.compare_digest(expected.encode(), promised.encode("latin-1")):
+        raise RequestError(
+            "BadDigest",
+            f"The {algorithm.upper()} you specified did not match the calculated checksum.",
+        )
