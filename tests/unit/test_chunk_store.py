@@ -239,3 +239,18 @@ def test_many_writers_share_few_syncs(tmp_path: Path) -> None:
         assert store.read(key(number)).data == number.to_bytes(8, "big") * 10
     store.validate()
     store.close()
+
+
+def test_a_callback_that_raises_stops_nobody_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path)
+
+    def broken(error: StorageError | None) -> None:
+        raise RuntimeError("mine")
+
+    store.append(key(1), 0, "", b"x", crc32c(b"x"), broken)
+    put(store, key(2), b"y")
+    assert store.read(key(1)).data == b"x"
+    store.close()
+    assert "callback" in caplog.text

@@ -19,6 +19,7 @@ very last group before a crash looks like a torn tail (reported as torn, and rep
 """
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -53,6 +54,8 @@ from exastore.storage.record import (
     verify_data,
 )
 from exastore.storage.segment import Damaged
+
+_log = logging.getLogger(__name__)
 
 DEVICE_FILE = "device.json"
 DEVICE_FORMAT_VERSION = 1
@@ -379,11 +382,11 @@ class ChunkStore:
                 if self._fence_reason is not None:
                     raise DeviceFenced(self._fence_reason)
                 file.sync()
-            except OSError as failure:
-                self._fence(f"fsync failed: {failure}")
-                error = DeviceFenced(str(failure))
             except DeviceFenced as failure:
                 error = failure
+            except Exception as failure:  # whatever it was, nothing is known to be durable
+                self._fence(f"fsync failed: {failure}")
+                error = DeviceFenced(str(failure))
             if error is None:
                 self._observer.synced(len(batch), self._monotonic_s() - started_s)
             self._finish(batch, written, error)
@@ -402,7 +405,12 @@ class ChunkStore:
                     del self._in_flight[pending.key]
         for pending in batch:
             for done in pending.done:
-                done(error)
+                try:
+                    done(error)
+                except (
+                    Exception
+                ):  # the caller's mistake must not stop the acknowledgements of others
+                    _log.exception("the callback of a write failed")
 
     def _fence(self, reason: str) -> None:
         with self._state:
