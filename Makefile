@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml requirements-dev.lock requirements-bootstrap.lock
 		echo "could not make a virtual environment: on Debian and Ubuntu, install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "installing the locked packages into $(VENV)"
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --require-hashes -r requirements-bootstrap.lock
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements-dev.lock
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements-dev.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
