@@ -156,7 +156,7 @@ class ClusterStory:
     def start(self) -> None:
         """Step 1."""
         options = ClusterOptions(
-            nodes=NODE_COUNT, code=CODE, out_after_s=self.outcome.out_after_s, down_after_s=2.0
+            nodes=NODE_COUNT, code=CODE, out_after_s=self.outcome.out_after_s, down_after_s=3.0
         )
         with self._console.status("starting") as spinner:
             begin_s = self._clock.monotonic_s()
