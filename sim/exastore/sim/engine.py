@@ -36,6 +36,7 @@ import numpy as np
 from exastore.erasure.jit import njit
 from exastore.metadata.core.placement import PlacementColumns, choose_replacement
 from exastore.metadata.core.repair import repair_priority
+from exastore.metadata.core.topology import Float64Array, Int32Array, Int64Array, Uint8Array
 from exastore.sim.heap import ENTITY_BITS, event_code, heap_pop, heap_push
 from exastore.sim.state import (
     CHOICES,
@@ -52,6 +53,7 @@ from exastore.sim.state import (
     MISSING_PGS,
     MISSING_SLOTS,
     NONE,
+    PLAN_NOW,
     SLOT_COUNT_MAX,
     STARTED,
     UNAVAILABLE_PGS,
@@ -111,7 +113,7 @@ NEEDS_ROOM = 1
 
 @njit
 def _bucket(model: Records, state: State, time: float) -> int:
-    return min(int(time / model.bucket_s), state.timeline.shape[0] - 1)
+    return min(int(time / model.bucket_s), int(state.timeline.shape[0]) - 1)
 
 
 @njit
@@ -140,26 +142,41 @@ def _advance(model: Records, state: State, now: float) -> None:
 
 
 @njit
-def _more_unreadable(model: Records, state: State, pg: int, row: int) -> None:
-    count = state.pg_unreadable[pg] + np.uint8(1)
-    state.pg_unreadable[pg] = count
-    if count == 1:
-        state.counter[UNREADABLE_PGS] += 1
-    if count == model.m + 1:
-        state.counter[UNAVAILABLE_PGS] += 1
-        state.timeline[row, UNAVAILABLE_EPISODES] += 1
-    if count > state.timeline[row, MAX_UNREADABLE]:
-        state.timeline[row, MAX_UNREADABLE] = count
+def _hide_runs(
+    runs: Int32Array,
+    shift: int,
+    m: int,
+    pg_unreadable: Uint8Array,
+    counter: Int64Array,
+    cells: Float64Array,
+) -> None:
+    """These runs cannot be read from now on. The hot loop: few arrays, no records."""
+    unreadable, unavailable, most = 0, 0, 0
+    for slot in runs:
+        count = int(pg_unreadable[slot >> shift]) + 1
+        pg_unreadable[slot >> shift] = count
+        unreadable += count == 1
+        unavailable += count == m + 1
+        most = max(most, count)
+    counter[UNREADABLE_PGS] += unreadable
+    counter[UNAVAILABLE_PGS] += unavailable
+    cells[UNAVAILABLE_EPISODES] += unavailable
+    cells[MAX_UNREADABLE] = max(cells[MAX_UNREADABLE], most)
 
 
 @njit
-def _less_unreadable(model: Records, state: State, pg: int) -> None:
-    count = state.pg_unreadable[pg]
-    state.pg_unreadable[pg] = count - np.uint8(1)
-    if count == 1:
-        state.counter[UNREADABLE_PGS] -= 1
-    if count == model.m + 1:
-        state.counter[UNAVAILABLE_PGS] -= 1
+def _show_runs(
+    runs: Int32Array, shift: int, m: int, pg_unreadable: Uint8Array, counter: Int64Array
+) -> None:
+    """These runs can be read again."""
+    unreadable, unavailable = 0, 0
+    for slot in runs:
+        count = int(pg_unreadable[slot >> shift])
+        pg_unreadable[slot >> shift] = count - 1
+        unreadable += count == 1
+        unavailable += count == m + 1
+    counter[UNREADABLE_PGS] -= unreadable
+    counter[UNAVAILABLE_PGS] -= unavailable
 
 
 @njit
@@ -226,12 +243,12 @@ def _take_most_urgent(model: Records, state: State, device: int) -> int:
     """Unlinks the run of the queue that repair puts first."""
     n = state.pg_devices.shape[1]
     best, before_best, before = NONE, NONE, NONE
-    best_priority = np.int64(0)
+    best_priority = 0
     mask = (1 << model.shift) - 1
     slot = state.devices[device].queue_head
     while slot != NONE:
         pg = slot >> model.shift
-        readable = n - np.int64(state.pg_unreadable[pg])
+        readable = n - int(state.pg_unreadable[pg])
         priority = repair_priority(readable - model.k, pg, slot & mask)
         if best == NONE or priority < best_priority:
             best, before_best, best_priority = slot, before, priority
@@ -255,9 +272,9 @@ def _rebuild_rate(model: Records, state: State, device: int, slot: int) -> float
     sources = state.sources[device]
     sources[:] = NONE
     if state.pgs[pg].lost == 1:
-        return model.write_bytes_per_s
+        return float(model.write_bytes_per_s)
     found = 0
-    rate = model.write_bytes_per_s
+    rate = float(model.write_bytes_per_s)
     for i in range(state.pg_devices.shape[1]):
         if found == model.k:
             break
@@ -268,7 +285,7 @@ def _rebuild_rate(model: Records, state: State, device: int, slot: int) -> float
             continue
         sources[found] = source
         found += 1
-        rate = min(rate, model.read_bytes_per_s / (state.devices[source].streams + 1))
+        rate = min(rate, float(model.read_bytes_per_s) / (state.devices[source].streams + 1))
     if found < model.k:
         sources[:] = NONE
         return 0.0
@@ -318,22 +335,8 @@ def _start_next(model: Records, state: State, device: int, now: float) -> None:
 
 
 @njit
-def _plan(
-    columns: PlacementColumns, model: Records, state: State, key: np.uint64, slot: int, now: float
-) -> None:
-    """Gives a missing chunk run a new device, chosen by placement itself."""
-    pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
-    row = state.pg_devices[pg]
-    row[index] = NONE
-    draw = state.counter[CHOICES]
-    state.counter[CHOICES] = draw + 1
-    seed = np.int64(bits64(key, STREAM_REPLACEMENT, slot, draw) >> np.uint64(32))
-    target = choose_replacement(columns, state.device_state, row, index, pg, seed)
-    if target >= 0:
-        row[index] = target
-        _enqueue(state, target, slot)
-        _start_next(model, state, target, now)
-        return
+def _wait(state: State, slot: int) -> None:
+    """Puts a missing run on the list of those that need a device."""
     state.link[slot] = NONE
     tail = state.counter[WAITING_TAIL]
     if tail == NONE:
@@ -344,25 +347,30 @@ def _plan(
 
 
 @njit
-def _plan_chain(
-    columns: PlacementColumns, model: Records, state: State, key: np.uint64, head: int, now: float
-) -> None:
-    slot = head
-    while slot != NONE:
-        following = state.link[slot]
-        _plan(columns, model, state, key, slot, now)
-        slot = following
-
-
-@njit
 def _plan_waiting(
     columns: PlacementColumns, model: Records, state: State, key: np.uint64, now: float
 ) -> None:
-    """A device became usable: those that found none try again."""
-    head = state.counter[WAITING_HEAD]
+    """Gives every waiting run a device, chosen by placement; those that find none wait on."""
+    following = state.counter[WAITING_HEAD]
     state.counter[WAITING_HEAD] = NONE
     state.counter[WAITING_TAIL] = NONE
-    _plan_chain(columns, model, state, key, head, now)
+    state.counter[PLAN_NOW] = 0
+    while following != NONE:
+        slot = following
+        following = state.link[slot]
+        pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
+        row = state.pg_devices[pg]
+        row[index] = NONE
+        draw = state.counter[CHOICES]
+        state.counter[CHOICES] = draw + 1
+        seed = int(bits64(key, STREAM_REPLACEMENT, slot, draw) >> np.uint64(32))
+        target = choose_replacement(columns, state.device_state, row, index, pg, seed)
+        if target == NONE:
+            _wait(state, slot)
+            continue
+        row[index] = target
+        _enqueue(state, target, slot)
+        _start_next(model, state, target, now)
 
 
 @njit
@@ -376,34 +384,23 @@ def _abort(model: Records, state: State, device: int) -> None:
 
 
 @njit
-def _evacuate(
-    columns: PlacementColumns,
-    model: Records,
-    state: State,
-    key: np.uint64,
-    device: int,
-    row: int,
-    now: float,
-) -> None:
-    """The device is OUT: all that it held or was to hold gets a new device."""
-    head, tail = NONE, NONE
+def _evacuate(model: Records, state: State, device: int, row: int, now: float) -> None:
+    """The device is OUT: all that it held or was to hold needs a new device."""
     for j in range(state.devices[device].slot_count):
         slot = state.slots[device, j]
         if state.link[slot] == INTACT:
             _lose_run(model, state, slot, row, now)
-        state.link[slot] = NONE
-        if tail == NONE:
-            head = slot
-        else:
-            state.link[tail] = slot
-        tail = slot
+        _wait(state, slot)
     state.devices[device].slot_count = 0
     _abort(model, state, device)
-    queued = state.devices[device].queue_head
+    slot = state.devices[device].queue_head
     state.devices[device].queue_head = NONE
     state.devices[device].queue_tail = NONE
-    _plan_chain(columns, model, state, key, head, now)
-    _plan_chain(columns, model, state, key, queued, now)
+    while slot != NONE:
+        following = state.link[slot]
+        _wait(state, slot)
+        slot = following
+    state.counter[PLAN_NOW] = 1
 
 
 @njit
@@ -433,56 +430,46 @@ def _push_outage(model: Records, state: State, key: np.uint64, node: int, now: f
 
 @njit
 def _device_failed(model: Records, state: State, device: int, row: int, now: float) -> None:
-    state.timeline[row, DEVICE_FAILURES] += 1
+    cells = state.timeline[row]
+    cells[DEVICE_FAILURES] += 1
     state.devices[device].dead = 1
-    is_readable = state.nodes[state.devices[device].node].up_at_s == 0.0
-    for j in range(state.devices[device].slot_count):
-        slot = state.slots[device, j]
+    runs = state.slots[device, : state.devices[device].slot_count]
+    if state.nodes[state.devices[device].node].up_at_s == 0.0:
+        _hide_runs(runs, model.shift, model.m, state.pg_unreadable, state.counter, cells)
+    for slot in runs:
         _lose_run(model, state, slot, row, now)
-        if is_readable:
-            _more_unreadable(model, state, slot >> model.shift, row)
     _abort(model, state, device)
-    code = event_code(DEVICE_DETECTED, device)
     time = now + model.detection_delay_s
-    heap_push(state.heap, state.counter, time, code)
+    heap_push(state.heap, state.counter, time, event_code(DEVICE_DETECTED, device))
 
 
 @njit
-def _device_detected(
-    columns: PlacementColumns,
-    model: Records,
-    state: State,
-    key: np.uint64,
-    device: int,
-    row: int,
-    now: float,
-) -> None:
+def _device_detected(model: Records, state: State, device: int, row: int, now: float) -> None:
     state.devices[device].dead = 2
     state.device_state[device] = OUT
-    _evacuate(columns, model, state, key, device, row, now)
+    _evacuate(model, state, device, row, now)
     code = event_code(DEVICE_REPLACED, device)
     time = now + model.replacement_delay_s
     heap_push(state.heap, state.counter, time, code)
 
 
 @njit
-def _device_replaced(
-    columns: PlacementColumns, model: Records, state: State, key: np.uint64, device: int, now: float
-) -> None:
+def _device_replaced(model: Records, state: State, key: np.uint64, device: int, now: float) -> None:
     state.devices[device].dead = 0
     _push_failure(model, state, key, device, now)
     if state.nodes[state.devices[device].node].up_at_s > 0.0:
         state.device_state[device] = DOWN
         return
     state.device_state[device] = UP
-    _plan_waiting(columns, model, state, key, now)
+    state.counter[PLAN_NOW] = 1
 
 
 @njit
 def _node_down(
     model: Records, state: State, key: np.uint64, node: int, row: int, now: float
 ) -> None:
-    state.timeline[row, NODE_OUTAGES] += 1
+    cells = state.timeline[row]
+    cells[NODE_OUTAGES] += 1
     draw = state.nodes[node].draw - 1
     outage = weibull(key, STREAM_NODE_OUTAGE, node, draw, model.outage_mean_s, 1.0)
     state.nodes[node].up_at_s = now + outage
@@ -490,8 +477,8 @@ def _node_down(
         if state.devices[device].dead != 2:
             state.device_state[device] = DOWN
         if state.devices[device].dead == 0:
-            for j in range(state.devices[device].slot_count):
-                _more_unreadable(model, state, state.slots[device, j] >> model.shift, row)
+            runs = state.slots[device, : state.devices[device].slot_count]
+            _hide_runs(runs, model.shift, model.m, state.pg_unreadable, state.counter, cells)
     code = event_code(NODE_UP, node)
     heap_push(state.heap, state.counter, now + outage, code)
     if outage > model.out_after_s:
@@ -501,15 +488,7 @@ def _node_down(
 
 
 @njit
-def _node_out(
-    columns: PlacementColumns,
-    model: Records,
-    state: State,
-    key: np.uint64,
-    node: int,
-    row: int,
-    now: float,
-) -> None:
+def _node_out(model: Records, state: State, node: int, row: int, now: float) -> None:
     state.timeline[row, NODE_OUTS] += 1
     rate = min(model.write_bytes_per_s, model.read_bytes_per_s)
     if now + model.slot_bytes / rate > state.nodes[node].up_at_s:
@@ -521,12 +500,11 @@ def _node_out(
         return
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
         if state.devices[device].dead == 0:
-            _evacuate(columns, model, state, key, device, row, now)
+            _evacuate(model, state, device, row, now)
 
 
 @njit
 def _node_up(
-    columns: PlacementColumns,
     model: Records,
     state: State,
     key: np.uint64,
@@ -535,25 +513,25 @@ def _node_up(
     now: float,
 ) -> None:
     state.nodes[node].up_at_s = 0.0
-    runs = 0
+    run_count = 0
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
         if state.devices[device].dead != 2:
             state.device_state[device] = UP
         if state.devices[device].dead == 0:
-            runs += state.devices[device].slot_count
-            for j in range(state.devices[device].slot_count):
-                _less_unreadable(model, state, state.slots[device, j] >> model.shift)
+            runs = state.slots[device, : state.devices[device].slot_count]
+            _show_runs(runs, model.shift, model.m, state.pg_unreadable, state.counter)
+            run_count += len(runs)
     if state.nodes[node].let_go == 1:
         state.nodes[node].let_go = 0
         rate = min(model.write_bytes_per_s, model.read_bytes_per_s)
         draw = state.nodes[node].draw - 1
         outage = weibull(key, STREAM_NODE_OUTAGE, node, draw, model.outage_mean_s, 1.0)
         elapsed_s = outage - model.out_after_s
-        state.timeline[row, ABANDONED_BYTES] += runs * min(rate * elapsed_s, model.slot_bytes)
+        state.timeline[row, ABANDONED_BYTES] += run_count * min(rate * elapsed_s, model.slot_bytes)
     _push_outage(model, state, key, node, now)
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
         _start_next(model, state, device, now)
-    _plan_waiting(columns, model, state, key, now)
+    state.counter[PLAN_NOW] = 1
 
 
 @njit
@@ -577,34 +555,19 @@ def _rebuilt(model: Records, state: State, device: int, row: int, now: float) ->
     state.devices[device].slot_count = count + 1
     state.counter[SLOT_COUNT_MAX] = max(state.counter[SLOT_COUNT_MAX], count + 1)
     _regain_run(model, state, slot, now)
-    _less_unreadable(model, state, slot >> model.shift)
+    rebuilt = state.slots[device, count : count + 1]
+    _show_runs(rebuilt, model.shift, model.m, state.pg_unreadable, state.counter)
     _start_next(model, state, device, now)
 
 
 @njit
-def _dispatch(
-    columns: PlacementColumns, model: Records, state: State, key: np.uint64, now: float, code: int
-) -> None:
-    kind = code >> ENTITY_BITS
-    entity = code & ((1 << ENTITY_BITS) - 1)
-    row = _bucket(model, state, now)
-    if kind == REBUILT:
-        _rebuilt(model, state, entity, row, now)
-    elif kind == NODE_DOWN:
-        _node_down(model, state, key, entity, row, now)
-    elif kind == NODE_UP:
-        _node_up(columns, model, state, key, entity, row, now)
-    elif kind == NODE_OUT:
-        _node_out(columns, model, state, key, entity, row, now)
-    elif kind == DEVICE_FAILED:
-        _device_failed(model, state, entity, row, now)
-    elif kind == DEVICE_DETECTED:
-        _device_detected(columns, model, state, key, entity, row, now)
-    elif kind == DEVICE_REPLACED:
-        _device_replaced(columns, model, state, key, entity, now)
-    elif kind == RETRY:
-        state.devices[entity].retrying = 0
-        _start_next(model, state, entity, now)
+def _log(state: State, now: float, code: int) -> None:
+    state.counter[EVENTS] += 1
+    logged = state.counter[LOG_COUNT]
+    if logged < len(state.log):
+        state.log[logged].time_s = now
+        state.log[logged].code = code
+        state.counter[LOG_COUNT] = logged + 1
 
 
 @njit
@@ -614,7 +577,7 @@ def _has_room(state: State) -> bool:
     if state.counter[SLOT_COUNT_MAX] >= slots_room and slots_room < len(state.pgs):
         return False
     pushes = 2 * len(state.devices) + len(state.nodes) + 8
-    return state.counter[HEAP_SIZE] + pushes <= len(state.heap)
+    return int(state.counter[HEAP_SIZE]) + pushes <= len(state.heap)
 
 
 @njit
@@ -639,12 +602,27 @@ def run_until(columns: PlacementColumns, model: Records, state: State, until_s: 
             return NEEDS_ROOM
         now, code = heap_pop(state.heap, counter)
         _advance(model, state, now)
-        counter[EVENTS] += 1
-        logged = counter[LOG_COUNT]
-        if logged < len(state.log):
-            state.log[logged].time_s = now
-            state.log[logged].code = code
-            counter[LOG_COUNT] = logged + 1
-        _dispatch(columns, model, state, key, now, code)
+        _log(state, now, code)
+        kind, entity = code >> ENTITY_BITS, code & ((1 << ENTITY_BITS) - 1)
+        row = _bucket(model, state, now)
+        if kind == REBUILT:
+            _rebuilt(model, state, entity, row, now)
+        elif kind == NODE_DOWN:
+            _node_down(model, state, key, entity, row, now)
+        elif kind == NODE_UP:
+            _node_up(model, state, key, entity, row, now)
+        elif kind == NODE_OUT:
+            _node_out(model, state, entity, row, now)
+        elif kind == DEVICE_FAILED:
+            _device_failed(model, state, entity, row, now)
+        elif kind == DEVICE_DETECTED:
+            _device_detected(model, state, entity, row, now)
+        elif kind == DEVICE_REPLACED:
+            _device_replaced(model, state, key, entity, now)
+        elif kind == RETRY:
+            state.devices[entity].retrying = 0
+            _start_next(model, state, entity, now)
+        if counter[PLAN_NOW] == 1 and counter[WAITING_HEAD] != NONE:
+            _plan_waiting(columns, model, state, key, now)
     _advance(model, state, until_s)
     return DONE

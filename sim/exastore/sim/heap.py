@@ -1,7 +1,5 @@
 """A four-way heap of events ordered by (time, code): a total order, so replays cannot differ."""
 
-import numpy as np
-
 from exastore.erasure.jit import njit
 from exastore.metadata.core.topology import Int64Array
 from exastore.sim.state import HEAP_SIZE, Records
@@ -13,7 +11,7 @@ ENTITY_BITS = 40
 @njit
 def event_code(kind: int, entity: int) -> int:
     """Kind and entity in one integer; kinds order events of the same time."""
-    return (np.int64(kind) << ENTITY_BITS) | np.int64(entity)
+    return (kind << ENTITY_BITS) | entity
 
 
 @njit

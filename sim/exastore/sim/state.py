@@ -40,8 +40,9 @@ CHUNK_RUNS_LOST = 11
 CHUNK_RUNS_REBUILT = 12
 EVENTS = 13
 STARTED = 14
+PLAN_NOW = 15
 #: First of the histogram of degraded times, then the PGs by missing slots.
-HISTOGRAM = 15
+HISTOGRAM = 16
 
 #: Columns of `State.timeline`, one row per bucket; names as in the table of results.
 TIMELINE_COLUMNS = (
@@ -65,7 +66,7 @@ TIMELINE_COLUMNS = (
 #: Degraded-time histogram: bin b holds times from 60 * 2**(b/2) s on; bin 0 all shorter ones.
 HISTOGRAM_BINS = 44
 #: `State.counter[MISSING_PGS + i]`: PGs with i missing slots; entry 0 unused.
-MISSING_PGS = 59
+MISSING_PGS = 60
 #: How many losses are kept one by one; all are counted.
 LOSS_LOG = 10_000
 #: Marks the end of a linked list, and no slot.

@@ -18,8 +18,10 @@ def line_of(text: str, key: str) -> int:
             name = found[1].replace('"', "")
             key_lines.setdefault(f"{section}.{name}" if section else name, number)
     while key:
-        if number := key_lines.get(key) or section_lines.get(key):
-            return number
+        if key in key_lines:
+            return key_lines[key]
+        if key in section_lines:
+            return section_lines[key]
         key = key.rpartition(".")[0]
     return 0
 
