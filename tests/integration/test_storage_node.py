@@ -1,8 +1,9 @@
 """Storage nodes in one process over real gRPC; the metadata server knows heartbeats alone."""
 
 import asyncio
+import errno
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,7 @@ import grpc.aio
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.support.fake_disk import FakeDisk
 
 from exastore.deploy.clock import SystemClock
 from exastore.erasure import codec
@@ -23,6 +25,7 @@ from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
 from exastore.storage.channel import make_server, open_channel
 from exastore.storage.config import StorageConfig
 from exastore.storage.crc import crc32c
+from exastore.storage.disk import Disk, PosixDisk
 from exastore.storage.errors import AddressInUse, DeviceLocked
 from exastore.storage.server import StorageNode
 
@@ -102,7 +105,9 @@ class Cluster:
     nodes: list[StorageNode] = field(default_factory=list[StorageNode])
     channels: dict[str, grpc.aio.Channel] = field(default_factory=dict[str, grpc.aio.Channel])
 
-    async def start_node(self, number: int, **options: Any) -> StorageNode:
+    async def start_node(
+        self, number: int, make_disk: Callable[[Path], Disk] = PosixDisk, **options: Any
+    ) -> StorageNode:
         config = StorageConfig(
             node_id=f"node-{number}",
             devices=(self.folder / f"device-{number}",),
@@ -111,7 +116,9 @@ class Cluster:
             allocate_bytes=1 << 20,
             **options,
         )
-        node = StorageNode(config, clock=SystemClock(), registry=CollectorRegistry())
+        node = StorageNode(
+            config, clock=SystemClock(), registry=CollectorRegistry(), make_disk=make_disk
+        )
         await node.start()
         return node
 
@@ -581,6 +588,42 @@ async def test_a_metadata_server_that_is_away_stops_no_heartbeat_to_another(
         )
     finally:
         await node.stop(0)
+
+
+async def test_a_fenced_device_refuses_writes_serves_reads_and_is_reported(
+    cluster: Cluster,
+) -> None:
+    await cluster.nodes[0].stop(0)
+    disk = FakeDisk()
+    disk.write_small("device.json", (cluster.folder / "device-0" / "device.json").read_bytes())
+    cluster.nodes[0] = node = await cluster.start_node(0, make_disk=lambda path: disk)
+    await cluster.until(lambda: node.devices.epoch == 1)
+    device = cluster.index_of(node)
+    assert device is not None
+    slot = list(cluster.pg_devices(0)).index(device)
+
+    async def write(number: int) -> storage_pb2.WriteChunkResponse:
+        request = write_request(number, device, 0, number.to_bytes(16, "big"), slot, b"data")
+        (answer,) = await cluster.write_all(node, [request])
+        return answer
+
+    assert (await write(1)).status == S.CHUNK_STATUS_OK
+    disk.next_write_error = OSError(errno.ENOSPC, "full")
+    assert (await write(2)).status == S.CHUNK_STATUS_NO_SPACE
+    disk.next_sync_error = OSError(errno.EIO, "broken")
+    assert (await write(3)).status == S.CHUNK_STATUS_FENCED
+    assert (await write(4)).status == S.CHUNK_STATUS_FENCED
+    (read,) = await cluster.read_all(
+        node, [read_request(1, device, 0, (1).to_bytes(16, "big"), slot)]
+    )
+    assert read.data == b"data"
+    await cluster.until(lambda: sum(r.fenced for r in cluster.metadata.reports.values()) == 1)
+    with pytest.raises(grpc.aio.AioRpcError, match="FENCED"):
+        await cluster.stub(node).DeleteChunks(
+            storage_pb2.DeleteChunksRequest(
+                device_index=device, chunks=[chunk_id(0, (1).to_bytes(16, "big"), slot)]
+            )
+        )
 
 
 async def test_a_taken_port_and_a_taken_device_are_told_clearly(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     consumes,
     initialize,
@@ -49,7 +50,7 @@ class StoreMachine(RuleBasedStateMachine):
         return ChunkStore.open(self.disk, OPTIONS, new_uuid=lambda: b"u" * 16)
 
     @initialize(target=keys)
-    def first_keys(self) -> object:
+    def first_keys(self) -> MultipleResults[ChunkKey]:
         return multiple(*(ChunkKey(pg, bytes([pg]) * 16, pg) for pg in range(3)))
 
     @rule(target=keys, pg=st.integers(0, 3), number=st.integers(0, 20), index=st.integers(0, 2))
@@ -105,7 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
         answers: list[object] = []
         try:
             for key, data in fresh.items():
-                if self.store._log.position.offset_bytes + len(data) > 100_000:
+                if self.store.log_end.offset_bytes + len(data) > 100_000:
                     break
                 self.store.append(key, 0, "rs-4-2", data, crc32c(data), answers.append)
             assert answers == []

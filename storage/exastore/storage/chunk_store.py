@@ -204,6 +204,11 @@ class ChunkStore:
         return self._log.used_bytes
 
     @property
+    def log_end(self) -> Position:
+        """Where the next record goes."""
+        return self._log.position
+
+    @property
     def chunk_count(self) -> int:
         return self._index.chunk_count
 
