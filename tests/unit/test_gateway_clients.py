@@ -78,11 +78,11 @@ async def test_a_failed_stream_fails_all_its_requests_at_once_and_reopens() -> N
     node.writes_flow.set()
     for result in await asyncio.gather(*writes, return_exceptions=True):
         assert isinstance(result, NodeUnavailable | storage_pb2.WriteChunkResponse)
-    with pytest.raises(NodeUnavailable, match="dead|broke"):
+    with pytest.raises(NodeUnavailable, match=r"dead|broke"):
         await client.write_chunk(write_of(data))
     node.dead, node.die_after_writes = False, None
     # Still within the back-off: refused without being sent.
-    with pytest.raises(NodeUnavailable, match="dead|broke"):
+    with pytest.raises(NodeUnavailable, match=r"dead|broke"):
         await client.write_chunk(write_of(data))
     clock.s += 10.0
     assert (await client.write_chunk(write_of(data))).status == storage_pb2.CHUNK_STATUS_OK
