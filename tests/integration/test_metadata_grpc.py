@@ -76,7 +76,9 @@ def extent(cluster: common_pb2.ClusterMap, name: bytes) -> common_pb2.Extent:
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:
-    return dict(error.trailing_metadata() or ())["exastore-reason"]  # type: ignore[return-value,arg-type]
+    return next(
+        str(value) for key, value in error.trailing_metadata() or () if key == "exastore-reason"
+    )
 
 
 @pytest.fixture
@@ -134,8 +136,9 @@ async def test_errors_carry_a_reason_in_the_trailing_metadata(stub: Stub) -> Non
 async def test_a_multipart_upload_is_completed_in_place(stub: Stub) -> None:
     cluster = await form(stub)
     await stub.CreateBucket(pb.CreateBucketRequest(name="bucket"))
-    at = {"bucket": "bucket", "key": "big", "upload_id": "u1"}
-    await stub.CreateUpload(pb.CreateUploadRequest(**at))
+    at = ("bucket", "big", "u1")
+    create = pb.CreateUploadRequest(bucket=at[0], key=at[1], upload_id=at[2])
+    await stub.CreateUpload(create)
     etags = [hashlib.md5(str(n).encode()).hexdigest() for n in (1, 2)]
     for number, etag in enumerate(etags, 1):
         part = pb.Part(
@@ -144,9 +147,14 @@ async def test_a_multipart_upload_is_completed_in_place(stub: Stub) -> None:
             etag=etag,
             extents=[extent(cluster, b"p%d" % number)],
         )
-        await stub.CommitPart(pb.CommitPartRequest(part=part, **at))
+        await stub.CommitPart(
+            pb.CommitPartRequest(bucket=at[0], key=at[1], upload_id=at[2], part=part)
+        )
     request = pb.CompleteUploadRequest(
-        parts=[pb.CompletedPart(number=n, etag=etag) for n, etag in enumerate(etags, 1)], **at
+        bucket=at[0],
+        key=at[1],
+        upload_id=at[2],
+        parts=[pb.CompletedPart(number=n, etag=etag) for n, etag in enumerate(etags, 1)],
     )
     done = await stub.CompleteUpload(request)
     assert done.etag.endswith("-2")

@@ -85,8 +85,12 @@ class Background:
     async def run_round(self) -> None:
         """Keep the lease, follow the map, declare the silent dead, move repair on."""
         service = self._service
-        self._metrics.lease(await service.lease.keep())
+        was_held = service.lease.is_held
+        is_held = await service.lease.keep()
+        self._metrics.lease(is_held)
         await service.maps.load()
+        if is_held and not was_held:
+            await service.cluster.take_over()
         if service.maps.epoch != self._known_epoch:
             await service.cluster.load_intents()
         await service.cluster.settle()

@@ -110,9 +110,7 @@ class ClusterService:
                     f"the engine {self._config.engine} holds a cluster with {what} {stored!r}, "
                     f"the configuration says {configured!r}"
                 )
-        known = {device.index: DeviceState(device.state) for device in message.devices}
-        self._health = NodeHealth(self._options, known, self._clock.monotonic_s())
-        await self.load_intents()
+        await self.take_over()
         self.publish_metrics()
 
     # ---- calls ----
@@ -203,6 +201,15 @@ class ClusterService:
 
     # ---- for the background work ----
 
+    async def take_over(self) -> None:
+        """Begin to judge who is alive: all devices are as the map says, and heard of just now."""
+        message = self._maps.message
+        if message is None:
+            return
+        known = {device.index: DeviceState(device.state) for device in message.devices}
+        self._health = NodeHealth(self._options, known, self._clock.monotonic_s())
+        await self.load_intents()
+
     async def settle(self) -> None:
         """Declare the silent DOWN or OUT: write where the map differs from what health says."""
         now_s = self._clock.monotonic_s()
@@ -215,6 +222,7 @@ class ClusterService:
         message = self._maps.message
         if message is None or not self._lease.is_held:
             return
+        self._expect(message)
         states = self._differing(message)
         if states:
             await self._maps.change(
@@ -341,6 +349,15 @@ class ClusterService:
             with contextlib.suppress(LeaseLost):  # its holder will settle it
                 await self.settle()
             self.publish_metrics()
+
+    def _expect(self, message: common_pb2.ClusterMap) -> None:
+        """Count new devices as heard of now, or one that dies at once would never be missed."""
+        for device in message.devices:
+            if (
+                device.state == common_pb2.DEVICE_STATE_UP
+                and device.index not in self._health.state
+            ):
+                self._handle(Heartbeat(device.node_index, (device.index,)))
 
     def _handle(self, event: HealthEvent) -> list[SetDeviceState]:
         return self._health.handle(event, self._clock.monotonic_s())
