@@ -129,11 +129,12 @@ async def test_a_read_sees_what_was_acknowledged_before_it(engine: Engine) -> No
 
 
 async def test_reading_transactions_cannot_write(engine: Engine) -> None:
-    for write in (
+    writes: list[Callable[[Transaction], None]] = [
         lambda txn: txn.put(b"a", b""),
         lambda txn: txn.delete(b"a"),
         lambda txn: txn.add(b"a", 1),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(ReadOnly):
             await engine.read(write)
     assert await everything(engine) == []
@@ -155,26 +156,25 @@ def reads(count: int) -> Callable[[Transaction], None]:
     return fn
 
 
+def put_one(key_bytes: int, value_bytes: int) -> Callable[[Transaction], None]:
+    return lambda txn: txn.put(b"k" * key_bytes, b"v" * value_bytes)
+
+
+SIXTEENTH_BYTES = LIMITS.transaction_bytes // 16 - 6  # with its key of 6 bytes
+
+
 @pytest.mark.parametrize(
     ("limit", "within", "beyond"),
     [
-        (
-            "key_bytes",
-            lambda txn: txn.put(b"k" * LIMITS.key_bytes, b""),
-            lambda txn: txn.put(b"k" * (LIMITS.key_bytes + 1), b""),
-        ),
-        (
-            "value_bytes",
-            lambda txn: txn.put(b"k", b"v" * LIMITS.value_bytes),
-            lambda txn: txn.put(b"k", b"v" * (LIMITS.value_bytes + 1)),
-        ),
+        ("key_bytes", put_one(LIMITS.key_bytes, 0), put_one(LIMITS.key_bytes + 1, 0)),
+        ("value_bytes", put_one(1, LIMITS.value_bytes), put_one(1, LIMITS.value_bytes + 1)),
         ("mutation_count", puts(LIMITS.mutation_count), puts(LIMITS.mutation_count + 1)),
-        ("tracked_read_count", reads(100), reads(101)),
         (
-            "transaction_bytes",
-            puts(16, bytes(LIMITS.transaction_bytes // 16 - 6)),
-            puts(17, bytes(LIMITS.transaction_bytes // 16 - 6)),
+            "tracked_read_count",
+            reads(LIMITS.tracked_read_count),
+            reads(LIMITS.tracked_read_count + 1),
         ),
+        ("transaction_bytes", puts(16, bytes(SIXTEENTH_BYTES)), puts(17, bytes(SIXTEENTH_BYTES))),
     ],
 )
 async def test_every_limit_holds_and_one_more_is_refused_whole(
