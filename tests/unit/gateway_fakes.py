@@ -118,6 +118,9 @@ class FakeNode:
         self.reads_flow.set()
         self.writes_flow = asyncio.Event()
         self.writes_flow.set()
+        #: Writes that are still answered; None: all.
+        self.writes_left: int | None = None
+        self.arrived_count = 0
         self.write_count = 0
         self.read_count = 0
         self.address = ""
@@ -164,7 +167,12 @@ class FakeNode:
                 self.dead = self.dead or self.die_after_writes < 0
             if self.dead:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "dead")
+            self.arrived_count += 1
             await self.writes_flow.wait()
+            if self.writes_left is not None:
+                self.writes_left -= 1
+                if self.writes_left < 0:
+                    continue
             self.write_count += 1
             response = storage_pb2.WriteChunkResponse(
                 request_id=request.request_id, status=self.write_status, epoch=self.epoch
@@ -400,7 +408,6 @@ async def fake_cluster(
         "chunk_bytes": 64 << 10,
         "max_in_flight_bytes": 1 << 20,
         "chunk_timeout_s": 5.0,
-        "straggler_wait_s": 0.1,
         "metadata_deadline_s": 5.0,
         "backoff_min_s": 0.005,
     }

@@ -11,7 +11,7 @@ from exastore.gateway.chunk_stream import ByteBudget
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
-from exastore.gateway.errors import MetadataUnavailable, NodeUnavailable, RequestError
+from exastore.gateway.errors import MetadataUnavailable, NodeSlow, NodeUnavailable, RequestError
 from exastore.gateway.metadata_client import MetadataClient
 from exastore.gateway.metadata_errors import REQUEST_CODES
 from exastore.gateway.metrics import GatewayMetrics
@@ -97,6 +97,26 @@ async def test_a_silent_node_is_given_up_after_the_timeout() -> None:
     with pytest.raises(NodeUnavailable, match="no answer within"):
         await client.read_chunk(ChunkAddress(0, 0, b"x" * 16, 0), 100)
     await client.close()
+    await node.stop()
+
+
+async def test_a_slow_answer_among_others_does_not_make_a_node_suspect() -> None:
+    node, clock = FakeNode(), SetClock()
+    view = ClusterView.from_message(FakeMetadata([await node.start()], code="rs-1-0").map)
+    config = GatewayConfig(chunk_timeout_s=0.2)
+    pool = NodePool(config, clock=clock, metrics=GatewayMetrics(CollectorRegistry()))
+    node.writes_flow.clear()
+    quick = asyncio.create_task(pool.write(view, write_of(b"quick")))
+    while not node.arrived_count:
+        await asyncio.sleep(0)
+    slow = asyncio.create_task(pool.write(view, write_of(b"slow", request=1)))
+    node.writes_left = 1
+    node.writes_flow.set()
+    assert (await quick).status == storage_pb2.CHUNK_STATUS_OK
+    with pytest.raises(NodeSlow):
+        await slow
+    assert not pool.avoided(view)
+    await pool.close()
     await node.stop()
 
 

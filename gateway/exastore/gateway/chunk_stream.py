@@ -19,7 +19,7 @@ from typing import Generic, Protocol, TypeVar
 
 import grpc
 
-from exastore.gateway.errors import NodeUnavailable
+from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.metadata.core.clock import Clock
 
 
@@ -124,21 +124,24 @@ class ChunkStream(Generic[Response]):
 
         Raises:
             NodeUnavailable: the stream failed or no answer came in time.
+            NodeSlow: other answers came meanwhile.
         """
+        # Waiting for the budget is not the node's fault; when the node hangs, the requests that
+        # have the budget time out, and those that wait fail with them.
+        await self._budget.acquire(size_bytes)
         answer_count = self._answer_count
         try:
             async with asyncio.timeout(timeout_s):
-                await self._budget.acquire(size_bytes)
-                try:
-                    return await self._exchange(frame)
-                finally:
-                    self._budget.release(size_bytes)
+                return await self._exchange(frame)
         except TimeoutError:
             why = f"no answer within {timeout_s:g} s"
-            if self._answer_count == answer_count and self._call is not None:
-                # Not one answer all the while: the node hangs or is cut off, not merely slow.
-                self._fail(self._call, why)
+            if self._answer_count != answer_count:
+                raise NodeSlow(self._address, why) from None
+            # Not one answer all the while: the node hangs or is cut off.
+            self._fail(self._call, why)
             raise NodeUnavailable(self._address, why) from None
+        finally:
+            self._budget.release(size_bytes)
 
     async def close(self) -> None:
         self._closed = True

@@ -33,11 +33,11 @@ class GatewayConfig:
     """Bytes of extents that one request reads ahead or writes behind; two extents at least."""
     max_node_in_flight_bytes: int = 64 << 20
     """The most bytes of chunks under way to or from one storage node, per direction."""
-    chunk_timeout_s: float = 10.0
+    chunk_timeout_s: float = 15.0
     """How long a storage node may take to write or read one chunk, in seconds."""
-    straggler_wait_s: float = 2.0
+    straggler_wait_s: float = 5.0
     """How long a write that has its quorum waits for the chunks still under way, in seconds."""
-    hedge_after_s: float = 0.25
+    hedge_after_s: float = 0.5
     """After so many seconds a slow chunk is also sought through the other chunks of its stripe."""
     suspect_s: float = 3.0
     """How long a node or device that failed is avoided, in seconds."""

@@ -9,6 +9,7 @@ GatewayError
     ├── MetadataUnavailable no metadata server answers
     ├── NotReady            there is no cluster map yet: too few devices have joined
     ├── NodeUnavailable     a storage node does not answer
+    │   └── NodeSlow        it answers others, but not this request in time
     ├── StaleEpoch          something was written under an old cluster map
     └── ObjectChanged       the object was replaced or deleted while it was being read
 """
@@ -71,6 +72,10 @@ class NodeUnavailable(ServiceError):
         super().__init__(f"storage node {address}: {why}")
         self.address = address
         self.why = why
+
+
+class NodeSlow(NodeUnavailable):
+    """A storage node answers other requests, but not this one in time."""
 
 
 class StaleEpoch(ServiceError):

@@ -13,7 +13,7 @@ import grpc
 from exastore.gateway.chunk_stream import ChunkStream, StreamOptions
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
-from exastore.gateway.errors import NodeUnavailable
+from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
@@ -183,9 +183,8 @@ class NodePool:
         client = self._client(view, chunk.address.device_index)
         try:
             response = await client.write_chunk(chunk)
-        except NodeUnavailable:
-            self._suspect(client.address)
-            self._metrics.chunks.labels("write", "unavailable").inc()
+        except NodeUnavailable as error:
+            self._blame("write", error)
             raise
         self._judge("write", chunk.address.device_index, response.status)
         return response
@@ -197,9 +196,8 @@ class NodePool:
         client = self._client(view, address.device_index)
         try:
             response = await client.read_chunk(address, size_bytes)
-        except NodeUnavailable:
-            self._suspect(client.address)
-            self._metrics.chunks.labels("read", "unavailable").inc()
+        except NodeUnavailable as error:
+            self._blame("read", error)
             raise
         self._judge("read", address.device_index, response.status)
         return response
@@ -242,6 +240,14 @@ class NodePool:
             client = NodeClient(address, self._config, clock=self._clock, metrics=self._metrics)
             self._clients[address] = client
         return client
+
+    def _blame(self, operation: str, error: NodeUnavailable) -> None:
+        if isinstance(error, NodeSlow):
+            # All nodes may be slow at once; to avoid them would make that worse.
+            self._metrics.chunks.labels(operation, "slow").inc()
+            return
+        self._metrics.chunks.labels(operation, "unavailable").inc()
+        self._suspect(error.address)
 
     def _judge(
         self, operation: str, device: int, status: storage_pb2.ChunkStatus.ValueType

@@ -20,7 +20,7 @@ from exastore.erasure import Codec, codec
 from exastore.gateway.cluster_view import ClusterView, PgChooser
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
-from exastore.gateway.errors import NodeUnavailable, NoSpace, ServiceError, TooFewDevices
+from exastore.gateway.errors import NodeSlow, NodeUnavailable, NoSpace, ServiceError, TooFewDevices
 from exastore.gateway.map_cache import MapCache
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import ChunkAddress, ChunkWrite, NodePool
@@ -45,6 +45,8 @@ class Attempt:
     #: The newest epoch of a node that found ours too old; 0: none did.
     newer_epoch: int = 0
     no_space_count: int = 0
+    #: Chunk indexes that were still under way when the wait for them ended; also in `failures`.
+    slow: set[int] = field(default_factory=set[int])
 
     def take(self, index: int, response: storage_pb2.WriteChunkResponse) -> None:
         """Note a node's answer for one chunk."""
@@ -174,7 +176,11 @@ class StripeWriter:
                 tried.discard(pg)
                 self._metrics.write_retries.labels("stale_epoch").inc()
                 view = await self._newer_view(view)
-            elif len(attempt.durable) >= quorum and not self._better_exists(view, stripe, tried):
+            elif len(attempt.durable) >= quorum and (
+                # Slow is not failed: to send everything again would make that worse.
+                len(attempt.durable) + len(attempt.slow) == stripe.code.n
+                or not self._better_exists(view, stripe, tried)
+            ):
                 self._metrics.partial_writes.inc()
                 return extent
             else:
@@ -239,8 +245,9 @@ class StripeWriter:
             # What is still under way may yet arrive: harmless, it carries its own stripe's bytes.
             await _cancel(tasks)
         for index in range(stripe.code.n):
-            if index not in attempt.durable:
-                attempt.failures.setdefault(index, "too slow")
+            if index not in attempt.durable and index not in attempt.failures:
+                attempt.failures[index] = "too slow"
+                attempt.slow.add(index)
         return attempt
 
     async def _send_chunk(self, view: ClusterView, chunk: ChunkWrite, attempt: Attempt) -> None:
@@ -248,6 +255,8 @@ class StripeWriter:
             response = await self._nodes.write(view, chunk)
         except NodeUnavailable as error:
             attempt.failures[chunk.address.index] = str(error)
+            if isinstance(error, NodeSlow):
+                attempt.slow.add(chunk.address.index)
             return
         attempt.take(chunk.address.index, response)
 
