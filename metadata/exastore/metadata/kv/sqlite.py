@@ -14,7 +14,8 @@ transactions share one fsync; alone, a transaction waits for nobody. If the disk
 may roll the whole batch back; its functions then run again one by one, so that what still fits,
 for example a delete, succeeds and the others get `EngineFull`.
 
-Readers have connections of their own on a small pool of threads; WAL gives each a snapshot.
+Readers are threads with connections of their own; WAL gives each read a snapshot. They, too, take
+all that waits at once: handing the interpreter from thread to thread costs more than a short read.
 
 Fault model: process death at any point, power loss (the device must honour fsync), full disk.
 """
@@ -25,7 +26,6 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,7 @@ _LAYOUT_VERSION = 1
 _PAGE_BYTES = 8192
 _BATCH_COUNT_MAX = 256
 _READER_COUNT = 2
+_READ_BATCH_COUNT_MAX = 16
 _BUSY_TIMEOUT_S = 10.0
 
 _GET = "SELECT v FROM kv WHERE k = ?"
@@ -80,12 +81,16 @@ class SqliteEngine:
         #: Set when a COMMIT failed in a way that leaves the disk unknown; then nothing is served.
         self._fenced: str | None = None
         self._closed = False
-        self._local = threading.local()
-        #: Connections of the readers, closed with the engine.
-        self._reader_dbs: list[sqlite3.Connection] = []
-        self._readers = ThreadPoolExecutor(_READER_COUNT, thread_name_prefix="kv-read")
-        self._writer = threading.Thread(target=self._write_loop, name="kv-write", daemon=True)
-        self._writer.start()
+        self._read_jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._write_loop, name="kv-write", daemon=True),
+            *(
+                threading.Thread(target=self._read_loop, name=f"kv-read-{number}", daemon=True)
+                for number in range(_READER_COUNT)
+            ),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def transact(self, fn: Callable[[Transaction], T]) -> T:
         self._check()
@@ -96,19 +101,20 @@ class SqliteEngine:
 
     async def read(self, fn: Callable[[Transaction], T]) -> T:
         self._check()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._readers, self._read_snapshot, fn
-        )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._read_jobs.put(_Job(fn, loop, future))
+        return await future
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._jobs.put(None)
-        await asyncio.get_running_loop().run_in_executor(None, self._writer.join)
-        self._readers.shutdown(wait=True)
-        for db in self._reader_dbs:
-            db.close()
+        for _ in range(_READER_COUNT):
+            self._read_jobs.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
         self._writer_db.close()
 
     def _check(self) -> None:
@@ -119,43 +125,34 @@ class SqliteEngine:
 
     # ---- readers ----
 
-    def _read_snapshot(self, fn: Callable[[Transaction], T]) -> T:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        try:
-            if db is None:
-                db = _connect(self._path)
-                db.execute("PRAGMA query_only = 1")
-                self._local.db = db
-                self._reader_dbs.append(db)
-            db.execute("BEGIN")
-            txn = _SqliteTransaction(db, read_only=True)
-            try:
-                return fn(txn)
-            finally:
-                txn.end()
-                db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise _translated(error, self._path) from error
+    def _read_loop(self) -> None:
+        db: sqlite3.Connection | None = None
+        is_open = True
+        while is_open:
+            jobs, is_open = _taken(self._read_jobs, _READ_BATCH_COUNT_MAX)
+            for job in jobs:
+                try:
+                    if db is None:
+                        db = _connect(self._path)
+                        db.execute("PRAGMA query_only = 1")
+                    job.result = _read_snapshot(db, job.fn)
+                except sqlite3.Error as error:
+                    job.error = _translated(error, self._path)
+                except BaseException as error:  # the caller's, or ours: both belong to the caller
+                    job.error = error
+            _resolve_soon(jobs)
+        if db is not None:
+            db.close()
 
     # ---- the writer ----
 
     def _write_loop(self) -> None:
-        while True:
-            jobs: list[_Job] = []
-            job = self._jobs.get()
-            while job is not None:
-                jobs.append(job)
-                if len(jobs) == _BATCH_COUNT_MAX:
-                    break
-                try:
-                    job = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
+        is_open = True
+        while is_open:
+            jobs, is_open = _taken(self._jobs, _BATCH_COUNT_MAX)
             if jobs:
                 self._commit_batch(jobs)
                 _resolve_soon(jobs)
-            if job is None:
-                return
 
     def _commit_batch(self, jobs: list[_Job]) -> None:
         """Run and commit `jobs` together; leaves a result or an error in each."""
@@ -256,6 +253,31 @@ class _SqliteTransaction(LimitedTransaction):
 
     def _delete(self, key: bytes) -> None:
         self._execute(_DELETE, (key,))
+
+
+def _taken(jobs: "queue.SimpleQueue[_Job | None]", count_max: int) -> tuple[list[_Job], bool]:
+    """Wait for a job and take all that wait with it; false: the queue was closed."""
+    taken: list[_Job] = []
+    job = jobs.get()
+    while job is not None:
+        taken.append(job)
+        if len(taken) == count_max:
+            return taken, True
+        try:
+            job = jobs.get_nowait()
+        except queue.Empty:
+            return taken, True
+    return taken, False
+
+
+def _read_snapshot(db: sqlite3.Connection, fn: Callable[[Transaction], T]) -> T:
+    db.execute("BEGIN")
+    txn = _SqliteTransaction(db, read_only=True)
+    try:
+        return fn(txn)
+    finally:
+        txn.end()
+        db.execute("COMMIT")
 
 
 def _resolve_soon(jobs: list[_Job]) -> None:
