@@ -1,1 +1,38 @@
-"""The simulator: years of a cluster, event by event, decided by the cluster's own code."""
+"""The simulator: years of a cluster, event by event, decided by the cluster's own code.
+
+from exastore.sim import load_scenario, run
+results = run(load_scenario("tiny"), trials=100, seed=7, workers=2)
+results.write("out")
+"""
+
+from exastore.sim.durability import Durability, durability
+from exastore.sim.errors import ResultsError, ScenarioError, SimError
+from exastore.sim.results import Provenance, Results
+from exastore.sim.run import Placement, place, run
+from exastore.sim.scenario import (
+    Scenario,
+    load_scenario,
+    parse_scenario,
+    preset_names,
+    scenario_toml,
+)
+from exastore.sim.summary import summarize
+
+__all__ = [
+    "Durability",
+    "Placement",
+    "Provenance",
+    "Results",
+    "ResultsError",
+    "Scenario",
+    "ScenarioError",
+    "SimError",
+    "durability",
+    "load_scenario",
+    "parse_scenario",
+    "place",
+    "preset_names",
+    "run",
+    "scenario_toml",
+    "summarize",
+]

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from exastore.erasure.jit import njit
+from exastore.metadata.core.balance import slots_per_device
 from exastore.metadata.core.topology import (
     DeviceState,
     Float64Array,
@@ -210,22 +212,26 @@ def build_model(scenario: Scenario, *, seed: int, trial: int) -> Records:
     return model
 
 
+@njit
+def _fill_lists(pg_devices: Int32Array, shift: int, slots: Int32Array, count: Int32Array) -> None:
+    for pg in range(pg_devices.shape[0]):
+        for index in range(pg_devices.shape[1]):
+            device = pg_devices[pg, index]
+            if device >= 0:
+                slots[device, count[device]] = (pg << shift) | index
+                count[device] += 1
+
+
 def device_lists(
     pg_devices: Int32Array, device_count: int, shift: int
 ) -> tuple[Int32Array, Int32Array]:
     """Slots by device, as (slots, slot_count), with room for a quarter more than the most."""
-    pg_count, n = pg_devices.shape
-    device = pg_devices.ravel()
-    placed = np.flatnonzero(device >= 0)
-    order = placed[np.argsort(device[placed], kind="stable")]
-    count = np.bincount(device[placed], minlength=device_count)
-    start = np.concatenate([[0], np.cumsum(count)])
-    room = min(pg_count, int(count.max(initial=0)) * 5 // 4 + 8)
+    most = int(slots_per_device(pg_devices, device_count).max(initial=0))
+    room = min(len(pg_devices), most * 5 // 4 + 8)
     slots = np.full((device_count, room), NONE, dtype=np.int32)
-    code = ((order // n) << shift | (order % n)).astype(np.int32)
-    owner = device[order]
-    slots[owner, np.arange(len(order)) - start[owner]] = code
-    return slots, count.astype(np.int32)
+    count = np.zeros(device_count, dtype=np.int32)
+    _fill_lists(pg_devices, shift, slots, count)
+    return slots, count
 
 
 def build_state(

@@ -1,0 +1,188 @@
+"""The summary of a run: labels, values, and what they mean; for terminals and reports alike."""
+
+import numpy as np
+
+from exastore.sim.durability import durability, nines_text, probability_text
+from exastore.sim.results import Results
+
+#: (label, value, unit or explanation)
+Row = tuple[str, str, str]
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def bytes_text(count: float) -> str:
+    """Bytes with a decimal prefix and three digits."""
+    for unit in _UNITS[:-1]:
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000.0
+    return f"{count:.3g} {_UNITS[-1]}"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86_400:.3g} d"
+
+
+def count_text(value: float) -> str:
+    """A mean count: whole if large."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _mean(results: Results, column: str) -> float:
+    return float(results.trials[column].to_numpy().mean())
+
+
+def cluster_rows(results: Results) -> list[Row]:
+    """What was simulated."""
+    scenario, run = results.scenario, results.provenance
+    cluster = scenario.cluster
+    return [
+        ("scenario", scenario.name, scenario.description),
+        (
+            "cluster",
+            f"{cluster.device_count:,} devices",
+            f"{cluster.rack_count:,} racks x {cluster.nodes_per_rack} nodes x"
+            f" {cluster.devices_per_node} devices of"
+            f" {bytes_text(scenario.device.capacity_bytes)}",
+        ),
+        (
+            "user data",
+            f"{scenario.data.user_bytes / 2**60:.4g} EiB",
+            f"{scenario.code}, {scenario.fill:.1%} of the raw capacity filled",
+        ),
+        (
+            "placement groups",
+            f"{scenario.placement.pg_count:,}",
+            f"{scenario.slots_per_device:.1f} slots per device, at most"
+            f" {scenario.placement.max_per_domain} per {scenario.placement.domain}",
+        ),
+        ("simulated", f"{run.trials} x {run.years:g} years", f"seed {run.seed}"),
+    ]
+
+
+def balance_rows(results: Results) -> list[Row]:
+    """How evenly placement loads the devices, and whether it keeps its rule."""
+    start = results.balance.filter(np.equal(results.balance["trial"].to_numpy(), -1))
+    slots, devices = start["slots"].to_numpy(), start["devices"].to_numpy()
+    mean = float(np.average(slots, weights=devices))
+    stddev = float(np.sqrt(np.average((slots - mean) ** 2, weights=devices)))
+    fullest = results.scenario.fill * slots.max() / mean
+    violations = int(results.trials["violations_at_start"].to_numpy().max())
+    later = int(results.trials["violations"].to_numpy().max())
+    return [
+        (
+            "balance",
+            f"{mean:.1f} ± {stddev:.1f}",
+            f"slots per device at the start, from {slots.min()} to {slots.max()};"
+            f" the fullest device is {fullest:.0%} full before any balancing",
+        ),
+        (
+            "domain violations",
+            f"{violations} at the start, {later} at the end",
+            "placement groups that break the domain rule",
+        ),
+    ]
+
+
+def traffic_rows(results: Results) -> list[Row]:
+    """Failures and what repairing them takes."""
+    days = results.provenance.years * 365.25
+    years = results.provenance.years
+    failures = _mean(results, "device_failures")
+    rebuilt = _mean(results, "rebuilt_bytes") / days
+    read = _mean(results, "read_bytes") / days
+    abandoned = _mean(results, "abandoned_bytes") / days
+    degraded = _mean(results, "degraded_pg_hours") / (days * 24)
+    return [
+        ("device failures", count_text(failures), f"{failures / days:.3g} per day"),
+        (
+            "node outages",
+            count_text(_mean(results, "node_outages")),
+            f"{count_text(_mean(results, 'node_outs'))} of them passed the out-timer",
+        ),
+        (
+            "rebuilt",
+            f"{bytes_text(rebuilt)} per day",
+            f"written; {bytes_text(read)} per day read to do it",
+        ),
+        (
+            "abandoned rebuilds",
+            f"{bytes_text(abandoned)} per day",
+            "written for nodes that came back before a rebuild could end",
+        ),
+        (
+            "time to rebuild",
+            duration_text(_mean(results, "mean_missing_s")),
+            "mean, from the loss of a chunk until it is back",
+        ),
+        (
+            "degraded PGs",
+            count_text(degraded),
+            f"at any time; {results.trials['max_missing'].to_numpy().max()} chunks missing at"
+            f" worst, {results.scenario.m} can be",
+        ),
+        (
+            "unavailable PGs",
+            f"{_mean(results, 'unavailable_pg_hours') / years:.3g} PG-hours per year",
+            "fewer than k chunks readable for a while, nothing lost by that",
+        ),
+    ]
+
+
+def durability_rows(results: Results) -> list[Row]:
+    """P(loss) from the trials and from the chain."""
+    found = durability(results)
+    chain = found.chain
+    if found.periods_with_loss == 0:
+        seen = f"below {probability_text(found.upper)}"
+        note = f"no loss in {found.periods} trial-years; one-sided 95 % bound"
+    else:
+        seen = probability_text(found.loss_per_year)
+        note = (
+            f"{found.periods_with_loss} of {found.periods} trial-years lost data; 95 % interval"
+            f" {probability_text(found.lower)} to {probability_text(found.upper)}"
+        )
+    if found.period_years != 1.0:
+        note = note.replace("trial-years", f"runs of {found.period_years:g} years")
+    source = "measured" if chain.is_measured else "undisturbed"
+    return [
+        ("P(any loss) per year", seen, f"seen in trials: {note}"),
+        ("placement groups lost", f"{found.pgs_lost:,}", "in all trials together"),
+        (
+            "P(any loss) per year, analytic",
+            f"{probability_text(chain.loss_per_year)} ({nines_text(chain.loss_per_year)} nines)",
+            f"birth-death chain, device failures {chain.failure_rate_per_year:.4g} per year,"
+            f" {source} repair time {duration_text(chain.repair_mean_s)}; independent failures"
+            " alone",
+        ),
+    ]
+
+
+def cost_rows(results: Results) -> list[Row]:
+    """What the simulation itself took."""
+    run = results.provenance
+    if run.trials_s == 0.0:
+        return []
+    return [
+        (
+            "time taken",
+            f"{duration_text(run.placement_s)} + {duration_text(run.trials_s)}",
+            f"placement + trials; {bytes_text(run.peak_memory_bytes)} of memory at most",
+        )
+    ]
+
+
+def summarize(results: Results) -> list[Row]:
+    """All of it, as rows of (label, value, unit or explanation)."""
+    return [
+        *cluster_rows(results),
+        *balance_rows(results),
+        *traffic_rows(results),
+        *durability_rows(results),
+        *cost_rows(results),
+    ]
