@@ -6,6 +6,7 @@ Faults are switches on the fakes. What a real server would do beyond that is not
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, TypeAlias
@@ -46,12 +47,14 @@ def streamed(handler: Any, deserializer: Callable[[bytes], Any]) -> Any:
     )
 
 
-async def serve(service: str, handlers: Mapping[str, Any]) -> tuple[grpc.aio.Server, str]:
-    """A started server and its address."""
+async def serve(
+    service: str, handlers: Mapping[str, Any], address: str = ""
+) -> tuple[grpc.aio.Server, str]:
+    """A started server and its address; a new one unless one is given."""
     server = grpc.aio.server(options=OPTIONS)
     generic = grpc.method_handlers_generic_handler(service, dict(handlers))
     server.add_generic_rpc_handlers((generic,))
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    address = f"127.0.0.1:{server.add_insecure_port(address or '127.0.0.1:0')}"
     await server.start()
     return server, address
 
@@ -264,6 +267,7 @@ class FakeMetadata:
                 "ListParts": unary(self.list_parts, pb.ListPartsRequest.FromString),
                 "CommitPart": unary(self.commit_part, pb.CommitPartRequest.FromString),
             },
+            self.address,
         )
         return self.address
 
@@ -413,7 +417,13 @@ async def fake_cluster(
     }
     config = GatewayConfig(**{**defaults, **settings})
     registry = CollectorRegistry()
-    store = await open_cluster_store(config, clock=LoopClock(), registry=registry)
+    ids = itertools.count(1)
+    store = await open_cluster_store(
+        config,
+        clock=LoopClock(),
+        registry=registry,
+        new_id=lambda: next(ids).to_bytes(16, "big"),
+    )
     cluster = FakeCluster(nodes, metadata, store)
     cluster.registry = registry
     try:

@@ -121,7 +121,7 @@ async def test_a_slow_node_is_read_around() -> None:
     async with fake_cluster(hedge_after_s=0.02) as cluster:
         data = some_bytes(3 * EXTENT)
         await put(cluster, data)
-        slow = next(node for node in cluster.nodes if node.chunks)
+        slow = next(node for node in cluster.nodes if any(key[3] == 0 for key in node.chunks))
         slow.reads_flow.clear()
         assert await get(cluster) == data
         assert metric(cluster, "hedged_reads_total") > 0
@@ -291,6 +291,16 @@ async def test_a_commit_that_stays_unknown_keeps_its_chunks() -> None:
         with pytest.raises(MetadataUnavailable):
             await put(cluster, data)
         assert await get(cluster) == data
+
+
+async def test_a_map_is_followed_across_a_restart_of_its_server(cluster: FakeCluster) -> None:
+    await cluster.eventually(lambda: cluster.store.maps.epoch == 1)
+    await cluster.metadata.stop()
+    cluster.metadata.set_state(0, DeviceState.DOWN)
+    await cluster.metadata.start()
+    await cluster.eventually(lambda: cluster.store.maps.epoch == 2)
+    cluster.metadata.set_state(1, DeviceState.DOWN)
+    await cluster.eventually(lambda: cluster.store.maps.epoch == 3)
 
 
 async def test_no_map_yet_is_said_clearly() -> None:

@@ -105,6 +105,7 @@ class ClusterStore:
         new_id: Callable[[], bytes],
     ) -> None:
         self._config = config
+        self._clock = clock
         self._metrics = metrics
         self._new_id = new_id
         #: The code whose kernels are compiled, or being compiled.
@@ -329,6 +330,9 @@ class ClusterStore:
             await self._stripe_reader.read_into(extent, buffer)
             extents.append(await self._stripe_writer.write(buffer, extent.data_bytes))
             replaced.append(extent)
+        if not replaced:
+            # The server we ask has not seen the change that the commit ran into.
+            await self._clock.sleep(self._config.backoff_min_s)
         return replace(stored, extents=extents)
 
     def _take_view(self, view: ClusterView) -> None:
