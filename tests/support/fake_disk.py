@@ -67,6 +67,7 @@ class FakeDisk:
         self.next_write_error: OSError | None = None
         self.next_read_error: OSError | None = None
         self.next_allocate_error: OSError | None = None
+        self.next_punch_error: OSError | None = None
         #: Bytes of the failing write that reach the file all the same.
         self.short_write_bytes = 0
 
@@ -208,6 +209,11 @@ class FakeFile:
         self._disk.take("next_allocate_error")
         size = max(len(self._inode.current), offset_bytes + length_bytes)
         self._do(_Resize(size))
+
+    def punch(self, offset_bytes: int, length_bytes: int) -> None:
+        self._alive()
+        self._disk.take("next_punch_error")
+        self._do(_Write(offset_bytes, bytes(length_bytes)))
 
     def truncate(self, size_bytes: int) -> None:
         self._alive()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exastore.storage.chunk_store import ChunkStore
+from exastore.storage.chunk_store import ChunkStore, StoredChunk
 from exastore.storage.crc import crc32c
 from exastore.storage.disk import PosixDisk
 from exastore.storage.errors import (
@@ -21,7 +21,7 @@ from exastore.storage.errors import (
     StorageError,
     TransferCorrupt,
 )
-from exastore.storage.index import PgUsage
+from exastore.storage.index import Entry, PgUsage
 from exastore.storage.log import StoreOptions
 from exastore.storage.record import ChunkKey
 
@@ -254,3 +254,39 @@ def test_a_callback_that_raises_stops_nobody_else(
     assert store.read(key(1)).data == b"x"
     store.close()
     assert "callback" in caplog.text
+
+
+def test_deleted_chunks_give_their_space_back(tmp_path: Path) -> None:
+    options = StoreOptions(capacity_bytes=10 << 20, reserve_bytes=1 << 20, allocate_bytes=1 << 20)
+    store = open_store(tmp_path, options)
+    data = os.urandom(1 << 20)
+    for number in range(40):  # four times the capacity, one chunk after the other
+        put(store, key(number), data)
+        if number >= 3:
+            assert store.delete([key(number - 3)]) == 1
+    used = store.used_bytes
+    assert used < 5 << 20
+    assert sum(path.stat().st_blocks * 512 for path in segment_files(tmp_path)) < 8 << 20
+    store.close()
+    store = open_store(tmp_path, options)
+    assert store.recovery.damage == store.recovery.torn == ()
+    assert store.used_bytes <= used + 100
+    assert [store.read(key(number)).data for number in (37, 38, 39)] == [data] * 3
+    store.close()
+
+
+def test_a_read_that_loses_the_race_against_a_delete_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, StoreOptions())
+    put(store, key(1), b"x" * 100_000)
+    read = store._read  # pyright: ignore[reportPrivateUsage]  # the race is inside
+
+    def slow_read(where: ChunkKey, entry: Entry) -> StoredChunk:
+        store.delete([where])
+        store.close()  # the flusher has given back the space
+        return read(where, entry)
+
+    monkeypatch.setattr(store, "_read", slow_read)
+    with pytest.raises(ChunkNotFound):
+        store.read(key(1))

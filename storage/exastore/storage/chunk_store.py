@@ -200,7 +200,7 @@ class ChunkStore:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that the log takes, deleted chunks included."""
+        """Bytes that the log takes; the space of larger deleted chunks is given back."""
         return self._log.used_bytes
 
     @property
@@ -348,10 +348,16 @@ class ChunkStore:
         Raises:
             ChunkNotFound, ChunkCorrupt, DeviceReadFailed.
         """
-        entry = self.get(key)
-        if entry is None:
-            raise ChunkNotFound(f"no chunk {key.chunk_index} of stripe {key.stripe_id.hex()}")
-        return self._read(key, entry)
+        while True:
+            entry = self.get(key)
+            if entry is None:
+                raise ChunkNotFound(f"no chunk {key.chunk_index} of stripe {key.stripe_id.hex()}")
+            try:
+                return self._read(key, entry)
+            except ChunkCorrupt:
+                # If it was deleted or replaced meanwhile, its space may be given back already.
+                if self.get(key) == entry:
+                    raise
 
     def _read(self, key: ChunkKey, entry: Entry) -> StoredChunk:
         place = Place(self.device_uuid, entry.segment, entry.offset_bytes)
@@ -396,16 +402,24 @@ class ChunkStore:
                 self._observer.synced(len(batch), self._monotonic_s() - started_s)
             self._finish(batch, written, error)
 
+    def _apply(self, key: ChunkKey, entry: Entry | None) -> Entry | None:
+        """Bring the index up to a durable record; returns the chunk that died by it."""
+        return self._index.remove(key) if entry is None else self._index.put(key, entry)
+
+    def _reclaim(self, dead: Iterable[Entry | None]) -> None:
+        for entry in dead:
+            if entry is not None:
+                position = Position(entry.segment, entry.offset_bytes)
+                self._log.reclaim(position, entry.header_bytes, entry.data_bytes)
+
     def _finish(self, batch: list[_Pending], written: Position, error: StorageError | None) -> None:
+        dead: list[Entry | None] = []
         with self._state:
             if error is None:
                 self._log.durable = written
             for pending in batch:
                 if error is None:
-                    if pending.entry is None:
-                        self._index.remove(pending.key)
-                    else:
-                        self._index.put(pending.key, pending.entry)
+                    dead.append(self._apply(pending.key, pending.entry))
                 if self._in_flight.get(pending.key) is pending:
                     del self._in_flight[pending.key]
         for pending in batch:
@@ -416,6 +430,7 @@ class ChunkStore:
                     Exception
                 ):  # the caller's mistake must not stop the acknowledgements of others
                     _log.exception("the callback of a write failed")
+        self._reclaim(dead)
 
     def _fence(self, reason: str) -> None:
         with self._state:
@@ -436,6 +451,7 @@ class ChunkStore:
         record_count = 0
         damage: list[tuple[int, Damaged]] = []
         torn: list[tuple[int, Damaged]] = []
+        dead: list[Entry | None] = []
         recovered = self._log.recover()
         for segment, result in recovered:
             damage += [(segment, item) for item in result.damage]
@@ -443,9 +459,12 @@ class ChunkStore:
             record_count += len(result.records)
             for offset_bytes, header in result.records:
                 if header.kind is RecordKind.CHUNK:
-                    self._index.put(header.key, _entry(Position(segment, offset_bytes), header))
+                    entry = _entry(Position(segment, offset_bytes), header)
+                    dead.append(self._apply(header.key, entry))
                 elif header.kind is RecordKind.TOMBSTONE:
-                    self._index.remove(header.key)
+                    dead.append(self._apply(header.key, None))
+        # Idempotent: maybe the space was given back before, maybe a crash came first.
+        self._reclaim(dead)
         return Recovery(len(recovered), record_count, tuple(damage), tuple(torn))
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The files of one device, behind an interface that tests replace to inject faults."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -9,6 +10,11 @@ from typing import NamedTuple, Protocol
 
 from exastore.storage.crc import Buffer
 from exastore.storage.errors import DeviceLocked
+
+# The standard library has posix_fallocate alone. Flags: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
+_PUNCH_HOLE_KEEP_SIZE = 3
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class DiskSpace(NamedTuple):
@@ -35,6 +41,10 @@ class DiskFile(Protocol):
 
     def allocate(self, offset_bytes: int, length_bytes: int) -> None:
         """Reserve space, so that writes there cannot run out of it; the new bytes read as zero."""
+        ...
+
+    def punch(self, offset_bytes: int, length_bytes: int) -> None:
+        """Give space back to the file system; the bytes read as zero, the size stays."""
         ...
 
     def truncate(self, size_bytes: int) -> None: ...
@@ -123,6 +133,11 @@ class PosixFile:
 
     def allocate(self, offset_bytes: int, length_bytes: int) -> None:
         os.posix_fallocate(self._fd, offset_bytes, length_bytes)
+
+    def punch(self, offset_bytes: int, length_bytes: int) -> None:
+        if _fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset_bytes, length_bytes) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def truncate(self, size_bytes: int) -> None:
         os.ftruncate(self._fd, size_bytes)

@@ -42,22 +42,26 @@ class ChunkIndex:
         chunks = self._pgs.get(key.pg)
         return None if chunks is None else chunks.get((key.stripe_id, key.chunk_index))
 
-    def put(self, key: ChunkKey, entry: Entry) -> None:
-        self.remove(key)
+    def put(self, key: ChunkKey, entry: Entry) -> Entry | None:
+        """Returns what it replaces."""
+        old = self.remove(key)
         self._pgs.setdefault(key.pg, {})[key.stripe_id, key.chunk_index] = entry
         self.chunk_count += 1
         self.chunk_bytes += entry.data_bytes
+        return old
 
-    def remove(self, key: ChunkKey) -> None:
+    def remove(self, key: ChunkKey) -> Entry | None:
+        """Returns what was there."""
         chunks = self._pgs.get(key.pg)
         if chunks is None:
-            return
+            return None
         entry = chunks.pop((key.stripe_id, key.chunk_index), None)
         if not chunks:
             del self._pgs[key.pg]
         if entry is not None:
             self.chunk_count -= 1
             self.chunk_bytes -= entry.data_bytes
+        return entry
 
     def pgs(self) -> list[int]:
         return sorted(self._pgs)

@@ -35,6 +35,9 @@ from exastore.storage.segment import (
 
 SEGMENTS = "segments"
 _OPEN_FILES = 128
+_PAGE_BYTES = 4096
+#: Smaller holes would cost the file system more than they give.
+_RECLAIM_LEAST_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,10 @@ class SegmentLog:
         self._options = options
         self.capacity_bytes = options.capacity_bytes or disk.space().total_bytes
         self.reserve_bytes = options.reserve_bytes or min(1 << 30, self.capacity_bytes // 100)
-        #: Bytes in all segments up to their last record.
+        #: Bytes in all segments up to their last record, less what was given back.
         self.used_bytes = 0
+        self._space_lock = threading.Lock()
+        self._can_punch = True
         #: The segment that grows, in one value, so that readers never see half of a change.
         self._active: tuple[int, DiskFile] | None = None
         #: Everything in the growing segment below this was handed to the system.
@@ -194,7 +199,8 @@ class SegmentLog:
                 raise NoSpace(header.record_bytes, 0) from error
             raise
         self.position = Position(segment, offset + header.record_bytes)
-        self.used_bytes += header.record_bytes
+        with self._space_lock:
+            self.used_bytes += header.record_bytes
         return position, header
 
     def seal(self) -> None:
@@ -206,6 +212,22 @@ class SegmentLog:
         self.file.truncate(self.position.offset_bytes)
         self.durable = self.position
         self._allocated_bytes = self.position.offset_bytes
+
+    def reclaim(self, position: Position, header_bytes: int, data_bytes: int) -> None:
+        """Give back the space of a chunk that is durably dead. Its header stays, for the scan."""
+        start = position.offset_bytes + header_bytes
+        end = (start + data_bytes) // _PAGE_BYTES * _PAGE_BYTES
+        start = -(-start // _PAGE_BYTES) * _PAGE_BYTES
+        if end - start < _RECLAIM_LEAST_BYTES or not self._can_punch:
+            return
+        try:
+            self.file_of(position.segment).punch(start, end - start)
+        except OSError as error:
+            # Space is all that is lost; a disk that is really broken shows at the next write.
+            self._can_punch = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS)
+            return
+        with self._space_lock:
+            self.used_bytes -= end - start
 
     def close(self) -> None:
         """Readers that still hold a file finish with it."""
@@ -260,4 +282,5 @@ class SegmentLog:
         self._active = (segment, file)
         self.position = self.durable = Position(segment, HEAD_BYTES)
         self._allocated_bytes = HEAD_BYTES
-        self.used_bytes += HEAD_BYTES
+        with self._space_lock:
+            self.used_bytes += HEAD_BYTES

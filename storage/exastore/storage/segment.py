@@ -204,6 +204,8 @@ def recover(
 
 def _verified(file: DiskFile, found: Found) -> Found | Damaged:
     offset, header = found
+    if header.kind is RecordKind.SKIP:
+        return found
     data = file.pread(header.data_bytes, offset + header.header_bytes)
     try:
         verify_data(header, data)
