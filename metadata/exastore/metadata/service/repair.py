@@ -170,8 +170,13 @@ class Repairer:
             self._usage.clear()
         if progress is None or progress.ended_s is not None:
             return
-        for target in wanted:
+        new = [target for target in wanted if target not in progress.tasks]
+        for target in new:
             progress.task(target)
+        if new:
+            estimate = asyncio.get_running_loop().create_task(self._estimate_all(new))
+            self._estimates.add(estimate)
+            estimate.add_done_callback(self._estimates.discard)
         progress.drop_missing(set(wanted))
         if not wanted and not self._running and not self._is_waiting():
             progress.ended_s = now_s
@@ -203,9 +208,6 @@ class Repairer:
         assert progress is not None and message is not None
         task = progress.task(target)
         task.is_done = False
-        estimate = asyncio.get_running_loop().create_task(self._estimate(message, target))
-        self._estimates.add(estimate)
-        estimate.add_done_callback(self._estimates.discard)
         watch = _Watch(progress, target, self._metrics)
         try:
             await self._rebuilder.rebuild_slot(message, target, watch.note)
@@ -253,6 +255,13 @@ class Repairer:
             return None if cleaned.epoch == known.epoch else with_columns(known, cleaned)
 
         await self._maps.change(edit, guard=self._lease.guard())
+
+    async def _estimate_all(self, targets: list[SlotTarget]) -> None:
+        """Note how much each slot will hold, so that the forecast covers those that wait too."""
+        message = self._maps.message
+        assert message is not None
+        for target in targets:
+            await self._estimate(message, target)
 
     async def _estimate(self, message: common_pb2.ClusterMap, target: SlotTarget) -> None:
         """Note how much the slot will hold: as much as a readable slot of its PG holds."""
