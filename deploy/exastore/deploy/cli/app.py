@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from exastore.deploy.cli import cluster, object, service
+from exastore.deploy.cli import cluster, object, service, sim
 from exastore.deploy.cli.output import print_error
 from exastore.deploy.errors import DeployError, ExitCode
 from exastore.deploy.version import version
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(object.app, name="object")
+app.add_typer(sim.app, name="sim")
 app.add_typer(service.node, name="node")
 app.add_typer(service.metadata, name="metadata")
 app.add_typer(service.gateway, name="gateway")

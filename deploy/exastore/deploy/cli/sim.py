@@ -1,0 +1,175 @@
+"""`exastore sim ...`: years of a cluster, simulated with the cluster's own code."""
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from exastore.deploy.cli.cluster import JsonOption
+from exastore.deploy.cli.output import duration, err, out, print_json
+from exastore.deploy.clock import SystemClock
+from exastore.deploy.errors import BadInput, EnvironmentUnfit, ExitCode
+
+app = typer.Typer(help="Simulate years of a cluster.", no_args_is_help=True)
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(help="Scenario file, or a preset's name.", show_default=False)
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed.", show_default="the scenario's")]
+
+
+#: As `exastore.sim.run` calls it: what is being done, how much is done, how much there is.
+SimProgress = Callable[[str, float, float], None]
+
+
+@contextmanager
+def sim_errors() -> Generator[None]:
+    """Errors of the simulator as errors of the command line."""
+    from exastore.sim.errors import SimError
+
+    try:
+        yield
+    except SimError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write the results: {error}") from error
+
+
+@app.command()
+def presets(json_output: JsonOption = False) -> None:
+    """List the scenarios that come with exastore."""
+    from exastore.sim.scenario import load_scenario, preset_names
+
+    described = {name: load_scenario(name).description for name in preset_names()}
+    if json_output:
+        print_json(described)
+        return
+    for name, description in described.items():
+        out.print(f"{name:10} {description}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def sim_progress() -> Generator[SimProgress]:
+    """A bar that shows what the simulator does; to be passed as its `progress`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
+@app.command("place")
+def place_command(
+    scenario: ScenarioArgument, seed: SeedOption = None, json_output: JsonOption = False
+) -> None:
+    """Place the scenario's groups and show how evenly, and whether the rule is kept."""
+    from exastore.metadata.core.balance import balance_of
+    from exastore.sim import load_scenario, place
+
+    clock = SystemClock()
+    with sim_errors(), sim_progress() as progress:
+        loaded = load_scenario(scenario)
+        used_seed = loaded.run.seed if seed is None else seed
+        begin_s = clock.monotonic_s()
+        placement = place(loaded, seed=used_seed, progress=progress)
+        elapsed_s = clock.monotonic_s() - begin_s
+    balance = balance_of(placement.pg_devices, placement.topology.device_weight)
+    figures: dict[str, object] = {
+        "scenario": loaded.name,
+        "seed": used_seed,
+        "code": loaded.code,
+        "device_count": placement.topology.device_count,
+        "pg_count": len(placement.pg_devices),
+        "slots_per_device_mean": balance.mean,
+        "slots_per_device_stddev": balance.stddev,
+        "slots_per_device_min": balance.minimum,
+        "slots_per_device_max": balance.maximum,
+        "violations": placement.violations,
+        "elapsed_s": elapsed_s,
+    }
+    if json_output:
+        print_json(figures)
+    else:
+        out.print(
+            f"{loaded.name}: {figures['pg_count']:,} placement groups of {loaded.code} on "
+            f"{figures['device_count']:,} devices, seed {used_seed}, in {duration(elapsed_s)}\n"
+            f"slots per device: mean {balance.mean:.2f}, stddev {balance.stddev:.2f}, "
+            f"min {balance.minimum:.0f}, max {balance.maximum:.0f}\n"
+            f"groups that break the domain rule: {placement.violations}",
+            soft_wrap=True,
+        )
+    if placement.violations:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("run")
+def run_command(
+    scenario: ScenarioArgument,
+    directory: Annotated[
+        Path, typer.Option("--out", help="Folder for the results.", show_default=False)
+    ],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials.", show_default="the scenario's")
+    ] = None,
+    seed: SeedOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="one per core")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Simulate a scenario; the same seed gives the same tables, whatever the workers."""
+    from exastore.sim import load_scenario, run, summarize
+
+    with sim_errors(), sim_progress() as progress:
+        loaded = load_scenario(scenario)
+        results = run(
+            loaded,
+            trials=trials,
+            seed=seed,
+            workers=workers or os.cpu_count() or 1,
+            progress=progress,
+            monotonic_s=SystemClock().monotonic_s,
+        )
+        results.write(directory)
+    summary = summarize(results)
+    if json_output:
+        print_json(
+            {
+                "scenario": loaded.name,
+                "seed": results.provenance.seed,
+                "trials": results.provenance.trials,
+                "out": str(directory),
+                "summary": [
+                    {"label": label, "value": value, "text": text} for label, value, text in summary
+                ],
+            }
+        )
+        return
+    table = Table(show_header=False)
+    for label, value, text in summary:
+        table.add_row(label, value, text)
+    out.print(table)
+    out.print(f"results are in {directory}", soft_wrap=True)
