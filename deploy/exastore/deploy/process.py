@@ -114,7 +114,7 @@ def run_process(
     address: str,
     process: ProcessConfig,
     build: Callable[[CollectorRegistry], Service],
-    start_errors: tuple[type[Exception], ...] = (),
+    start_errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> ExitCode:
     """Run one service until a signal ends it.
 
@@ -123,7 +123,7 @@ def run_process(
         address: Where the service was told to listen, for error messages.
         process: How to run.
         build: Makes the service, given the registry for its metrics.
-        start_errors: What else than OSError and ValueError the service says it cannot start with.
+        start_errors: With what, beside OSError, the service says that it cannot start.
 
     Raises:
         DeployError: It could not start.
@@ -144,7 +144,7 @@ async def _serve(
     address: str,
     process: ProcessConfig,
     build: Callable[[CollectorRegistry], Service],
-    start_errors: tuple[type[Exception], ...] = (),
+    start_errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> ExitCode:
     registry = new_registry(name)
     try:
@@ -152,7 +152,7 @@ async def _serve(
         bound = await service.start()
     except OSError as error:
         raise address_error(address, error, "address") from error
-    except (ValueError, *start_errors) as error:
+    except start_errors as error:
         raise DeployError(f"the {name} process cannot start: {error}") from error
     metrics = None
     try:

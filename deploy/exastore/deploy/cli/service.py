@@ -28,11 +28,10 @@ def _group() -> None:
 @metadata.command("run")
 def metadata_run(config: ConfigOption) -> None:
     """Run one metadata server until SIGTERM."""
-    from exastore.metadata.service.server import MetadataServer
-
     from exastore.metadata.kv.errors import EngineError
     from exastore.metadata.service.config import MetadataConfig
     from exastore.metadata.service.errors import ServiceError
+    from exastore.metadata.service.server import MetadataServer
 
     values, process = read_config(config, "metadata", MetadataConfig)
     code = run_process(
@@ -40,7 +39,7 @@ def metadata_run(config: ConfigOption) -> None:
         values.address,
         process,
         lambda registry: MetadataServer(values, clock=SystemClock(), registry=registry),
-        (EngineError, ServiceError),
+        (EngineError, ServiceError, ValueError),
     )
     raise typer.Exit(code)
 
@@ -58,7 +57,7 @@ def node_run(config: ConfigOption) -> None:
         values.address,
         process,
         lambda registry: StorageNode(values, clock=SystemClock(), registry=registry),
-        (StorageError,),
+        (StorageError, ValueError),
     )
     raise typer.Exit(code)
 
@@ -66,10 +65,9 @@ def node_run(config: ConfigOption) -> None:
 @gateway.command("run")
 def gateway_run(config: ConfigOption) -> None:
     """Run one S3 gateway until SIGTERM."""
-    from exastore.gateway.server import Gateway
-
     from exastore.gateway.config import GatewayConfig
     from exastore.gateway.errors import GatewayError
+    from exastore.gateway.server import Gateway
 
     values, process = read_config(config, "gateway", GatewayConfig)
     code = run_process(
@@ -77,6 +75,6 @@ def gateway_run(config: ConfigOption) -> None:
         values.address,
         process,
         lambda registry: Gateway(values, clock=SystemClock(), registry=registry),
-        (GatewayError,),
+        (GatewayError, ValueError),
     )
     raise typer.Exit(code)

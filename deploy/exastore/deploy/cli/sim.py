@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import (
@@ -21,6 +21,10 @@ from exastore.deploy.cli.cluster import JsonOption
 from exastore.deploy.cli.output import duration, err, out, print_json
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.errors import BadInput, EnvironmentUnfit, ExitCode
+from exastore.deploy.files import write_atomically
+
+if TYPE_CHECKING:
+    from exastore.sim import Results
 
 app = typer.Typer(help="Simulate years of a cluster.", no_args_is_help=True)
 
@@ -154,6 +158,7 @@ def run_command(
             monotonic_s=SystemClock().monotonic_s,
         )
         results.write(directory)
+        write_report(results, directory / "report.html")
     summary = summarize(results)
     if json_output:
         print_json(
@@ -172,4 +177,31 @@ def run_command(
     for label, value, text in summary:
         table.add_row(label, value, text)
     out.print(table)
-    out.print(f"results are in {directory}", soft_wrap=True)
+    out.print(
+        f"results are in {directory}, its page is {directory / 'report.html'}", soft_wrap=True
+    )
+
+
+@app.command("report")
+def report_command(
+    directory: Annotated[
+        Path, typer.Argument(help="Folder that `sim run` wrote.", show_default=False)
+    ],
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Page to write.", show_default="DIR/report.html")
+    ] = None,
+) -> None:
+    """Write the page of a run: one file with charts that opens offline."""
+    from exastore.sim import Results
+
+    path = file or directory / "report.html"
+    with sim_errors():
+        write_report(Results.read(directory), path)
+    out.print(str(path), markup=False, soft_wrap=True)
+
+
+def write_report(results: "Results", path: Path) -> None:
+    """Write the page of a run."""
+    from exastore.sim.report import simulation_report
+
+    write_atomically(path, simulation_report(results))
