@@ -18,7 +18,6 @@ rot, misdirected writes, renamed or copied segments, full disk, I/O errors. Not 
 very last group before a crash looks like a torn tail (reported as torn, and repaired from parity).
 """
 
-import json
 import logging
 import os
 import threading
@@ -36,11 +35,11 @@ from exastore.storage.errors import (
     DeviceClosed,
     DeviceFenced,
     DeviceReadFailed,
-    DeviceUnusable,
     NoSpace,
     StorageError,
     TransferCorrupt,
 )
+from exastore.storage.identity import identify
 from exastore.storage.index import ChunkIndex, Entry, PgUsage
 from exastore.storage.log import Position, SegmentLog, StoreOptions
 from exastore.storage.record import (
@@ -56,9 +55,6 @@ from exastore.storage.record import (
 from exastore.storage.segment import Damaged
 
 _log = logging.getLogger(__name__)
-
-DEVICE_FILE = "device.json"
-DEVICE_FORMAT_VERSION = 1
 
 #: Called once when a write is durable (None) or will never be.
 Done = Callable[[StorageError | None], None]
@@ -174,7 +170,7 @@ class ChunkStore:
         """
         disk.lock()
         try:
-            device_uuid = _identify(disk, new_uuid)
+            device_uuid = identify(disk, new_uuid)
             return cls(
                 disk, device_uuid, options or StoreOptions(),
                 monotonic_s=monotonic_s, observer=observer,
@@ -399,7 +395,7 @@ class ChunkStore:
                 self._fence(f"fsync failed: {failure}")
                 error = DeviceFenced(str(failure))
             if error is None:
-                self._observer.synced(len(batch), self._monotonic_s() - started_s)
+                self._tell_synced(len(batch), self._monotonic_s() - started_s)
             self._finish(batch, written, error)
 
     def _apply(self, key: ChunkKey, entry: Entry | None) -> Entry | None:
@@ -432,12 +428,21 @@ class ChunkStore:
                     _log.exception("the callback of a write failed")
         self._reclaim(dead)
 
+    def _tell_synced(self, chunk_count: int, duration_s: float) -> None:
+        try:
+            self._observer.synced(chunk_count, duration_s)
+        except Exception:  # what matters is that waiting writers are told
+            _log.exception("the observer of the device failed")
+
     def _fence(self, reason: str) -> None:
         with self._state:
             if self._fence_reason is not None:
                 return
             self._fence_reason = reason
-        self._observer.fenced(reason)
+        try:
+            self._observer.fenced(reason)
+        except Exception:  # what matters is that waiting writers are told
+            _log.exception("the observer of a fenced device failed")
 
     def _check_writable(self) -> None:
         if self._closing:
@@ -484,32 +489,6 @@ class ChunkStore:
             finally:
                 self._log.close()
                 self._disk.unlock()
-
-
-def _identify(disk: Disk, new_uuid: Callable[[], bytes]) -> bytes:
-    """The uuid of the device; an empty folder gets one."""
-    text = disk.read_small(DEVICE_FILE)
-    if text is None:
-        if disk.list("segments"):
-            raise DeviceUnusable(
-                f"{disk.path} has segments but no {DEVICE_FILE}: restore that file"
-                " (the uuid is in bytes 12 to 28 of each segment), or move the segments away"
-            )
-        device_uuid = new_uuid()
-        identity = {"format_version": DEVICE_FORMAT_VERSION, "uuid": device_uuid.hex()}
-        disk.write_small(DEVICE_FILE, json.dumps(identity).encode() + b"\n")
-        return device_uuid
-    try:
-        identity = json.loads(text)
-        version, device_uuid = identity["format_version"], bytes.fromhex(identity["uuid"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DeviceUnusable(f"{disk.path}/{DEVICE_FILE} is damaged: {error!r}") from error
-    if version != DEVICE_FORMAT_VERSION or len(device_uuid) != 16:
-        raise DeviceUnusable(
-            f"{disk.path} has format version {version}, this software serves"
-            f" {DEVICE_FORMAT_VERSION}"
-        )
-    return device_uuid
 
 
 def _entry(position: Position, header: RecordHeader) -> Entry:
