@@ -239,6 +239,7 @@ class FakeMetadata:
             devices = [(pg + slot) % len(addresses) for slot in range(n)]
             self.map.pgs.add(index=pg, device_indexes=devices, slot_states=[0] * n, epoch=1)
         self.ready = True
+        self.buckets = {"bucket"}
         self.objects: dict[tuple[str, str], metadata_pb2.Object] = {}
         self.parts: dict[tuple[str, int], metadata_pb2.Part] = {}
         self.uploads: dict[str, metadata_pb2.Upload] = {}
@@ -261,6 +262,7 @@ class FakeMetadata:
                 "GetMap": unary(self.get_map, pb.GetMapRequest.FromString),
                 "WatchMap": streamed(self.watch_map, pb.GetMapRequest.FromString),
                 "ListExtents": streamed(self.list_extents, pb.ListExtentsRequest.FromString),
+                "GetBucket": unary(self.get_bucket, pb.GetBucketRequest.FromString),
                 "CommitObject": unary(self.commit_object, pb.CommitObjectRequest.FromString),
                 "GetObject": unary(self.get_object, pb.GetObjectRequest.FromString),
                 "CreateUpload": unary(self.create_upload, pb.CreateUploadRequest.FromString),
@@ -323,6 +325,13 @@ class FakeMetadata:
     ) -> AsyncIterator[metadata_pb2.ListExtentsResponse]:
         for extent in self.extents:
             yield metadata_pb2.ListExtentsResponse(extents=[extent])
+
+    async def get_bucket(
+        self, request: metadata_pb2.GetBucketRequest, context: Context
+    ) -> metadata_pb2.Bucket:
+        if request.name not in self.buckets:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, "NO_SUCH_BUCKET")
+        return metadata_pb2.Bucket(name=request.name)
 
     async def commit_object(
         self, request: metadata_pb2.CommitObjectRequest, context: Context

@@ -341,6 +341,17 @@ async def test_a_part_of_no_upload_is_refused_before_its_bytes(cluster: FakeClus
     assert sum(node.write_count for node in cluster.nodes) == 0
 
 
+async def test_a_long_body_for_no_bucket_is_refused_at_its_second_extent(
+    cluster: FakeCluster,
+) -> None:
+    body = BytesBody(some_bytes(40 * EXTENT))
+    with pytest.raises(RequestError, match="NoSuchBucket"):
+        await cluster.store.put_object("none", "key", body, ObjectAttributes(), Precondition())
+    assert not body.finished
+    assert cluster.metadata.commit_count == 0
+    await cluster.eventually(lambda: cluster.chunk_count == 0)
+
+
 async def verify(cluster: FakeCluster) -> VerifyReport:
     store = cluster.store
     return await verify_cluster(store.metadata, store.maps, store.nodes)

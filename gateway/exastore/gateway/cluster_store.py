@@ -171,7 +171,11 @@ class ClusterStore:
         attributes: ObjectAttributes,
         precondition: Precondition,
     ) -> ObjectInfo:
-        stored = await self._writer.store(body, inline_bytes=self._config.inline_bytes)
+        stored = await self._writer.store(
+            body,
+            inline_bytes=self._config.inline_bytes,
+            admit=lambda: self.metadata.get_bucket(bucket),
+        )
         version_id = self._new_id().hex()
 
         def commit(current: StoredBody) -> Awaitable[metadata_pb2.Object]:

@@ -10,7 +10,7 @@ extent. Either way nothing is committed, and what was written is deleted in the 
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -58,11 +58,24 @@ class BodyWriter:
         #: Buffers that no task and no thread refers to.
         self._idle: list[Uint8Array] = []
 
-    async def store(self, body: Body, *, inline_bytes: int) -> StoredBody:
+    async def store(
+        self,
+        body: Body,
+        *,
+        inline_bytes: int,
+        admit: Callable[[], Awaitable[object]] | None = None,
+    ) -> StoredBody:
         """Read the body to its end and make it durable; up to `inline_bytes` come back instead.
 
+        Args:
+            body: The bytes, and what the client said of them.
+            inline_bytes: A body of at most this many bytes is not striped.
+            admit: Asked once, when the body proves longer than one extent: raises to refuse it
+                before the rest is sent. Short bodies learn at the commit, for one call less.
+
         Raises:
-            Whatever the body raises; ServiceError when the cluster does not take the bytes.
+            Whatever the body or `admit` raises; ServiceError when the cluster does not take the
+            bytes.
         """
         _, capacity = await self._stripes.extent_capacity()
         behind = max(2, self._config.max_in_flight_bytes // capacity)
@@ -70,6 +83,9 @@ class BodyWriter:
         try:
             async for piece in body:
                 await upload.feed(memoryview(piece).cast("B"))
+                if admit is not None and upload.size_bytes > capacity:
+                    await admit()
+                    admit = None
             checksums = dict(body.finish())
             stored = await upload.finish(checksums)
         except BaseException:
@@ -119,6 +135,11 @@ class _Upload:
         #: Bytes in the buffer.
         self._fill = 0
         self._size = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes taken so far."""
+        return self._size
 
     async def feed(self, piece: memoryview) -> None:
         """Take bytes; waits while too many extents are under way."""
