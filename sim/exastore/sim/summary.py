@@ -20,6 +20,11 @@ def bytes_text(count: float) -> str:
     return f"{count:.3g} {_UNITS[-1]}"
 
 
+def user_text(count: int) -> str:
+    """Bytes of user data: in EiB where there are that many."""
+    return f"{count / 2**60:.4g} EiB" if count >= 2**59 else bytes_text(count)
+
+
 def duration_text(seconds: float) -> str:
     """A length of time in the unit that suits it."""
     for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
@@ -52,7 +57,7 @@ def cluster_rows(results: Results) -> list[Row]:
         ),
         (
             "user data",
-            f"{scenario.data.user_bytes / 2**60:.4g} EiB",
+            user_text(scenario.data.user_bytes),
             f"{scenario.code}, {scenario.fill:.1%} of the raw capacity filled",
         ),
         (
@@ -123,8 +128,8 @@ def traffic_rows(results: Results) -> list[Row]:
         (
             "degraded PGs",
             count_text(degraded),
-            f"at any time; {results.trials['max_missing'].to_numpy().max()} chunks missing at"
-            f" worst, {results.scenario.m} can be",
+            f"at any time; at worst {results.trials['max_missing'].to_numpy().max()} missing"
+            f" chunks in one, {results.scenario.m} can be",
         ),
         (
             "unavailable PGs",

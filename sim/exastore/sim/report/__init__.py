@@ -1,0 +1,15 @@
+"""Reports: self-contained HTML pages with charts. `page` knows no simulator, `sections` does."""
+
+from exastore.sim.report.page import Card, ReportSection, bar_figure, line_figure, render_report
+from exastore.sim.report.sections import report_cards, report_sections, simulation_report
+
+__all__ = [
+    "Card",
+    "ReportSection",
+    "bar_figure",
+    "line_figure",
+    "render_report",
+    "report_cards",
+    "report_sections",
+    "simulation_report",
+]
