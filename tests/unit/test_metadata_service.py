@@ -314,6 +314,7 @@ async def test_a_stopped_server_gives_the_lease_up_at_once() -> None:
         ({"domain": "planet"}, "zone"),
         ({"pg_count": 0}, "pg_count"),
         ({"down_after_s": 10.0, "out_after_s": 5.0}, "down_after_s"),
+        ({"down_after_s": 0.5, "tick_s": 0.25}, "four times tick_s"),
         ({"repair_concurrency": 0}, "repair_concurrency"),
         ({"cluster_id": ""}, "cluster_id"),
     ],

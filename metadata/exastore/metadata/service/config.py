@@ -63,6 +63,10 @@ class MetadataConfig:
             raise ValueError(f"pg_count is {self.pg_count}; 1 to {1 << 20} are possible")
         if not 0 < self.down_after_s <= self.out_after_s:
             raise ValueError("down_after_s must be above 0 and at most out_after_s")
+        if self.down_after_s < 4 * self.tick_s:
+            # Rounds further apart than half of down_after_s look like a stall of the server itself,
+            # after which it listens again before it declares anyone dead.
+            raise ValueError("down_after_s must be at least four times tick_s")
         if self.tick_s <= 0 or self.lease_s < 2 * self.tick_s:
             raise ValueError("tick_s must be above 0 and lease_s at least twice tick_s")
         if self.repair_concurrency < 1 or self.repair_bandwidth_bytes_per_s < 0:
