@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 JsonObject = dict[str, object]
 
 
@@ -20,8 +22,16 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
-    """Replace `path` by `value` as indented JSON."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n", mode=mode)
+    """Replace `path` by `value` as indented JSON; numpy's scalars count as Python's."""
+    text = json.dumps(value, indent=2, default=_plain)
+    write_atomically(path, text + "\n", mode=mode)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        plain: object = value.item()
+        return plain
+    raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
 def read_json_object(path: Path) -> JsonObject | None:

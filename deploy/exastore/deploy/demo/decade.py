@@ -78,7 +78,8 @@ def simulate(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
         scenario = load_scenario(preset)
-        with Progress(*columns, console=console, transient=True) as progress:
+        is_drawn = console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=not is_drawn) as progress:
             tasks: dict[str, TaskID] = {}
 
             def tell(what: str, done: float, total: float) -> None:

@@ -19,6 +19,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TransferSpeedColumn,
 )
@@ -264,7 +265,8 @@ class ClusterStory:
             DownloadColumn(binary_units=True),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        tell = self._every(2.0)
+        with self._progress(*columns) as progress:
             task = progress.add_task("repairing", total=None, note="waiting for the nodes' return")
             while True:
                 view = recorder.latest
@@ -274,13 +276,17 @@ class ClusterStory:
                     if view.fully_redundant and not repair.active:
                         break
                     if repair.active:
+                        note = (
+                            f"{view.missing_slot_count} slots missing, "
+                            f"time left: {duration(repair.eta_s)}"
+                        )
                         progress.update(
                             task,
                             completed=repair.rebuilt_chunk_bytes,
                             total=repair.total_chunk_bytes or None,
-                            note=f"{view.missing_slot_count} slots missing, "
-                            f"time left: {duration(repair.eta_s)}",
+                            note=note,
                         )
+                        tell(f"repairing: {note}")
                 if self._clock.monotonic_s() - begin_s > REPAIR_TIMEOUT_S:
                     missing = view.missing_slot_count if view else "unknown"
                     reason = view.repair.message if view else "the metadata server is silent"
@@ -293,7 +299,8 @@ class ClusterStory:
         recorder.mark("fully redundant")
 
     def _verify(self) -> VerifyReport:
-        with self._progress() as progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with self._progress(*columns) as progress:
             task = progress.add_task("reading every chunk", total=None)
             report = scrub(
                 self._ready_cluster(),
@@ -346,13 +353,35 @@ class ClusterStory:
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        tell = self._every(3.0)
+        done = 0
+        with self._progress(*columns) as progress:
             task = progress.add_task(text, total=total)
-            yield lambda count: progress.advance(task, count)
 
-    def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        return Progress(*columns, console=self._console, transient=True)
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                progress.advance(task, count)
+                tell(f"{text}: {done / max(1, total):.0%}")
+
+            yield advance
+
+    def _progress(self, *columns: ProgressColumn) -> Progress:
+        """A bar, where there is a terminal to draw it on."""
+        is_drawn = self._console.is_terminal
+        return Progress(*columns, console=self._console, transient=True, disable=not is_drawn)
+
+    def _every(self, interval_s: float) -> Callable[[str], None]:
+        """Says a line from time to time where no bar is drawn."""
+        last_s = self._clock.monotonic_s()
+
+        def tell(text: str) -> None:
+            nonlocal last_s
+            if not self._console.is_terminal and self._clock.monotonic_s() - last_s >= interval_s:
+                last_s = self._clock.monotonic_s()
+                self._say(f"… {text}")
+
+        return tell
 
 
 def late_objects() -> list[tuple[str, bytes]]:
