@@ -245,7 +245,7 @@ def _take_most_urgent(model: Records, state: State, device: int) -> int:
     best, before_best, before = NONE, NONE, NONE
     best_priority = 0
     mask = (1 << model.shift) - 1
-    slot = state.devices[device].queue_head
+    slot = int(state.devices[device].queue_head)
     while slot != NONE:
         pg = slot >> model.shift
         readable = n - int(state.pg_unreadable[pg])
@@ -253,9 +253,9 @@ def _take_most_urgent(model: Records, state: State, device: int) -> int:
         if best == NONE or priority < best_priority:
             best, before_best, best_priority = slot, before, priority
         before = slot
-        slot = state.link[slot]
+        slot = int(state.link[slot])
     if best != NONE:
-        after = state.link[best]
+        after = int(state.link[best])
         if before_best == NONE:
             state.devices[device].queue_head = after
         else:
@@ -351,13 +351,13 @@ def _plan_waiting(
     columns: PlacementColumns, model: Records, state: State, key: np.uint64, now: float
 ) -> None:
     """Gives every waiting run a device, chosen by placement; those that find none wait on."""
-    following = state.counter[WAITING_HEAD]
+    following = int(state.counter[WAITING_HEAD])
     state.counter[WAITING_HEAD] = NONE
     state.counter[WAITING_TAIL] = NONE
     state.counter[PLAN_NOW] = 0
     while following != NONE:
         slot = following
-        following = state.link[slot]
+        following = int(state.link[slot])
         pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
         row = state.pg_devices[pg]
         row[index] = NONE
@@ -393,11 +393,11 @@ def _evacuate(model: Records, state: State, device: int, row: int, now: float) -
         _wait(state, slot)
     state.devices[device].slot_count = 0
     _abort(model, state, device)
-    slot = state.devices[device].queue_head
+    slot = int(state.devices[device].queue_head)
     state.devices[device].queue_head = NONE
     state.devices[device].queue_tail = NONE
     while slot != NONE:
-        following = state.link[slot]
+        following = int(state.link[slot])
         _wait(state, slot)
         slot = following
     state.counter[PLAN_NOW] = 1

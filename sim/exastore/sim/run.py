@@ -249,7 +249,7 @@ def _table(trial: int, **columns: Any) -> Table:
 
 
 def _trial_row(scenario: Scenario, placement: Placement, state: State, trial: int) -> Table:
-    timeline = dict(zip(TIMELINE_COLUMNS, state.timeline.T, strict=True))
+    timeline: dict[str, Any] = dict(zip(TIMELINE_COLUMNS, state.timeline.T, strict=True))
     topology = placement.topology
     balance = balance_of(state.pg_devices, topology.device_weight)
     broken = rule_violations(topology, scenario.placement.rule, state.pg_devices)

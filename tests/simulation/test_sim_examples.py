@@ -1,0 +1,23 @@
+"""The examples run and say what they promise."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from exastore.sim import load_scenario, run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_example_scenario_runs() -> None:
+    results = run(load_scenario(EXAMPLES / "scenario.toml"), trials=1)
+    assert results.trials["violations"].to_pylist() == [0]
+
+
+def test_more_bandwidth_gives_more_nines(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "custom_run.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()[1:]
+    found = [float(line.split()[-1]) for line in lines]
+    assert len(found) == 3
+    assert found == sorted(found)

@@ -1,0 +1,185 @@
+"""Results on disk, the summary, and the report."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from exastore.sim import Results, ResultsError, load_scenario, run, scenario_toml, summarize
+from exastore.sim.report import (
+    Card,
+    ReportSection,
+    bar_figure,
+    line_figure,
+    render_report,
+    report_sections,
+    simulation_report,
+)
+from exastore.sim.results import TABLES
+from exastore.sim.summary import bytes_text, duration_text
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "results.md"
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    ticks = iter(range(100))
+    return run(load_scenario("tiny"), trials=2, seed=3, monotonic_s=lambda: float(next(ticks)))
+
+
+def test_results_come_back_as_they_were_written(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path / "out")
+    back = Results.read(tmp_path / "out")
+    assert back.scenario == results.scenario
+    assert back.provenance == results.provenance
+    for name in TABLES:
+        assert getattr(back, name).equals(getattr(results, name))
+    assert (tmp_path / "out" / "scenario.toml").read_text() == scenario_toml(results.scenario)
+
+
+def test_every_file_carries_its_provenance(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path)
+    for name in TABLES:
+        stored = json.loads(pq.read_schema(tmp_path / f"{name}.parquet").metadata[b"exastore"])
+        assert stored["seed"] == 3
+        assert stored["scenario_sha256"] == results.provenance.scenario_sha256
+        assert "rs-4-2" in stored["scenario_toml"]
+        assert stored["code_version"] and stored["numba"] and stored["machine"]
+
+
+def test_every_column_is_documented(results: Results) -> None:
+    text = DOCUMENT.read_text("utf-8")
+    for name in TABLES:
+        assert f"## `{name}`" in text
+        for column in getattr(results, name).column_names:
+            assert f"`{column}`" in text, f"{name}.{column}"
+
+
+def test_a_folder_without_results_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"holds no results.*trials\.parquet is not there"):
+        Results.read(tmp_path)
+
+
+def test_a_damaged_file_is_named(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path)
+    (tmp_path / "losses.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ResultsError, match=r"losses\.parquet cannot be read"):
+        Results.read(tmp_path)
+
+
+def test_a_stranger_s_file_and_another_format_are_refused(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path)
+    pq.write_table(pa.table({"trial": [0]}), tmp_path / "trials.parquet")
+    with pytest.raises(ResultsError, match="not written by exastore"):
+        Results.read(tmp_path)
+    strange = results.trials.replace_schema_metadata({b"exastore": b'{"format_version": 99}'})
+    pq.write_table(strange, tmp_path / "trials.parquet")
+    with pytest.raises(ResultsError, match="format 99, this program reads 1"):
+        Results.read(tmp_path)
+
+
+def test_months_add_up_to_the_totals(results: Results) -> None:
+    for trial in results.trials.to_pylist():
+        rows = [row for row in results.timeline.to_pylist() if row["trial"] == trial["trial"]]
+        assert len(rows) == 24
+        for name in ("device_failures", "rebuilds", "rebuilt_bytes", "degraded_pg_hours"):
+            assert sum(row[name] for row in rows) == pytest.approx(trial[name])
+        assert trial["read_bytes"] == pytest.approx(4 * trial["rebuilt_bytes"])
+        assert trial["violations"] == trial["violations_at_start"] == 0
+        redundancy = [r for r in results.redundancy.to_pylist() if r["trial"] == trial["trial"]]
+        hours = sum(row["pg_hours"] for row in redundancy)
+        assert hours == pytest.approx(trial["degraded_pg_hours"])
+    start = [row for row in results.balance.to_pylist() if row["trial"] == -1]
+    assert sum(row["slots"] * row["devices"] for row in start) == 2400 * 6
+    assert sum(row["devices"] for row in start) == 144
+
+
+def test_progress_is_told_from_placing_to_the_end() -> None:
+    told: list[tuple[str, float, float]] = []
+
+    def tell(what: str, done: float, total: float) -> None:
+        told.append((what, done, total))
+
+    run(load_scenario("tiny"), trials=2, progress=tell)
+    assert told[0] == ("placing", 0, 2400)
+    assert told[-1] == ("simulating", 4, 4)
+    assert [step[1] for step in told if step[0] == "simulating"] == sorted(
+        step[1] for step in told if step[0] == "simulating"
+    )
+
+
+def test_no_trials_and_no_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        run(load_scenario("tiny"), trials=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        run(load_scenario("tiny"), workers=0)
+
+
+def test_the_summary_names_the_seed_the_interval_and_the_assumptions(results: Results) -> None:
+    rows = summarize(results)
+    text = "\n".join(" ".join(row) for row in rows)
+    assert "seed 3" in text
+    assert "no loss in 4 trial-years; one-sided 95 % bound" in text
+    assert "independent failures alone" in text
+    assert ("domain violations", "0 at the start, 0 at the end") in [row[:2] for row in rows]
+
+
+def test_quantities_are_written_for_people() -> None:
+    assert bytes_text(0) == "0 B"
+    assert bytes_text(1.5e12) == "1.5 TB"
+    assert bytes_text(2e21) == "2e+03 EB"
+    assert duration_text(30) == "30 s"
+    assert duration_text(5400) == "90 min"
+    assert duration_text(86400 * 3) == "3 d"
+
+
+def test_the_report_is_one_file_that_asks_the_network_for_nothing(results: Results) -> None:
+    page = simulation_report(results)
+    own = page.replace(_plotly(page), "")
+    assert len(own) < 200_000
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)""", own)
+    assert "http" not in own
+    assert "Simulation of tiny" in own
+
+
+def _plotly(page: str) -> str:
+    scripts: list[str] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    return max(scripts, key=len)
+
+
+def test_every_chart_has_a_title_axes_with_units_and_a_sentence(results: Results) -> None:
+    charts = [section for section in report_sections(results) if section.figure]
+    assert len(charts) == 6
+    for section in charts:
+        assert section.title
+        assert section.text.endswith(".")
+        assert section.figure is not None
+        layout = section.figure["layout"]
+        assert layout["xaxis"]["title"]["text"]
+        assert layout["yaxis"]["title"]["text"]
+        json.dumps(section.figure, allow_nan=False)
+
+
+def test_text_is_escaped_and_figures_cannot_close_their_script() -> None:
+    figure = bar_figure(["</script><b>"], {"a": [1.0]}, x_title="x", y_title="y")
+    page = render_report("<T>", [ReportSection("<S>", "<p>", figure=figure)], subtitle="<U>")
+    for raw in ("<T>", "<S>", "<U>", "</script><b>"):
+        assert raw not in page
+    assert "&lt;T&gt;" in page
+
+
+def test_a_page_without_charts_carries_no_script() -> None:
+    section = ReportSection("Table", table=(("a", "b"), ("1", "2")), html="<em>kept</em>")
+    page = render_report("Plain", [section], cards=[Card("c", "1", "n")], footer="end")
+    assert "<script" not in page
+    assert "<td>1</td>" in page
+    assert "<em>kept</em>" in page
+
+
+def test_lines_may_be_shaded_and_logarithmic() -> None:
+    figure = line_figure([0, 1], {"a": [1, 2]}, x_title="x", y_title="y", fill=True, log_y=True)
+    assert figure["data"][0]["fill"] == "tozeroy"
+    assert figure["layout"]["yaxis"]["type"] == "log"

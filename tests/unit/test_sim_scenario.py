@@ -1,0 +1,162 @@
+"""Scenario files: every error, with its place, all at once."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from exastore.sim import (
+    ScenarioError,
+    load_scenario,
+    parse_scenario,
+    preset_names,
+    scenario_toml,
+)
+from exastore.sim.errors import Problem
+
+TINY = resources.files("exastore.sim").joinpath("presets", "tiny.toml").read_text("utf-8")
+
+
+def problems(text: str) -> list[Problem]:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text, source="test.toml")
+    assert str(caught.value).startswith(f"test.toml: {len(caught.value.problems)} problem")
+    for problem in caught.value.problems:
+        assert problem.text in str(caught.value)
+    return list(caught.value.problems)
+
+
+def only_problem(old: str, new: str) -> Problem:
+    assert old in TINY
+    (problem,) = problems(TINY.replace(old, new, 1))
+    return problem
+
+
+def line_number(text: str, start: str) -> int:
+    return next(
+        number for number, line in enumerate(text.splitlines(), 1) if line.startswith(start)
+    )
+
+
+@pytest.mark.parametrize("name", ["1eib", "tiny"])
+def test_presets_are_valid_and_can_be_written_back(name: str) -> None:
+    assert name in preset_names()
+    scenario = load_scenario(name)
+    assert scenario.name == name
+    assert parse_scenario(scenario_toml(scenario)) == scenario
+
+
+def test_the_1eib_preset_holds_an_exbibyte_of_user_data_below_80_percent() -> None:
+    scenario = load_scenario("1eib")
+    assert scenario.data.user_bytes == 2**60
+    assert (scenario.k, scenario.m, scenario.device.capacity_bytes) == (10, 4, 24 * 10**12)
+    assert scenario.raw_bytes * 0.8 * 10 / 14 >= 2**60
+    assert scenario.fill == pytest.approx(0.7784, abs=1e-4)
+    assert scenario.slots_per_device == pytest.approx(100, rel=0.01)
+    stored = scenario.slot_bytes * scenario.placement.pg_count * scenario.n
+    assert stored == pytest.approx(2**60 * 1.4)
+
+
+def test_a_file_is_read_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TINY, "utf-8")
+    assert load_scenario(path) == load_scenario("tiny")
+
+
+def test_neither_a_file_nor_a_preset_names_the_presets() -> None:
+    with pytest.raises(ScenarioError, match=r"neither such a file nor such a preset.*1eib, tiny"):
+        load_scenario("2eib")
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        load_scenario(tmp_path)
+
+
+def test_text_that_is_not_toml_names_the_line() -> None:
+    (problem,) = problems("name = \n")
+    assert "is not TOML" in problem.text
+    assert problem.line == 1
+
+
+def test_an_unknown_key_is_an_error_with_its_line() -> None:
+    text = TINY.replace("afr_per_year", "afr_per_yaer")
+    (problem,) = problems(text)
+    assert problem.key == "device.afr_per_yaer"
+    assert "is not a key of a scenario" in problem.text
+    assert problem.line == line_number(text, "afr_per_yaer")
+
+
+def test_a_missing_key_points_to_its_section() -> None:
+    problem = only_problem("pg_count = 2_400\n", "")
+    assert problem.key == "placement.pg_count"
+    assert problem.text == "is required and not given"
+    assert problem.line == line_number(TINY, "[placement]")
+
+
+def test_a_missing_section_is_named() -> None:
+    text = TINY.replace("[data]\nuser_bytes = 250_000_000_000_000\nmax_fill = 0.8\n", "")
+    (problem,) = problems(text)
+    assert (problem.key, problem.text) == ("data", "is required and not given")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "text"),
+    [
+        ("afr_per_year = 0.05", "afr_per_year = 1.0", "device.afr_per_year", "less than 1"),
+        ("afr_per_year = 0.05", "afr_per_year = -0.1", "device.afr_per_year", "greater than"),
+        ("afr_per_year = 0.05", "afr_per_year = nan", "device.afr_per_year", "nan"),
+        ("afr_per_year = 0.05", 'afr_per_year = "5 %"', "device.afr_per_year", "valid number"),
+        ("pg_count = 2_400", "pg_count = 0", "placement.pg_count", "greater than or equal to 1"),
+        ("pg_count = 2_400", "pg_count = 2400.0", "placement.pg_count", "valid integer"),
+        ('domain = "rack"', 'domain = "shelf"', "placement.domain", "'rack'"),
+        ("years = 2", "years = 0", "run.years", "greater than 0"),
+        ("seed = 1", "seed = -1", "run.seed", "greater than or equal to 0"),
+        ("max_fill = 0.8", "max_fill = 1.2", "data.max_fill", "less than or equal to 1"),
+        ("[run]\nyears = 2", "[runs]\nyears = 2", "runs", "is not a key"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_line(old: str, new: str, key: str, text: str) -> None:
+    problem = only_problem(old, new)
+    assert problem.key == key
+    assert text in problem.text
+    changed = TINY.replace(old, new, 1)
+    assert problem.line == line_number(changed, new.split(" ")[0].split("\n")[0])
+
+
+def test_all_errors_are_reported_at_once_in_the_order_of_lines() -> None:
+    text = TINY.replace("racks_per_zone = 12", "racks_per_zone = 0").replace("seed = 1", "sede = 1")
+    found = problems(text.replace("max_fill = 0.8", "max_fill = 7"))
+    assert [problem.key for problem in found] == [
+        "cluster.racks_per_zone",
+        "data.max_fill",
+        "run.sede",
+    ]
+    assert all(problem.line for problem in found)
+
+
+def test_an_unknown_code_lists_the_valid_forms() -> None:
+    problem = only_problem('code = "rs-4-2"', 'code = "raid-5"')
+    assert problem.key == "code"
+    assert "unknown code 'raid-5'" in problem.text
+    assert "rs-" in problem.text
+
+
+def test_more_chunks_than_failure_domains_says_what_to_do() -> None:
+    problem = only_problem(
+        "racks_per_zone = 12\nnodes_per_rack = 3", "racks_per_zone = 5\nnodes_per_rack = 9"
+    )
+    assert problem.key == "placement.domain"
+    assert "k+m = 6 chunks, but 5 rack(s) with at most 1 each hold only 5" in problem.text
+    assert problem.line == line_number(TINY, "domain")
+
+
+def test_more_data_than_fits_says_how_many_devices_it_takes() -> None:
+    problem = only_problem("user_bytes = 250_000_000_000_000", "user_bytes = 400_000_000_000_000")
+    assert problem.key == "data.user_bytes"
+    assert "it takes 188 devices, the cluster has 144" in problem.text
+
+
+def test_two_semantic_errors_come_together() -> None:
+    text = TINY.replace("racks_per_zone = 12", "racks_per_zone = 2")
+    assert [problem.key for problem in problems(text)] == ["placement.domain", "data.user_bytes"]
