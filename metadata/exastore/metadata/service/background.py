@@ -64,7 +64,9 @@ class Background:
         loop = asyncio.get_running_loop()
         slow_s = max(self._config.tick_s, _SLOW_ROUND_S)
         self._tasks = [
-            loop.create_task(self._repeat("round", self.run_round, self._config.tick_s)),
+            loop.create_task(
+                self._repeat("round", self.run_round, self._config.tick_s, self.repair.ended)
+            ),
             loop.create_task(self._repeat("degraded", self.degraded.run_round, slow_s)),
             loop.create_task(self._repeat("trash", self.trash.run_round, slow_s)),
         ]
@@ -107,7 +109,11 @@ class Background:
         )
 
     async def _repeat(
-        self, work: str, run_round: Callable[[], Awaitable[None]], pause_s: float
+        self,
+        work: str,
+        run_round: Callable[[], Awaitable[None]],
+        pause_s: float,
+        wake: asyncio.Event | None = None,
     ) -> None:
         while True:
             try:
@@ -118,4 +124,19 @@ class Background:
             except Exception:
                 log.exception("background work failed (%s)", work)
                 self._metrics.background_error(work)
-            await self._clock.sleep(pause_s)
+            if wake is None:
+                await self._clock.sleep(pause_s)
+            else:
+                await self._sleep_until(pause_s, wake)
+
+    async def _sleep_until(self, pause_s: float, wake: asyncio.Event) -> None:
+        """Sleep for `pause_s` seconds, or until `wake` is set."""
+        loop = asyncio.get_running_loop()
+        waits = [loop.create_task(self._clock.sleep(pause_s)), loop.create_task(wake.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        wake.clear()

@@ -66,6 +66,8 @@ class Repairer:
         self._storage = storage
         self._clock = clock
         self._metrics = metrics
+        #: Set when a rebuild has ended: the next slot need not wait for the next round.
+        self.ended = asyncio.Event()
         #: The plan for the map of its epoch; None: not planned yet.
         self._plan: RepairPlan | None = None
         #: At most `repair_concurrency` rebuilds.
@@ -224,6 +226,7 @@ class Repairer:
         finally:
             if self._running.get(target) is asyncio.current_task():
                 del self._running[target]
+            self.ended.set()
 
     def _failed(self, target: SlotTarget, why: str) -> None:
         self._metrics.rebuild_ended(ok=False)
