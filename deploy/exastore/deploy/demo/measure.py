@@ -123,7 +123,8 @@ def measure_repair(samples: Sequence[Sample], target_device_count: int) -> Repai
     """What the repair between the first and the last sample did.
 
     The server counts anew when a repair begins after another has ended, so counts that fall begin a
-    new sum. Time counts while a repair is active.
+    new sum. Time counts while a repair is active, from the first bytes on: before them the nodes
+    load what decodes, which says nothing about devices.
     """
     rebuilt_bytes = rebuilt_count = read_bytes = 0
     elapsed_s = 0.0
@@ -134,7 +135,7 @@ def measure_repair(samples: Sequence[Sample], target_device_count: int) -> Repai
         rebuilt_bytes += changes[0]
         rebuilt_count += changes[1]
         read_bytes += changes[2]
-        if changes[0] > 0 or after.repair_active:
+        if rebuilt_bytes and (changes[0] > 0 or after.repair_active):
             elapsed_s += after.time_s - before.time_s
     return RepairMeasurement(
         rebuilt_chunk_bytes=rebuilt_bytes,
