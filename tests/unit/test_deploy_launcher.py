@@ -84,7 +84,10 @@ def test_a_nearly_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     class Usage:
         free = 10 * 2**20
 
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage)
+    def usage_of(path: Path) -> type[Usage]:
+        return Usage
+
+    monkeypatch.setattr("shutil.disk_usage", usage_of)
     with pytest.raises(EnvironmentUnfit, match="nearly full: 10 MiB free, at least 512 MiB"):
         check_directory(tmp_path)
 
@@ -188,6 +191,6 @@ def test_two_commands_do_not_start_one_cluster_at_once(tmp_path: Path) -> None:
 
 
 def test_the_cluster_file_names_what_the_architecture_promises(tmp_path: Path) -> None:
-    value = {"s3": {}, "metadata": [], "nodes": [], "gateways": []}
+    value: dict[str, object] = {"s3": {}, "metadata": [], "nodes": [], "gateways": []}
     (tmp_path / "cluster.json").write_text(json.dumps(value))
     assert set(read_cluster_file(tmp_path)) == {"s3", "metadata", "nodes", "gateways"}

@@ -57,7 +57,10 @@ def scrape(url: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _logging_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exastore.deploy.process.set_up_logging", lambda _level: None)
+    def keep_logging(level: str) -> None:
+        pass
+
+    monkeypatch.setattr("exastore.deploy.process.set_up_logging", keep_logging)
     monkeypatch.setattr("faulthandler.enable", lambda: None)
 
 

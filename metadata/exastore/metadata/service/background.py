@@ -7,6 +7,7 @@ a node that hangs delays nobody's declaration of death.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.kv.contract import Engine
@@ -132,7 +133,10 @@ class Background:
     async def _sleep_until(self, pause_s: float, wake: asyncio.Event) -> None:
         """Sleep for `pause_s` seconds, or until `wake` is set."""
         loop = asyncio.get_running_loop()
-        waits = [loop.create_task(self._clock.sleep(pause_s)), loop.create_task(wake.wait())]
+        waits: list[asyncio.Task[Any]] = [
+            loop.create_task(self._clock.sleep(pause_s)),
+            loop.create_task(wake.wait()),
+        ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
