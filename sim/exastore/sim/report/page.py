@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from math import floor, log10
 from typing import Any
 
 import jinja2
@@ -99,12 +100,22 @@ def bar_figure(
         for i, (name, values) in enumerate(bars.items())
     ]
     layout = _layout(x_title, y_title, len(data) > 1, log_y)
+    if log_y:
+        layout["yaxis"]["range"] = _log_range(
+            [value for values in bars.values() for value in values]
+        )
     if x and isinstance(x[0], str):
         layout["xaxis"] |= {"type": "category"}
     return {
         "data": data,
         "layout": {**layout, "barmode": "overlay" if overlay else "group", "bargap": 0.08},
     }
+
+
+def _log_range(values: Sequence[float]) -> list[float]:
+    """Decades that show the smallest bar as a bar: from one below it to above the largest."""
+    shown = [log10(value) for value in values if value > 0] or [0.0]
+    return [floor(min(shown)) - 1.0, max(shown) + 0.2]
 
 
 def _layout(x_title: str, y_title: str, has_legend: bool, log_y: bool) -> Figure:

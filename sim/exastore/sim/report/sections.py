@@ -150,7 +150,8 @@ def degraded_time_section(results: Results) -> ReportSection:
             [f"≥ {duration_text(edge)}" for edge in edges[shown]],
             {"episodes": counts[shown].tolist()},
             x_title="time degraded, in steps of √2",
-            y_title="episodes [placement groups]",
+            y_title="episodes, logarithmic",
+            log_y=True,
         ),
     )
 
@@ -170,7 +171,8 @@ def balance_section(results: Results) -> ReportSection:
     unit = "slots" if step == 1 else f"slots, in steps of {step}"
     return ReportSection(
         "Balance over the devices",
-        "How many devices hold how many chunk runs, as placed and at the end. Nothing is balanced"
+        "How many devices hold how many chunk runs (all that one placement"
+        " group keeps on one device), as placed and at the end. Nothing is balanced"
         " yet: replaced devices start empty and fill only by taking part in repairs.",
         figure=bar_figure(
             [float(value) for value in axis[::step]],
