@@ -3,14 +3,18 @@
 import hashlib
 import os
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from tests.integration.conftest import LiveCluster, NewCluster, wait_until
+from tests.integration.conftest import EXASTORE, LiveCluster, NewCluster, wait_until
+
+from exastore.deploy.launcher import LocalCluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -161,6 +165,28 @@ def test_a_full_cluster_refuses_writes_and_keeps_what_it_has(new_cluster: NewClu
         s3.head_object(Bucket="full", Key=str(len(stored)))
     answer: Any = caught.value.response
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 404
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: int) -> None:
+    out = tmp_path / "demo"
+    with subprocess.Popen(
+        [*EXASTORE, "demo", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as demo:
+        # Interrupted in the middle of the start, when some processes run already.
+        wait_until(lambda: (out / "cluster" / "run" / "node-1.pid").exists(), "a node starts")
+        started = LocalCluster.at(out / "cluster").children()
+        assert "metadata" in started
+        demo.send_signal(number)
+        text, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, text
+    assert "interrupted in step 1" in text
+    assert "Traceback" not in text
+    assert all(is_gone(child.pid) for child in started.values())
+    assert LocalCluster.at(out / "cluster").children() == {}
 
 
 def test_a_process_that_dies_at_start_is_told_with_its_log(new_cluster: NewCluster) -> None:

@@ -126,6 +126,9 @@ class ClusterStory:
         begin_s = self._clock.monotonic_s()
         try:
             yield
+        except KeyboardInterrupt:
+            self._say(f"interrupted in step {number} ({title}); the cluster is stopped")
+            raise
         except (BotoCoreError, ClientError, OSError) as error:
             raise DemoFailed(f"step {number} ({title}) failed: {error}") from error
         except DemoFailed:
