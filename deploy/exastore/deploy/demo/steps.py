@@ -270,7 +270,9 @@ class ClusterStory:
         )
         tell = self._every(2.0)
         with self._progress(*columns) as progress:
-            task = progress.add_task("repairing", total=None, note="waiting for the nodes to come back")
+            task = progress.add_task(
+                "repairing", total=None, note="waiting for the nodes to come back"
+            )
             while True:
                 view = recorder.latest
                 hit = any(sample.missing_slot_count for sample in recorder.samples)
