@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from exastore.deploy.children import Child, stop
+from exastore.deploy.children import Child, recorded, spawn, stop
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.errors import BadInput, ClusterUnhealthy, EnvironmentUnfit
 from exastore.deploy.files import read_json_object, tail, write_json
@@ -194,3 +194,24 @@ def test_the_cluster_file_names_what_the_architecture_promises(tmp_path: Path) -
     value: dict[str, object] = {"s3": {}, "metadata": [], "nodes": [], "gateways": []}
     (tmp_path / "cluster.json").write_text(json.dumps(value))
     assert set(read_cluster_file(tmp_path)) == {"s3", "metadata", "nodes", "gateways"}
+
+
+def test_a_process_started_while_an_interrupt_arrives_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(name: str, config: Path) -> list[str]:
+        # The interrupt comes at the worst moment: just before the process is there.
+        signal.raise_signal(signal.SIGINT)
+        return [sys.executable, "-c", "import time; time.sleep(600)", str(config)]
+
+    monkeypatch.setattr("exastore.deploy.children.service_command", command)
+    paths = ClusterPaths(tmp_path)
+    paths.make()
+    with pytest.raises(KeyboardInterrupt):
+        spawn(paths, "node-1")
+    child = recorded(paths, "node-1")
+    assert child is not None
+    assert child.alive
+    clock = SystemClock()
+    stop([child], grace_s=10.0, now_s=clock.monotonic_s, sleep=clock.sleep_blocking)
+    assert not child.alive

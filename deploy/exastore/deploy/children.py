@@ -9,10 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -81,6 +83,36 @@ def _environment() -> dict[str, str]:
 
 def spawn(paths: ClusterPaths, name: str) -> Child:
     """Start a process in a session of its own, so that it outlives this command, and record it."""
+    with _uninterrupted():
+        return _spawn(paths, name)
+
+
+@contextmanager
+def _uninterrupted() -> Generator[None]:
+    """Hold SIGINT and SIGTERM back: a process that was started and not recorded would be lost.
+
+    Handlers of Python are held back, not the signals: a blocked signal would stay blocked in the
+    process that is started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+def _spawn(paths: ClusterPaths, name: str) -> Child:
     paths.ready(name).unlink(missing_ok=True)
     config = paths.config(name)
     with paths.log(name).open("ab") as output:

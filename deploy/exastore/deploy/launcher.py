@@ -124,7 +124,9 @@ class LocalCluster:
                 self._wait_until_serving(spec, running, progress)
             except BaseException:
                 progress("stopping what was started")
-                self._stop(started)
+                # By their records, not by `started`: an interrupt may come before it is told.
+                now = self.children().items()
+                self._stop([child for name, child in now if name not in running])
                 raise
             cluster = self._describe(spec)
             write_json(self.paths.cluster_json, cluster, mode=0o600)
