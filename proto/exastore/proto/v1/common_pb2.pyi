@@ -151,6 +151,7 @@ class PlacementGroup(_message.Message):
     DEVICE_INDEXES_FIELD_NUMBER: _builtins.int
     SLOT_STATES_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    PREVIOUS_DEVICE_INDEXES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     epoch: _builtins.int
     """the map's epoch when this entry last changed"""
@@ -162,6 +163,10 @@ class PlacementGroup(_message.Message):
     def slot_states(self) -> _containers.RepeatedScalarFieldContainer[Global___SlotState.ValueType]:
         """n states"""
 
+    @_builtins.property
+    def previous_device_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of REBUILDING slots: the device that held the slot CLEAN before, 4294967295 where there is none. n, or empty: none."""
+
     def __init__(
         self,
         *,
@@ -169,10 +174,11 @@ class PlacementGroup(_message.Message):
         device_indexes: _abc.Iterable[_builtins.int] | None = ...,
         slot_states: _abc.Iterable[Global___SlotState.ValueType] | None = ...,
         epoch: _builtins.int = ...,
+        previous_device_indexes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_indexes", b"device_indexes", "epoch", b"epoch", "index", b"index", "slot_states", b"slot_states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_indexes", b"device_indexes", "epoch", b"epoch", "index", b"index", "previous_device_indexes", b"previous_device_indexes", "slot_states", b"slot_states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -194,7 +194,12 @@ class DeleteChunksRequest(_message.Message):
 
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_EPOCH_FIELD_NUMBER: _builtins.int
     device_index: _builtins.int
+    given_up_epoch: _builtins.int
+    """Not 0: the device has given up the slots of these chunks. Refused if by the node's map, which is at least of this
+    epoch, the device holds one of them.
+    """
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChunkId]: ...
     def __init__(
@@ -202,10 +207,11 @@ class DeleteChunksRequest(_message.Message):
         *,
         device_index: _builtins.int = ...,
         chunks: _abc.Iterable[_common_pb2.ChunkId] | None = ...,
+        given_up_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "device_index", b"device_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "device_index", b"device_index", "given_up_epoch", b"given_up_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
