@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exastore.metadata.core.balance import rule_violations
 from exastore.metadata.core.cluster_map import (
     new_map,
     placeable_slots,
@@ -29,6 +30,7 @@ from exastore.metadata.core.topology import (
 
 K, M = 2, 2
 UP, DOWN, OUT = DeviceState.UP, DeviceState.DOWN, DeviceState.OUT
+DRAINING = DeviceState.DRAINING
 
 
 @st.composite
@@ -72,17 +74,42 @@ def check_plan(cluster_map: ClusterMap) -> ClusterMap:
     }
     assert lost == tasks | unplaced | waits | {(p, s) for p, s in lost if p in blocked}
     moved = plan.source_device != plan.target_device
-    assert (state[plan.target_device[moved]] == UP).all()
+    # New places are UP; a previous device takes its slot back while it drains, too.
+    home = plan.target_device == cluster_map.pg_previous[plan.pg, plan.slot]
+    assert (state[plan.target_device[moved & ~home]] == UP).all()
+    assert np.isin(state[plan.target_device[home]], [UP, DRAINING]).all()
+    assert home[plan.remaining_redundancy < 0].all()
     after = apply_plan(cluster_map, plan)
     validate_cluster_map(after)
     changed = after.pg_devices != cluster_map.pg_devices
     assert int(changed.sum()) == int(moved.sum())
     assert (after.pg_slot_state[changed] == SlotState.REBUILDING).all()
+    assert (after.pg_epoch[changed.any(axis=1)] == after.epoch).all()
+    check_previous_devices(cluster_map, after)
     # A group is short of places only if the rule leaves no more, old homes aside.
     if unplaced:
         room = placeable_slots(cluster_map.topology, cluster_map.rule, state)
         assert room < K + M or (state != UP).any()
     return after
+
+
+def check_previous_devices(before: ClusterMap, after: ClusterMap) -> None:
+    """A slot names the device that held it CLEAN, and gets it back as soon as the rule allows."""
+    was_clean = before.pg_slot_state == SlotState.CLEAN
+    changed = after.pg_devices != before.pg_devices
+    previous = np.where(changed & was_clean, before.pg_devices, before.pg_previous)
+    assert np.array_equal(after.pg_previous, previous)
+    health = classify(before, M)
+    assert not (health.returning & ~health.lost).any()
+    assert not (health.returned & (health.readable | ~health.unfinished)).any()
+    rules = rule_violations(before.topology, before.rule, before.pg_devices)
+    assert not rules.any()
+    for pg, slot in np.argwhere(health.returning).tolist():
+        row = before.pg_devices[pg].copy()
+        row[slot] = before.pg_previous[pg, slot]
+        if (health.returning[pg]).sum() == 1:
+            allowed = not rule_violations(before.topology, before.rule, row[None, :])[0]
+            assert allowed == (after.pg_devices[pg, slot] == row[slot])
 
 
 @settings(deadline=None, max_examples=80)
@@ -116,12 +143,49 @@ def test_repair_heals_everything_that_has_a_place(
     assert set(np.flatnonzero(~health.is_clean).tolist()) == unplaced
 
 
+@settings(deadline=None, max_examples=60)
+@given(cluster_maps(), st.data())
+def test_devices_that_flap_get_back_what_was_not_rebuilt_and_nothing_else(
+    cluster_map: ClusterMap, data: st.DataObject
+) -> None:
+    device_count = cluster_map.topology.device_count
+    flapping = data.draw(st.lists(st.integers(0, device_count - 1), min_size=1, max_size=3))
+    first_rows = cluster_map.pg_devices
+    rebuilt = np.zeros(first_rows.shape, dtype=np.bool_)
+    for _ in range(data.draw(st.integers(1, 6))):
+        device = data.draw(st.sampled_from(flapping))
+        state = data.draw(st.sampled_from([UP, DOWN, OUT]))
+        cluster_map = check_plan(with_device_state(cluster_map, {device: state}))
+        # Some of the rebuilds that can run end.
+        plan = plan_repair(cluster_map, K)
+        stays = plan.source_device == plan.target_device
+        ended = stays & (data.draw(st.integers(0, 3)) == plan.pg % 4)
+        rebuilt[plan.pg[ended], plan.slot[ended]] = True
+        cluster_map = mark_clean(cluster_map, plan.pg[ended], plan.slot[ended])
+        validate_cluster_map(cluster_map)
+    back = dict.fromkeys(range(device_count), UP)
+    clean_before = cluster_map.pg_slot_state == SlotState.CLEAN
+    settled = with_device_state(cluster_map, back)
+    for _ in range(K + M):  # a slot may have to wait for another to leave its domain
+        settled = check_plan(settled)
+    # What was CLEAN stays where it is, and what never was rebuilt elsewhere is at home again.
+    assert np.array_equal(settled.pg_devices[clean_before], cluster_map.pg_devices[clean_before])
+    never = ~rebuilt.any(axis=1)
+    assert np.array_equal(settled.pg_devices[never], first_rows[never])
+    unfinished = settled.pg_slot_state == SlotState.REBUILDING
+    assert not (classify(settled, M).readable & unfinished).any()
+    plan = plan_repair(settled, K)
+    assert set(zip(plan.pg.tolist(), plan.slot.tolist(), strict=True)) <= {
+        (pg, slot) for pg, slot in np.argwhere(unfinished).tolist()
+    }
+
+
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.booleans()), max_size=40))
 def test_node_health_equals_a_plain_look_at_the_silence(
     steps: list[tuple[int, int, bool]],
 ) -> None:
-    options = HealthOptions(down_after_s=10.0, out_after_s=30.0)
+    options = HealthOptions(down_after_s=10.0, out_after_s=30.0, max_out_fraction=1.0)
     health = NodeHealth(options)
     last_seen: dict[int, float] = {}
     recorded: dict[int, DeviceState] = {}

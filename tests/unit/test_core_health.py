@@ -11,11 +11,12 @@ from exastore.metadata.core.health import (
     Intent,
     NodeHealth,
     SetDeviceState,
+    Weights,
 )
 from exastore.metadata.core.topology import DeviceState
 
 UP, DOWN, OUT, DRAINING = DeviceState.UP, DeviceState.DOWN, DeviceState.OUT, DeviceState.DRAINING
-OPTIONS = HealthOptions(down_after_s=3.0, out_after_s=10.0)
+OPTIONS = HealthOptions(down_after_s=3.0, out_after_s=10.0, max_out_fraction=1.0)
 
 MakeHealth = Callable[..., NodeHealth]
 
@@ -182,3 +183,71 @@ def test_budget_without_rate_never_waits() -> None:
     assert TokenBucket(0.0, 0.0).take(1 << 60, 0.0) == 0.0
     with pytest.raises(ValueError, match="negative"):
         TokenBucket(-1.0, 0.0)
+
+
+# ---- too much silence at once ----
+
+
+def half_may_go(device_count: int = 4) -> NodeHealth:
+    health = NodeHealth(HealthOptions(down_after_s=3.0, out_after_s=10.0, max_out_fraction=0.5))
+    health.handle(Heartbeat(0, tuple(range(device_count))), 0.0)
+    return health
+
+
+def test_silence_takes_out_half_of_the_devices_and_the_others_stay_down() -> None:
+    health = half_may_go()
+    health.handle(Heartbeat(0, (3,)), 8.0)
+    health.on_deadline(8.0)
+    assert health.on_deadline(10.0) == [SetDeviceState(0, OUT), SetDeviceState(1, OUT)]
+    health.validate()
+    assert (health.held, health.state[2]) == ({2}, DOWN)
+    assert health.on_deadline(11.0) == [SetDeviceState(3, DOWN)]
+    assert health.on_deadline(18.0) == []
+    health.validate()
+    assert health.held == {2, 3}
+    assert health.next_deadline() is None
+    assert "held DOWN" in health.story(2)[-1]
+
+
+def test_a_device_that_returns_makes_room_for_one_that_was_held() -> None:
+    health = half_may_go()
+    health.on_deadline(10.0)
+    assert health.held == {2, 3}
+    assert health.handle(Heartbeat(0, (0,)), 20.0) == [SetDeviceState(0, UP)]
+    health.validate()
+    assert health.on_deadline(20.0) == [SetDeviceState(2, OUT)]
+    assert health.handle(Heartbeat(0, (3,)), 20.0) == [SetDeviceState(3, UP)]
+    assert health.held == set()
+    health.validate()
+
+
+def test_the_operator_sets_out_what_silence_may_not() -> None:
+    health = half_may_go()
+    health.on_deadline(10.0)
+    assert health.handle(Intent(2, OUT), 11.0) == [SetDeviceState(2, OUT)]
+    health.on_deadline(11.0)
+    health.validate()
+    assert health.held == {3}
+    # What silence took out and the operator confirms no longer counts.
+    assert health.handle(Intent(0, OUT), 12.0) == []
+    assert health.handle(Intent(1, OUT), 12.0) == []
+    assert health.on_deadline(12.0) == []
+    assert health.held == {3}  # it alone would be all that is left
+
+
+def test_weights_decide_how_much_is_out() -> None:
+    health = half_may_go()
+    health.handle(Weights((5.0, 1.0, 1.0, 1.0)), 0.0)
+    assert health.on_deadline(10.0) == [
+        SetDeviceState(0, DOWN),
+        *(SetDeviceState(device, OUT) for device in (1, 2, 3)),
+    ]
+    assert health.held == {0}
+    assert health.handle(Weights((3.0, 1.0, 1.0, 7.0)), 11.0) == []
+    health.validate()
+    assert health.on_deadline(11.0) == []
+
+
+def test_a_fraction_is_between_none_and_all() -> None:
+    with pytest.raises(ValueError, match="max_out_fraction"):
+        HealthOptions(max_out_fraction=1.5)

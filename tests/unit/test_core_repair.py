@@ -11,7 +11,7 @@ from exastore.metadata.core.cluster_map import (
     with_device_state,
     with_node,
 )
-from exastore.metadata.core.errors import StalePlan, UnknownIndex
+from exastore.metadata.core.errors import InvalidClusterMap, StalePlan, UnknownIndex
 from exastore.metadata.core.repair import (
     apply_plan,
     classify,
@@ -20,6 +20,7 @@ from exastore.metadata.core.repair import (
     repair_priority,
 )
 from exastore.metadata.core.topology import (
+    NO_DEVICE,
     ClusterMap,
     DeviceState,
     PlacementRule,
@@ -212,3 +213,138 @@ def test_replay_is_identical() -> None:
         return plan.target_device.tobytes() + apply_plan(cluster_map, plan).pg_devices.tobytes()
 
     assert run() == run()
+
+
+# ---- devices that return ----
+
+
+def given_up(device: int = 0) -> ClusterMap:
+    """A map whose device is OUT and whose slots on it rebuild elsewhere."""
+    cluster_map = with_device_state(cluster(), {device: OUT})
+    return apply_plan(cluster_map, plan_repair(cluster_map, 4))
+
+
+def test_slots_remember_who_held_them_until_they_are_clean() -> None:
+    after = given_up()
+    rebuilding = after.pg_slot_state == SlotState.REBUILDING
+    assert (after.pg_previous[rebuilding] == 0).all()
+    assert (after.pg_previous[~rebuilding] == NO_DEVICE).all()
+    plan = plan_repair(after, 4)
+    assert (mark_clean(after, plan.pg, plan.slot).pg_previous == NO_DEVICE).all()
+
+
+@pytest.mark.parametrize("state", [UP, DRAINING])
+def test_a_device_that_returns_gets_back_what_was_not_rebuilt(state: DeviceState) -> None:
+    after = given_up()
+    first = plan_repair(after, 4)
+    half = len(first) // 2
+    after = mark_clean(after, first.pg[:half], first.slot[:half])
+    back = with_device_state(after, {0: state})
+    health = classify(back, 2)
+    assert int(health.returning.sum()) == len(first) - half
+    plan = plan_repair(back, 4)
+    assert set(plan.target_device) == {0}
+    settled = apply_plan(back, plan)
+    validate_cluster_map(settled)
+    moved = settled.pg_devices != back.pg_devices
+    assert int(moved.sum()) == len(first) - half
+    assert (settled.pg_epoch[moved.any(axis=1)] == settled.epoch).all()
+    # What was rebuilt stays where it is.
+    pg, slot = first.pg[:half], first.slot[:half]
+    assert np.array_equal(settled.pg_devices[pg, slot], after.pg_devices[pg, slot])
+
+
+def test_a_returned_slot_is_not_readable_before_it_was_verified() -> None:
+    back = with_device_state(given_up(), {0: UP})
+    settled = apply_plan(back, plan_repair(back, 4))
+    health = classify(settled, 2)
+    assert health.returned.any()
+    assert not health.readable[health.returned].any()
+    plan = plan_repair(settled, 4)
+    assert np.array_equal(plan.source_device, plan.target_device)
+    assert set(zip(plan.pg.tolist(), plan.slot.tolist(), strict=True)) == {
+        (pg, slot) for pg, slot in np.argwhere(health.returned).tolist()
+    }
+    clean = mark_clean(settled, plan.pg, plan.slot)
+    validate_cluster_map(clean)
+    assert classify(clean, 2).is_clean.all()
+    assert np.array_equal(clean.pg_devices, cluster().pg_devices)
+
+
+def test_the_oldest_holder_is_remembered_when_the_target_is_lost_too() -> None:
+    after = given_up()
+    pg, slot = (int(index) for index in np.argwhere(after.pg_slot_state)[0])
+    interim = int(after.pg_devices[pg, slot])
+    out = with_device_state(after, {interim: OUT})
+    again = apply_plan(out, plan_repair(out, 4))
+    assert again.pg_devices[pg, slot] not in {0, interim}
+    assert again.pg_previous[pg, slot] == 0
+    both_back = with_device_state(again, {0: UP, interim: UP})
+    assert apply_plan(both_back, plan_repair(both_back, 4)).pg_devices[pg, slot] == 0
+
+
+def test_a_device_that_flaps_while_it_catches_up_is_still_the_one_that_held_the_slot() -> None:
+    cluster_map = given_up()
+    for _ in range(3):
+        cluster_map = with_device_state(cluster_map, {0: UP})
+        cluster_map = apply_plan(cluster_map, plan_repair(cluster_map, 4))
+        assert np.array_equal(cluster_map.pg_devices, cluster().pg_devices)
+        cluster_map = with_device_state(cluster_map, {0: OUT})
+        cluster_map = apply_plan(cluster_map, plan_repair(cluster_map, 4))
+        assert not (cluster_map.pg_devices == 0).any()
+        rebuilding = cluster_map.pg_slot_state == SlotState.REBUILDING
+        assert (cluster_map.pg_previous[rebuilding] == 0).all()
+
+
+def test_a_device_does_not_return_into_a_domain_that_was_filled_meanwhile() -> None:
+    topology = Topology.uniform(nodes_per_rack=5, devices_per_node=2)
+    cluster_map = replace(
+        new_map(topology, PlacementRule(), "rs-2-2", 4, 1),
+        pg_devices=frozen(np.array([[8, 1, 4, 6]], dtype=np.int32)),
+        pg_slot_state=frozen(np.array([[1, 0, 0, 0]], dtype=np.uint8)),
+        pg_previous=frozen(np.array([[0, -1, -1, -1]], dtype=np.int32)),
+    )
+    validate_cluster_map(cluster_map)
+    plan = plan_repair(cluster_map, 2)
+    assert plan.target_device.tolist() == plan.source_device.tolist() == [8]
+    # Nor while the slot that fills it has no other place yet.
+    out = with_device_state(cluster_map, {1: OUT})
+    settled = apply_plan(out, plan_repair(out, 2))
+    validate_cluster_map(settled)
+    again = apply_plan(settled, plan_repair(settled, 2))
+    validate_cluster_map(again)
+    assert again.pg_devices[0, 0] == 0
+
+
+def test_a_group_that_cannot_be_read_gets_its_returning_devices_back() -> None:
+    after = given_up()
+    pg = int(np.argwhere(after.pg_slot_state)[0][0])
+    slot = int(np.flatnonzero(after.pg_slot_state[pg])[0])
+    others = [int(device) for s, device in enumerate(after.pg_devices[pg]) if s != slot][:2]
+    broken = with_device_state(after, dict.fromkeys(others, OUT))
+    assert pg in plan_repair(broken, 4).blocked
+    assert pg not in plan_repair(broken, 4).pg
+    back = with_device_state(broken, {0: UP})
+    settled = apply_plan(back, plan_repair(back, 4))
+    validate_cluster_map(settled)
+    assert settled.pg_devices[pg, slot] == 0
+    assert set(others) <= set(settled.pg_devices[pg].tolist())
+    plan = plan_repair(settled, 4)
+    # It is verified first of all, and only it.
+    assert plan.remaining_redundancy[0] == -1
+    assert plan.slot[plan.pg == pg].tolist() == [slot]
+    assert pg in plan.blocked
+    clean = mark_clean(settled, [pg], [slot])
+    assert pg not in plan_repair(clean, 4).blocked
+
+
+def test_validation_sees_wrong_previous_devices() -> None:
+    cluster_map = given_up()
+    for value, facts in ((0, "CLEAN slot names"), (99, "does not exist")):
+        previous = cluster_map.pg_previous.copy()
+        pg, slot = np.argwhere((cluster_map.pg_slot_state == SlotState.CLEAN) == (value == 0))[0]
+        previous[pg, slot] = value
+        with pytest.raises(InvalidClusterMap, match=facts):
+            validate_cluster_map(replace(cluster_map, pg_previous=frozen(previous)))
+    with pytest.raises(InvalidClusterMap, match="every slot needs one previous"):
+        validate_cluster_map(replace(cluster_map, pg_previous=frozen(previous[:1].copy())))

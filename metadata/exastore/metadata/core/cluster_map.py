@@ -77,6 +77,7 @@ def new_map(
         pg_devices=frozen(rows),
         pg_slot_state=frozen(np.full(rows.shape, SlotState.CLEAN, dtype=np.uint8)),
         pg_epoch=frozen(np.full(pg_count, epoch, dtype=np.int64)),
+        pg_previous=frozen(np.full(rows.shape, NO_DEVICE, dtype=np.int32)),
     )
 
 
@@ -253,6 +254,14 @@ def validate_cluster_map(cluster_map: ClusterMap) -> None:
         bool(((pg_epoch >= 1) & (pg_epoch <= cluster_map.epoch)).all()),
         "a PG is newer than its map",
     )
+    previous = cluster_map.pg_previous
+    _require(previous.shape == rows.shape, "every slot needs one previous device")
+    _require(previous.dtype == np.int32, "previous devices must be int32")
+    has_previous = previous != NO_DEVICE
+    in_range = ~has_previous | ((previous >= 0) & (previous < topology.device_count))
+    _require(bool(in_range.all()), "a slot was held by a device that does not exist")
+    is_clean = cluster_map.pg_slot_state == SlotState.CLEAN
+    _require(not (has_previous & is_clean).any(), "a CLEAN slot names a previous device")
     broken = np.flatnonzero(rule_violations(topology, cluster_map.rule, rows))
     if len(broken):
         pg = int(broken[0])
@@ -260,5 +269,6 @@ def validate_cluster_map(cluster_map: ClusterMap) -> None:
     arrays = (
         *(topology.device_node, topology.node_rack, topology.rack_zone, topology.zone_region),
         *(topology.device_weight, state, rows, cluster_map.pg_slot_state, pg_epoch),
+        previous,
     )
     _require(not any(array.flags.writeable for array in arrays), "a map's arrays are read-only")

@@ -9,6 +9,10 @@ Laws:
 4. What the operator set OUT stays OUT, whether it answers or not. A DRAINING device that falls
    silent goes DOWN and OUT like any other, and is DRAINING again when it answers.
 5. One command per change: a state that holds already is not commanded again.
+6. Silence takes out at most `max_out_fraction` of the weight of the devices that the operator did
+   not set OUT. When more are silent at once, a network is broken rather than disks, and rebuilding
+   on the rest would fill it: those beyond are *held*, that is, stay DOWN until others are back or
+   the operator decides. Intents are not limited.
 
 Theory of operation: heartbeats only move deadlines later, so a lower bound of all deadlines is kept
 and corrected when it comes due. A heartbeat costs O(1) per device, a deadline O(D), and deadlines
@@ -36,16 +40,20 @@ class HealthOptions:
     Attributes:
         down_after_s: Seconds without a heartbeat until DOWN: chunks are waited for.
         out_after_s: Seconds without a heartbeat until OUT: chunks are rebuilt elsewhere.
+        max_out_fraction: Share of the devices' weight, 0 to 1, that may be OUT by silence at once.
     """
 
     down_after_s: float = 3.0
     out_after_s: float = 900.0
+    max_out_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.down_after_s <= self.out_after_s:
             raise ValueError(
                 f"need 0 < down_after_s <= out_after_s, got {self.down_after_s}, {self.out_after_s}"
             )
+        if not 0 <= self.max_out_fraction <= 1:
+            raise ValueError(f"need 0 <= max_out_fraction <= 1, got {self.max_out_fraction}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,13 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """The share of data of every device, by index; devices beyond count as 1."""
+
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetDeviceState:
     """Command: record this state in the cluster map."""
 
@@ -72,7 +87,7 @@ class SetDeviceState:
     state: DeviceState
 
 
-HealthEvent = Heartbeat | Intent
+HealthEvent = Heartbeat | Intent | Weights
 
 
 class NodeHealth:
@@ -91,6 +106,9 @@ class NodeHealth:
         self.last_seen_s: dict[int, float] = {}
         #: What devices are while they answer; UP if absent. Values: DRAINING, OUT.
         self.intent: dict[int, DeviceState] = {}
+        #: Silent for `out_after_s`, but kept DOWN by law 6; they have no deadline.
+        self.held: set[int] = set()
+        self._weights: tuple[float, ...] = ()
         #: Not later than any device's deadline; None only if no device has one.
         self._next_s: float | None = None
         self._stories: dict[int, deque[str]] = {}
@@ -113,6 +131,11 @@ class NodeHealth:
                 ]
             case Intent(device, state):
                 return self._intended(device, state, now)
+            case Weights(weights):
+                if weights != self._weights:
+                    self._weights = weights
+                    self._release_held()
+                return []
 
     def next_deadline(self) -> float | None:
         """When to call `on_deadline`, perhaps in vain; None: nothing to wait for."""
@@ -122,10 +145,21 @@ class NodeHealth:
         """Turns silence that has lasted long enough into states, devices in order."""
         commands: list[SetDeviceState] = []
         self._next_s = None
+        room = self._out_room()
         for device in sorted(self.state):
-            if self.state[device] != DeviceState.OUT and self._due_s(device) <= now:
+            if (
+                self.state[device] != DeviceState.OUT
+                and device not in self.held
+                and self._due_s(device) <= now
+            ):
                 last_seen_s = self.last_seen_s[device]
                 is_out = now >= last_seen_s + self.options.out_after_s
+                if is_out and self._weight(device) > room:
+                    is_out = False
+                    self.held.add(device)
+                    self._tell(device, now, "held DOWN: too much would be OUT at once")
+                elif is_out:
+                    room -= self._weight(device)
                 state = DeviceState.OUT if is_out else DeviceState.DOWN
                 why = f"silent for {now - last_seen_s:.3f} s"
                 commands += self._become(device, state, why, now)
@@ -136,7 +170,9 @@ class NodeHealth:
         """Checks the invariants of the attributes."""
         assert self.state.keys() == self.last_seen_s.keys()
         for device, state in self.state.items():
-            if state != DeviceState.OUT:
+            if device in self.held:
+                assert state == DeviceState.DOWN
+            elif state != DeviceState.OUT:
                 assert self._next_s is not None and self._next_s <= self._due_s(device)
         assert set(self.intent.values()) <= {DeviceState.DRAINING, DeviceState.OUT}
         for device, intent in self.intent.items():
@@ -168,6 +204,7 @@ class NodeHealth:
             self.intent.pop(device, None)
         else:
             self.intent[device] = state
+        self._release_held()
         before = self.state.get(device)
         if before is None:
             return []
@@ -186,15 +223,38 @@ class NodeHealth:
         if before == state:
             return []
         self.state[device] = state
+        if state != DeviceState.DOWN:
+            self.held.discard(device)
+        if before is None or before == DeviceState.OUT:
+            self._release_held()
         self._tell(device, now, f"{before.name if before else 'unseen'} -> {state.name}: {why}")
         self._wait_for(device)
         return [SetDeviceState(device, state)]
 
     def _wait_for(self, device: int) -> None:
         """Brings the next deadline forward to the device's, if it has one."""
-        if self.state[device] != DeviceState.OUT:
+        if self.state[device] != DeviceState.OUT and device not in self.held:
             due_s = self._due_s(device)
             self._next_s = due_s if self._next_s is None else min(self._next_s, due_s)
+
+    def _weight(self, device: int) -> float:
+        return self._weights[device] if device < len(self._weights) else 1.0
+
+    def _out_room(self) -> float:
+        """Weight that may still go OUT by silence."""
+        total = silent = 0.0
+        for device, state in self.state.items():
+            if self.intent.get(device) != DeviceState.OUT:
+                total += self._weight(device)
+                silent += self._weight(device) if state == DeviceState.OUT else 0.0
+        # Equal weights that add up to the limit exactly are within it.
+        return self.options.max_out_fraction * total * (1 + 1e-9) - silent
+
+    def _release_held(self) -> None:
+        """There may be room now: the next deadline tells."""
+        released, self.held = self.held, set()
+        for device in released:
+            self._wait_for(device)
 
     def _tell(self, device: int, now: float, line: str) -> None:
         story = self._stories.setdefault(device, deque(maxlen=STORY_LENGTH))

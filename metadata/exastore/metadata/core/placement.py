@@ -212,6 +212,27 @@ def _domain_has_room(
 
 
 @njit
+def keeps_rule(columns: PlacementColumns, row: Int32Array, slot: int, device: int) -> bool:
+    """Whether `device` in `slot` keeps the rule with the row's other slots. Callable from kernels.
+
+    Asks nothing about the device's state: a device that is to take back what it holds already may
+    be one that takes no new placement.
+    """
+    for i in range(len(row)):
+        if i != slot and row[i] == device:
+            return False
+    return bool(
+        _domain_has_room(
+            columns.domain_of_device,
+            columns.max_per_domain,
+            row,
+            slot,
+            columns.domain_of_device[device],
+        )
+    )
+
+
+@njit
 def _try_once(
     columns: PlacementColumns,
     device_state: Uint8Array,

@@ -11,16 +11,27 @@ Set algebra, per placement group, over its slots S (|S| = n):
 
     remaining redundancy = |Readable| - k            < 0: the data cannot be read now
 
+    A slot that moves keeps the name of the device that held it CLEAN, its *previous* device, until
+    it is CLEAN again. Of the REBUILDING slots,
+
+    Returning  = previous device serves (UP or DRAINING) again, and the slot is elsewhere
+    Returned   = the slot is on its previous device again, which serves and catches up
+
 Laws:
 1. Most endangered first: tasks are ordered by remaining redundancy, then PG, then slot.
 2. A plan is a pure function of map and seed; the same map gives the same plan.
 3. Planned rows keep the placement rule and name no device twice.
 4. What cannot be rebuilt now is left alone: a PG with remaining redundancy < 0 keeps its OUT
    devices in its row, for if one comes back, its chunks are good again. Such PGs are `blocked`.
+   Its Returning slots go back, and its Returned ones are verified: that may make it readable.
 5. Short outages are waited out: a CLEAN slot on a DOWN device is no task. Whoever turns DOWN into
    OUT (`NodeHealth`) decides how long.
 6. Nothing is clean before it was verified: `apply_plan` makes slots REBUILDING, and only
-   `mark_clean`, called when every chunk is in place, makes them CLEAN.
+   `mark_clean`, called when every chunk is in place, makes them CLEAN. That holds for Returned
+   slots too: they miss what was written while their device was away.
+7. A returning device gets back what was not rebuilt yet, wherever the rule allows it with the row
+   as it stands; what was rebuilt stays where it is. Going back costs only what was written
+   meanwhile, so it is preferred to a rebuild however far that has come. `returns_home` decides.
 
 DRAINING devices count as readable and are not emptied yet: moving their slots while they still
 serve is planned with balancing, not with repair.
@@ -36,6 +47,7 @@ from exastore.metadata.core.errors import StalePlan, UnknownIndex
 from exastore.metadata.core.placement import (
     PlacementColumns,
     choose_replacement,
+    keeps_rule,
     placement_columns,
 )
 from exastore.metadata.core.topology import (
@@ -53,6 +65,8 @@ BoolArray = NDArray[np.bool_]
 
 #: Room of `repair_priority` for remaining redundancy below 0.
 PRIORITY_OFFSET = 256
+#: States in which a device can be read.
+SERVING = (DeviceState.UP, DeviceState.DRAINING)
 
 
 @njit
@@ -76,6 +90,8 @@ class PgHealth:
         waiting: Shape (P, n), dtype bool.
         homeless: Shape (P, n), dtype bool.
         unfinished: Shape (P, n), dtype bool.
+        returning: Shape (P, n), dtype bool. Subset of `lost`.
+        returned: Shape (P, n), dtype bool. Subset of `unfinished`; not counted as readable.
         readable_count: Shape (P,), dtype int32.
         remaining_redundancy: Shape (P,), dtype int32. readable_count - k.
     """
@@ -84,6 +100,8 @@ class PgHealth:
     waiting: BoolArray
     homeless: BoolArray
     unfinished: BoolArray
+    returning: BoolArray
+    returned: BoolArray
     readable_count: Int32Array
     remaining_redundancy: Int32Array
 
@@ -105,20 +123,25 @@ class PgHealth:
 
 def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
     """Classifies every PG of a map whose code has m parity chunks. Vectorised, O(P n)."""
-    rows = cluster_map.pg_devices
+    rows, previous = cluster_map.pg_devices, cluster_map.pg_previous
     k = rows.shape[1] - m
     # One more state at the end, so that NO_DEVICE (-1) reads as OUT.
-    state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))[rows]
+    padded_state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))
+    state = padded_state[rows]
+    serves = np.isin(padded_state, SERVING)
     clean = cluster_map.pg_slot_state == SlotState.CLEAN
     homeless = state == DeviceState.OUT
     down = state == DeviceState.DOWN
     readable = clean & ~homeless & ~down
     readable_count = readable.sum(axis=1).astype(np.int32)
+    is_home_back = ~clean & serves[previous]
     return PgHealth(
         readable=readable,
         waiting=clean & down,
         homeless=homeless,
         unfinished=~clean & ~homeless,
+        returning=is_home_back & (previous != rows),
+        returned=is_home_back & (previous == rows),
         readable_count=readable_count,
         remaining_redundancy=(readable_count - k).astype(np.int32),
     )
@@ -134,7 +157,8 @@ class RepairPlan:
         slot: Shape (T,), dtype int32.
         source_device: Shape (T,), dtype int32. What the slot names now; NO_DEVICE if nothing.
         target_device: Shape (T,), dtype int32. Where it is rebuilt; the source if it stays.
-        remaining_redundancy: Shape (T,), dtype int32. Of the PG, before the repair; >= 0.
+        remaining_redundancy: Shape (T,), dtype int32. Of the PG, before the repair; < 0 only for
+            slots that go or went back to their previous device.
         blocked: Shape (B,), dtype int32. PGs with lost slots that cannot be read now.
         unplaced: Shape (U, 2), dtype int32. (pg, slot) that no eligible device can take.
     """
@@ -150,6 +174,48 @@ class RepairPlan:
 
     def __len__(self) -> int:
         return len(self.pg)
+
+
+@njit
+def returns_home(
+    columns: PlacementColumns, device_state: Uint8Array, row: Int32Array, slot: int, previous: int
+) -> bool:
+    """Whether a REBUILDING slot goes back to its previous device. Callable from other kernels.
+
+    Args:
+        columns: From `placement_columns`.
+        device_state: Shape (D,), dtype uint8. Values of DeviceState.
+        row: Shape (n,), dtype int32. The PG's devices as they are; other slots' count, whatever
+            their state, as they may have to stay.
+        slot: Which slot of the row.
+        previous: The device that held the slot CLEAN; NO_DEVICE if none.
+    """
+    if previous < 0 or row[slot] == previous:
+        return False
+    # UP or DRAINING.
+    if device_state[previous] != 1 and device_state[previous] != 4:
+        return False
+    return bool(keeps_rule(columns, row, slot, previous))
+
+
+@njit
+def _bring_home(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    rows: Int32Array,
+    previous: Int32Array,
+    returning: BoolArray,
+) -> None:
+    """Gives the returning slots of `rows` back to their previous devices, in place.
+
+    All have Shape (T, n). A row that keeps the rule keeps it after each slot.
+    """
+    for i in range(len(rows)):
+        for slot in range(rows.shape[1]):
+            if returning[i, slot] and returns_home(
+                columns, device_state, rows[i], slot, previous[i, slot]
+            ):
+                rows[i, slot] = previous[i, slot]
 
 
 @njit
@@ -247,28 +313,34 @@ def plan_repair(
             slot does not meet the same candidates.
     """
     health = classify(cluster_map, cluster_map.pg_devices.shape[1] - k)
-    lost = health.lost
-    has_lost = lost.any(axis=1)
+    has_lost = health.lost.any(axis=1)
     blocked = np.flatnonzero(has_lost & health.is_unreadable).astype(np.int32)
-    pgs = np.flatnonzero(has_lost & ~health.is_unreadable).astype(np.int32)
-    before = cluster_map.pg_devices[pgs]
+    has_home = (health.returning | health.returned).any(axis=1)
+    pgs = np.flatnonzero(has_lost & (~health.is_unreadable | has_home)).astype(np.int32)
+    before, lost = cluster_map.pg_devices[pgs], health.lost[pgs]
     after = before.copy()
-    homeless = health.homeless[pgs]
-    if homeless.any():
+    is_unreadable = health.is_unreadable[pgs][:, None]
+    returning = health.returning[pgs]
+    homeless = health.homeless[pgs] & ~is_unreadable
+    if homeless.any() or returning.any():
         if columns is None:
             columns = placement_columns(cluster_map.topology, cluster_map.rule)
+        device_state = cluster_map.device_state.copy()
+        _bring_home(columns, device_state, after, cluster_map.pg_previous[pgs], returning)
+        homeless &= after == before
         attempt_seed = (cluster_map.epoch if seed is None else seed) & 0xFFFFFFFF
-        _choose_targets(
-            columns, cluster_map.device_state.copy(), after, homeless, pgs, attempt_seed
-        )
+        _choose_targets(columns, device_state, after, homeless, pgs, attempt_seed)
     # A slot whose device is DOWN waits for it: there is nobody to rebuild on.
     padded_state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))
-    is_target_down = padded_state[after] == DeviceState.DOWN
-    row_index, slot = np.nonzero(lost[pgs] & (after != NO_DEVICE) & ~is_target_down)
+    is_waiting = padded_state[after] == DeviceState.DOWN
+    # Of a PG that cannot be read, only what a previous device holds can be put in place.
+    is_home = health.returned[pgs] | (returning & (after != before))
+    is_task = lost & (after != NO_DEVICE) & ~is_waiting & (~is_unreadable | is_home)
+    row_index, slot = np.nonzero(is_task)
     remaining = health.remaining_redundancy[pgs[row_index]]
     order = np.lexsort((slot, pgs[row_index], remaining))
     row_index, slot = row_index[order], slot[order]
-    nowhere_row, nowhere_slot = np.nonzero(lost[pgs] & (after == NO_DEVICE))
+    nowhere_row, nowhere_slot = np.nonzero(lost & (after == NO_DEVICE) & ~is_unreadable)
     return RepairPlan(
         epoch=cluster_map.epoch,
         pg=frozen(pgs[row_index]),
@@ -284,6 +356,8 @@ def plan_repair(
 def apply_plan(cluster_map: ClusterMap, plan: RepairPlan) -> ClusterMap:
     """The map in which the plan's slots have their targets and are REBUILDING.
 
+    A slot that was CLEAN names the device it leaves as its previous one, unless that serves; a slot
+    that was REBUILDING keeps the previous one it has, for its target never held all of its chunks.
     PGs whose devices change get the new epoch, which fences writers that still use the old row.
     A plan that moves nothing (all slots already rebuild where they are) returns the same map.
 
@@ -301,6 +375,15 @@ def apply_plan(cluster_map: ClusterMap, plan: RepairPlan) -> ClusterMap:
     rows = cluster_map.pg_devices.copy()
     slot_state = cluster_map.pg_slot_state.copy()
     pg_epoch = cluster_map.pg_epoch.copy()
+    previous = cluster_map.pg_previous.copy()
+    leaves_clean = slot_state[pg, slot] == SlotState.CLEAN
+    left = plan.source_device[moves]
+    # Who is left while it serves was left on purpose (balancing, draining): it is not gone back to.
+    is_left_serving = np.isin(
+        np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))[left], SERVING
+    )
+    remembered = np.where(is_left_serving, np.int32(NO_DEVICE), left)
+    previous[pg, slot] = np.where(leaves_clean, remembered, previous[pg, slot])
     rows[pg, slot] = plan.target_device[moves]
     slot_state[pg, slot] = SlotState.REBUILDING
     pg_epoch[pg] = cluster_map.epoch + 1
@@ -310,6 +393,7 @@ def apply_plan(cluster_map: ClusterMap, plan: RepairPlan) -> ClusterMap:
         pg_devices=frozen(rows),
         pg_slot_state=frozen(slot_state),
         pg_epoch=frozen(pg_epoch),
+        pg_previous=frozen(previous),
     )
 
 
@@ -333,4 +417,11 @@ def mark_clean(
     slot_state[pg, slot] = SlotState.CLEAN
     if np.array_equal(slot_state, cluster_map.pg_slot_state):
         return cluster_map
-    return replace(cluster_map, epoch=cluster_map.epoch + 1, pg_slot_state=frozen(slot_state))
+    previous = cluster_map.pg_previous.copy()
+    previous[pg, slot] = NO_DEVICE
+    return replace(
+        cluster_map,
+        epoch=cluster_map.epoch + 1,
+        pg_slot_state=frozen(slot_state),
+        pg_previous=frozen(previous),
+    )

@@ -138,6 +138,9 @@ class ClusterMap:
         pg_slot_state: Shape (P, n), dtype uint8. Values of SlotState.
         pg_epoch: Shape (P,), dtype int64. The epoch at which the row's devices last changed; writes
             under an older epoch are fenced.
+        pg_previous: Shape (P, n), dtype int32. Of a slot that is REBUILDING, the device that held
+            it CLEAN before; NO_DEVICE where there is none. It equals `pg_devices` while that
+            device, returned, catches up.
     """
 
     epoch: int
@@ -148,3 +151,4 @@ class ClusterMap:
     pg_devices: Int32Array
     pg_slot_state: Uint8Array
     pg_epoch: Int64Array
+    pg_previous: Int32Array

@@ -46,6 +46,11 @@ def columns_of(message: common_pb2.ClusterMap, rule: PlacementRule) -> ClusterMa
     """The core's map of a message."""
     pg_devices = np.array([pg.device_indexes for pg in message.pgs], dtype=np.int64)
     pg_devices[pg_devices == WIRE_NO_DEVICE] = NO_DEVICE
+    previous = np.full(pg_devices.shape, NO_DEVICE, dtype=np.int64)
+    for row, pg in zip(previous, message.pgs, strict=True):
+        if pg.previous_device_indexes:  # absent when no slot has one, and in older maps
+            row[:] = pg.previous_device_indexes
+    previous[previous == WIRE_NO_DEVICE] = NO_DEVICE
     return ClusterMap(
         epoch=message.epoch,
         code=message.code,
@@ -55,6 +60,7 @@ def columns_of(message: common_pb2.ClusterMap, rule: PlacementRule) -> ClusterMa
         pg_devices=frozen(pg_devices.astype(np.int32)),
         pg_slot_state=frozen(np.array([pg.slot_states for pg in message.pgs], dtype=np.uint8)),
         pg_epoch=frozen(np.array([pg.epoch for pg in message.pgs], dtype=np.int64)),
+        pg_previous=frozen(previous.astype(np.int32)),
     )
 
 
@@ -70,16 +76,23 @@ def with_columns(message: common_pb2.ClusterMap, columns: ClusterMap) -> common_
         columns.pg_devices.tolist(),
         columns.pg_slot_state.tolist(),
         columns.pg_epoch.tolist(),
+        columns.pg_previous.tolist(),
         strict=True,
     )
-    for index, (devices, slot_states, epoch) in enumerate(rows):
+    for index, (devices, slot_states, epoch, previous) in enumerate(rows):
+        has_previous = any(device != NO_DEVICE for device in previous)
         changed.pgs.add(
             index=index,
-            device_indexes=[WIRE_NO_DEVICE if d == NO_DEVICE else d for d in devices],
+            device_indexes=_wire_indexes(devices),
             slot_states=slot_states,
             epoch=epoch,
+            previous_device_indexes=_wire_indexes(previous) if has_previous else (),
         )
     return changed
+
+
+def _wire_indexes(devices: Sequence[int]) -> list[int]:
+    return [WIRE_NO_DEVICE if device == NO_DEVICE else device for device in devices]
 
 
 class _Numbering:

@@ -6,6 +6,7 @@ from exastore.erasure import codec
 from exastore.metadata.core.placement import place_pgs
 from exastore.metadata.core.repair import plan_repair
 from exastore.metadata.core.topology import (
+    NO_DEVICE,
     ClusterMap,
     DeviceState,
     DomainLevel,
@@ -36,6 +37,7 @@ def warm_up(config: MetadataConfig) -> None:
             pg_devices=frozen(rows.copy()),
             pg_slot_state=frozen(np.zeros(rows.shape, dtype=np.uint8)),
             pg_epoch=frozen(np.ones(1, dtype=np.int64)),
+            pg_previous=frozen(np.full(rows.shape, NO_DEVICE, dtype=np.int32)),
         ),
         code.k,
     )
