@@ -10,9 +10,18 @@ import pytest
 from numpy.typing import NDArray
 
 from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks, UnknownCode, codec
-from exastore.erasure.errors import UnknownKernel, WrongDtype, WrongIndex, WrongLayout, WrongShape
+from exastore.erasure.errors import (
+    Undecodable,
+    UnknownKernel,
+    WrongAlignment,
+    WrongDtype,
+    WrongIndex,
+    WrongLayout,
+    WrongReads,
+    WrongShape,
+)
 from exastore.erasure.kernels import available_kernels
-from exastore.erasure.matrix import decoding_matrix, replication_generator
+from exastore.erasure.matrix import parity_check, solve
 
 Bytes = NDArray[np.uint8]
 
@@ -46,13 +55,13 @@ def test_the_same_name_gives_the_same_codec() -> None:
 @pytest.mark.parametrize(
     "name",
     ",rs,rs-4,rs-0-2,rs-04-2,rs-4-02,rs-4-2 ,RS-4-2,rs-4--2,rs-٤-2,rs-250-6,rs-256-0,rs-1000-1,"
-    "rep-0,rep-256,rep-3-1,lrc-12-2".split(","),
+    "rep-0,rep-256,rep-3-1,lrc-12-2,lrc-12-5-2,lrc-12-0-2,lrc-240-12-4".split(","),
 )
 def test_an_unknown_name_is_refused_with_the_valid_forms(name: str) -> None:
     with pytest.raises(UnknownCode, match="rs-K-M") as error:
         codec(name)
     assert error.value.name == name
-    assert len(error.value.valid_forms) == 2
+    assert len(error.value.valid_forms) == 3
 
 
 @pytest.mark.parametrize("name", ["rs-255-0", "rs-1-254", "rs-200-55", "rep-255"])
@@ -276,7 +285,11 @@ ERRORS = (
     TooFewChunks(4, 3),
     WrongIndex(9, 6),
     WrongShape("text"),
+    WrongAlignment(100, 64),
+    WrongReads("text"),
+    Undecodable(12, [0, 1], [2]),
     UnknownCode("x", ["rs-K-M"]),
+    UnknownCode("x", ["rs-K-M"], "a reason"),
     UnknownKernel("x", ["portable"]),
 )
 
@@ -288,10 +301,10 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_rows_that_do_not_span_the_data_cannot_decode() -> None:
-    singular = np.concatenate([np.eye(2, dtype=np.uint8), np.ones((2, 2), dtype=np.uint8)])
-    with pytest.raises(ZeroDivisionError):
-        decoding_matrix(singular, [2, 3], [0])
-    assert decoding_matrix(replication_generator(3), [2], [0]).tolist() == [[1]]
+    twice = np.concatenate([np.eye(2, dtype=np.uint8), np.ones((2, 2), dtype=np.uint8)])
+    assert solve(parity_check(twice), [0, 1], [], [0]) is None
+    reads, matrix = solve(parity_check(twice), [0, 2], [], [0, 2]) or ((), np.empty(0))
+    assert reads == (1, 3) and matrix.tolist() == [[1, 1], [0, 1]]
 
 
 def test_a_codec_is_shared_by_threads(kernel: str) -> None:

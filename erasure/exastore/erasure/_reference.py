@@ -36,6 +36,29 @@ def generator_rows(k: int, m: int) -> list[Row]:
     return identity + cauchy
 
 
+def power(a: int, exponent: int) -> int:
+    """a * a * ... * a."""
+    result = 1
+    for _ in range(exponent):
+        result = multiply(result, a)
+    return result
+
+
+def lrc_rows(k: int, group_count: int, global_count: int) -> list[Row]:
+    """The n rows of an LRC: identity, sums of the groups, global rows as `lrc.py` defines them."""
+    width = k // group_count
+    identity = [[int(row == column) for column in range(k)] for row in range(k)]
+    local = [[int(j // width == group) for j in range(k)] for group in range(group_count)]
+    for size in (2, 4, 16, 256):
+        step = 255 // (size - 1)
+        if global_count == 2 and width < size and group_count <= step:
+            row = [power(2, j // width + step * (j % width)) for j in range(k)]
+            return [*identity, *local, row, [multiply(a, a) for a in row]]
+    points = range(global_count + 1, global_count + 1 + k)
+    cauchy = [[multiply(y, inverse(x ^ y)) for y in points] for x in range(1, global_count + 1)]
+    return identity + local + cauchy
+
+
 def combine(coefficients: Sequence[int], chunks: Sequence[bytes]) -> bytes:
     """The sum of coefficient times chunk, byte by byte."""
     result = bytearray(len(chunks[0]))

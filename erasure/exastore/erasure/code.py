@@ -1,4 +1,4 @@
-"""A code: encode, decode and plan repairs of the n chunks of a stripe."""
+"""Codes that are one matrix: encode, decode, repair and verify the n chunks of a stripe."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,47 +8,35 @@ from typing import Final
 import numpy as np
 
 from exastore.erasure.chunks import Chunks, check_chunks, check_outputs
-from exastore.erasure.errors import TooFewChunks, WrongIndex, WrongShape
-from exastore.erasure.field import Bytes
+from exastore.erasure.contract import VERIFY_ROUNDS, Codec
+from exastore.erasure.errors import TooFewChunks, Undecodable, WrongShape
+from exastore.erasure.field import Bytes, matmul
 from exastore.erasure.kernels import Kernel, LinearMap, select_kernel
-from exastore.erasure.matrix import decoding_matrix
+from exastore.erasure.matrix import parity_check, random_rows, solve
+from exastore.erasure.plan import RepairPlan
 
 #: Decoding matrices kept per codec: a lost device makes one per (survivors read, chunks wanted).
 DECODERS_KEPT: Final = 1024
 
 
+#: Pieces in which parity is updated and stripes are verified, so that temporaries stay in cache.
+BLOCK_BYTES: Final = 64 * 1024
+
+
 @dataclass(frozen=True, slots=True)
-class RepairPlan:
-    """What must be read to rebuild lost chunks."""
+class Decoder:
+    """How to make some chunks from others."""
 
-    #: The chunk indexes to rebuild, ascending.
-    lost: tuple[int, ...]
-    #: For each chunk index to read, ascending: the fraction of its bytes that is read, in (0, 1].
-    reads: Mapping[int, float]
-
-    @property
-    def read_chunk_count(self) -> int:
-        """How many chunks are read from, in whole or in part."""
-        return len(self.reads)
-
-    @property
-    def bytes_fraction(self) -> float:
-        """Bytes read, in chunk sizes: 10.0 when ten whole chunks are read."""
-        return sum(self.reads.values())
-
-    def read_bytes(self, chunk_bytes: int) -> int:
-        """Bytes read when each chunk has `chunk_bytes`."""
-        return sum(round(fraction * chunk_bytes) for fraction in self.reads.values())
+    #: The chunks that are used, ascending.
+    reads: tuple[int, ...]
+    apply: LinearMap
 
 
-class Codec:
-    """A systematic MDS code: chunks 0..k-1 are the data, any k chunks give back all n.
+class LinearCode(Codec):
+    """A code that is one matrix over GF(2^8): chunk i is row i of the generator times the data.
 
-    Immutable and safe to share between threads; the GIL is released while bytes are processed.
-
-    Arrays, in every method: uint8, contiguous along the chunk, of any length (0 included) and any
-    alignment, all of one length within a call; inputs may be read-only. Nothing is copied except
-    where a new array is returned.
+    This class itself is for MDS codes, where any k chunks give back all n; `LocalCode` differs in
+    which chunks it takes, and in whether they are enough.
     """
 
     def __init__(self, name: str, generator: Bytes, kernel: Kernel | None = None) -> None:
@@ -56,32 +44,18 @@ class Codec:
 
         Users call `exastore.erasure.codec(name)` instead.
         """
-        self.name: Final = name
-        self.n: Final = int(generator.shape[0])
-        self.k: Final = int(generator.shape[1])
-        self.m: Final = self.n - self.k
-        #: Bytes stored per byte of data.
-        self.overhead: Final = self.n / self.k
-        self._generator = generator
-        self._kernel = kernel or select_kernel()
-        #: The name of the kernel in use.
-        self.kernel: Final = self._kernel.name
+        n, k = (int(size) for size in generator.shape)
+        super().__init__(name, k=k, m=n - k, kernel=kernel or select_kernel())
+        #: A vector of n chunks is a stripe if and only if this matrix times it is 0.
+        self._parity_check: Final = parity_check(generator)
         self._encoder: LinearMap | None = (
             self._kernel.prepare(np.ascontiguousarray(generator[self.k :])) if self.m else None
         )
         self._decoder = lru_cache(maxsize=DECODERS_KEPT)(self._make_decoder)
-
-    def __repr__(self) -> str:
-        return f"<Codec {self.name} on {self.kernel}>"
+        self._updater = lru_cache(maxsize=self.k)(self._make_updater)
 
     def encode(self, data: Bytes | Sequence[Bytes]) -> Bytes:
-        """Make the parity chunks.
-
-        Shape: k chunks of L bytes, as [k, L] or a sequence of k arrays; the result is a new [m, L].
-
-        Raises:
-            WrongShape, WrongDtype, WrongLayout: see `errors`.
-        """
+        """See `Codec.encode`."""
         inputs = check_chunks(data, self.k, "data")
         parity = np.empty((self.m, inputs.chunk_bytes), dtype=np.uint8)
         self._encode(inputs, check_chunks(parity, self.m, "parity"))
@@ -90,14 +64,7 @@ class Codec:
     def encode_into(
         self, data_chunks: Bytes | Sequence[Bytes], parity_chunks: Bytes | Sequence[Bytes]
     ) -> None:
-        """Make the parity chunks in place.
-
-        Shape: k and m chunks of L bytes, each as one 2-D array or a sequence of 1-D arrays.
-        Aliasing: the parity is overwritten and must not overlap anything else.
-
-        Raises:
-            WrongShape, WrongDtype, WrongLayout: see `errors`; nothing was written.
-        """
+        """See `Codec.encode_into`."""
         inputs = check_chunks(data_chunks, self.k, "data")
         outputs = check_chunks(parity_chunks, self.m, "parity")
         check_outputs(inputs, outputs, "parity")
@@ -110,88 +77,117 @@ class Codec:
     def decode(
         self, chunks: Mapping[int, Bytes], want: Iterable[int] | None = None
     ) -> dict[int, Bytes]:
-        """Get wanted chunks (default: all data chunks) from any k chunks.
-
-        If more than k are given, the k of lowest index are used. The chunks must be intact: a code
-        with erasures only cannot tell a rotten one.
-
-        Aliasing: a wanted chunk that was given is returned as it is; the others are new arrays.
-
-        Raises:
-            TooFewChunks: something wanted is missing, and fewer than k chunks were given.
-            WrongIndex, WrongShape, WrongDtype, WrongLayout: see `errors`.
-        """
+        """See `Codec.decode`."""
         wanted = range(self.k) if want is None else self._checked(want)
-        missing = [index for index in wanted if index not in chunks]
-        have, inputs = self._inputs(chunks, needed=bool(missing))
+        missing = tuple([index for index in wanted if index not in chunks])
+        decoder, inputs = self._prepare(chunks, missing)
         rebuilt = np.empty((len(missing), inputs.chunk_bytes), dtype=np.uint8)
-        if missing:
-            outputs = check_chunks(rebuilt, len(missing), "wanted")
-            self._decoder(have, tuple(missing))(inputs, outputs)
+        if decoder is not None:
+            decoder.apply(inputs, check_chunks(rebuilt, len(missing), "wanted"))
         made = dict(zip(missing, rebuilt, strict=True))
         return {index: made[index] if index in made else chunks[index] for index in wanted}
 
     def decode_into(self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes]) -> None:
-        """Rebuild chunks in place: the keys of `out` say which, none of them may be in `chunks`.
-
-        Aliasing: the arrays of `out` are overwritten and must not overlap anything else.
-
-        Raises:
-            TooFewChunks: fewer than k chunks were given.
-            WrongIndex, WrongShape, WrongDtype, WrongLayout: see `errors`; nothing was written.
-        """
-        wanted = self._checked(out)
+        """See `Codec.decode_into`."""
+        wanted = tuple(self._checked(out))
         if not wanted:
             return
         if not chunks.keys().isdisjoint(wanted):
             raise WrongShape("a chunk to rebuild is also given")
-        have, inputs = self._inputs(chunks, needed=True)
+        decoder, inputs = self._prepare(chunks, wanted)
+        assert decoder is not None
         outputs = check_chunks([out[index] for index in wanted], len(wanted), "wanted")
         check_outputs(inputs, outputs, "wanted")
-        self._decoder(have, tuple(wanted))(inputs, outputs)
+        decoder.apply(inputs, outputs)
 
     def decodable(self, lost: Iterable[int]) -> bool:
-        """Whether the data survives the loss of these chunks.
-
-        Raises:
-            WrongIndex: an index is not one of 0..n-1.
-        """
+        """See `Codec.decodable`."""
         return len(self._checked(lost)) <= self.m
 
     def repair_plan(self, lost: Iterable[int]) -> RepairPlan:
-        """Which surviving chunks to read, to rebuild these ones.
-
-        Raises:
-            TooFewChunks: more than m chunks are lost.
-            WrongIndex: an index is not one of 0..n-1.
-        """
-        lost_indexes = self._checked(lost)
+        """See `Codec.repair_plan`."""
+        lost_indexes = tuple(self._checked(lost))
         if not lost_indexes:
             return RepairPlan((), {})
         survivors = [index for index in range(self.n) if index not in lost_indexes]
-        if len(survivors) < self.k:
-            raise TooFewChunks(self.k, len(survivors))
-        return RepairPlan(tuple(lost_indexes), dict.fromkeys(survivors[: self.k], 1.0))
+        decoder = self._decoder(self._usable(survivors), lost_indexes)
+        return RepairPlan(lost_indexes, dict.fromkeys(decoder.reads, 1.0))
 
-    def _inputs(
-        self, chunks: Mapping[int, Bytes], *, needed: bool
-    ) -> tuple[tuple[int, ...], Chunks]:
-        """The chunks to compute with and their indexes: k of them, or any number if not needed."""
+    def repair(self, lost: Iterable[int], reads: Mapping[int, Bytes]) -> dict[int, Bytes]:
+        """See `Codec.repair`."""
+        plan = self.repair_plan(lost)
+        self._check_reads(plan, reads)
+        return self.decode(reads, plan.lost) if plan.lost else {}
+
+    def update_parity(
+        self, index: int, old: Bytes, new: Bytes, parity: Bytes | Sequence[Bytes]
+    ) -> None:
+        """See `Codec.update_parity`."""
+        data_index = self._check_data_index(index)
+        change = check_chunks([old, new], 2, "changed")
+        outputs = check_chunks(parity, self.m, "parity")
+        check_outputs(change, outputs, "parity")
+        rows, updater = self._updater(data_index)
+        targets = [outputs.arrays[row] for row in rows]
+        products = np.empty((len(rows), min(BLOCK_BYTES, change.chunk_bytes)), dtype=np.uint8)
+        for begin in range(0, change.chunk_bytes if rows else 0, BLOCK_BYTES):
+            block = slice(begin, min(begin + BLOCK_BYTES, change.chunk_bytes))
+            delta = old[block] ^ new[block]
+            part = products[:, : delta.size]
+            updater(check_chunks([delta], 1, "changed"), check_chunks(part, len(rows), "parity"))
+            for target, product in zip(targets, part, strict=True):
+                target[block] ^= product
+
+    def verify(
+        self, chunks: Bytes | Sequence[Bytes], seed: int, rounds: int = VERIFY_ROUNDS
+    ) -> bool:
+        """See `Codec.verify`."""
+        inputs = check_chunks(chunks, self.n, "given")
+        check_count = min(rounds, self.m)
+        if check_count <= 0:
+            return True
+        mix = random_rows(check_count, self.m, np.random.Generator(np.random.Philox(seed)))
+        check = self._kernel.prepare(matmul(mix, self._parity_check))
+        sums = np.empty((check_count, min(BLOCK_BYTES, inputs.chunk_bytes)), dtype=np.uint8)
+        for begin in range(0, inputs.chunk_bytes, BLOCK_BYTES):
+            block = [array[begin : begin + BLOCK_BYTES] for array in inputs.arrays]
+            part = sums[:, : block[0].size]
+            check(check_chunks(block, self.n, "given"), check_chunks(part, check_count, "sum"))
+            if part.any():
+                return False
+        return True
+
+    def _prepare(
+        self, chunks: Mapping[int, Bytes], want: tuple[int, ...]
+    ) -> tuple[Decoder | None, Chunks]:
+        """How to make `want`, none of them given, and what of; no decoder if nothing is wanted."""
         have = self._checked(chunks)
-        if needed and len(have) < self.k:
+        decoder = self._decoder(self._usable(have), want) if want else None
+        reads = tuple(have) if decoder is None else decoder.reads
+        return decoder, check_chunks([chunks[index] for index in reads], len(reads), "given")
+
+    def _usable(self, have: list[int]) -> tuple[int, ...]:
+        """The chunks to decode with, of those that there are: an MDS code needs no more than k."""
+        if len(have) < self.k:
             raise TooFewChunks(self.k, len(have))
-        have = have[: self.k]
-        inputs = check_chunks([chunks[index] for index in have], len(have), "given")
-        return tuple(have), inputs
+        return tuple(have[: self.k])
 
-    def _make_decoder(self, have: tuple[int, ...], want: tuple[int, ...]) -> LinearMap:
-        return self._kernel.prepare(decoding_matrix(self._generator, have, want))
+    def _spares(self, unknown: tuple[int, ...]) -> tuple[int, ...]:
+        """Chunks that are there but better not read, the least wanted first."""
+        assert len(unknown) == self.m, unknown
+        return ()
 
-    def _checked(self, indexes: Iterable[object]) -> list[int]:
-        """The different indexes, ascending."""
-        checked: set[int] = set()
-        for index in indexes:
-            if not isinstance(index, int | np.integer) or not 0 <= index < self.n:
-                raise WrongIndex(index, self.n)
-            checked.add(int(index))
-        return sorted(checked)
+    def _make_decoder(self, have: tuple[int, ...], want: tuple[int, ...]) -> Decoder:
+        unknown = tuple([index for index in range(self.n) if index not in have])
+        solution = solve(self._parity_check, unknown, self._spares(unknown), want)
+        if solution is None:
+            raise Undecodable(self.k, have, want)
+        reads, matrix = solution
+        return Decoder(reads, self._kernel.prepare(matrix))
+
+    def _make_updater(self, index: int) -> tuple[tuple[int, ...], LinearMap]:
+        """The parity rows that depend on a data chunk, and their coefficients of it."""
+        column = self._parity_check[:, index]
+        rows = np.flatnonzero(column)
+        updater = self._kernel.prepare(np.ascontiguousarray(column[rows, None]))
+        return tuple(int(row) for row in rows), updater

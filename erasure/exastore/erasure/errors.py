@@ -5,10 +5,13 @@ ErasureError
 ├── UnknownKernel        local misuse: EXASTORE_KERNEL names no kernel, or one this CPU lacks
 ├── InvalidChunks        local misuse: the caller's arrays or indices
 │   ├── WrongShape       number of chunks, dimensions or unequal lengths
+│   │   └── WrongAlignment   the length is no multiple of the code's sub-chunks
 │   ├── WrongDtype       not a NumPy array of uint8
 │   ├── WrongLayout      not contiguous, read-only output, or output over an input
-│   └── WrongIndex       a chunk index outside of 0..n-1
+│   ├── WrongIndex       a chunk index outside of 0..n-1
+│   └── WrongReads       a repair was given other bytes than its plan reads
 └── TooFewChunks         data loss: the survivors cannot give back what is wanted
+    └── Undecodable      they are k or more, but not independent (codes that are not MDS)
 
 They can be pickled, so they pass between processes.
 """
@@ -22,15 +25,17 @@ class ErasureError(Exception):
 
 
 class UnknownCode(ErasureError, ValueError):
-    """No code of this name."""
+    """No code of this name; `reason` says what is wrong with one that has a valid form."""
 
-    def __init__(self, name: str, valid_forms: Iterable[str]) -> None:
+    def __init__(self, name: str, valid_forms: Iterable[str], reason: str = "") -> None:
         self.name = name
         self.valid_forms = tuple(valid_forms)
-        super().__init__(f"unknown code {name!r}; valid forms: {'; '.join(self.valid_forms)}")
+        self.reason = reason
+        why = f": {reason}" if reason else ""
+        super().__init__(f"unknown code {name!r}{why}; valid forms: {'; '.join(self.valid_forms)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.valid_forms)
+        return type(self), (self.name, self.valid_forms, self.reason)
 
 
 class UnknownKernel(ErasureError, ValueError):
@@ -55,6 +60,18 @@ class WrongShape(InvalidChunks):
     """Wrong number of chunks, wrong dimensions, or chunks of unequal length."""
 
 
+class WrongAlignment(WrongShape):
+    """The length of the chunks is not a multiple of what the code divides them into."""
+
+    def __init__(self, chunk_bytes: int, alignment_bytes: int) -> None:
+        self.chunk_bytes = chunk_bytes
+        self.alignment_bytes = alignment_bytes
+        super().__init__(f"chunks of {chunk_bytes} bytes: need a multiple of {alignment_bytes}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.chunk_bytes, self.alignment_bytes)
+
+
 class WrongDtype(InvalidChunks, TypeError):
     """A chunk is not a NumPy array of uint8."""
 
@@ -75,6 +92,10 @@ class WrongIndex(InvalidChunks, IndexError):
         return type(self), (self.index, self.n)
 
 
+class WrongReads(InvalidChunks):
+    """A repair was given other chunks, or another number of their bytes, than its plan reads."""
+
+
 class TooFewChunks(ErasureError):
     """Fewer chunks than are needed to rebuild what is wanted."""
 
@@ -85,3 +106,18 @@ class TooFewChunks(ErasureError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.need, self.have)
+
+
+class Undecodable(TooFewChunks):
+    """The given chunks do not determine what is wanted, however many they are."""
+
+    def __init__(self, need: int, have: Iterable[int], want: Iterable[int]) -> None:
+        self.have_indexes = tuple(have)
+        self.want_indexes = tuple(want)
+        super().__init__(need, len(self.have_indexes))
+        self.args = (
+            f"chunks {list(self.have_indexes)} do not determine {list(self.want_indexes)}",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.need, self.have_indexes, self.want_indexes)

@@ -1,13 +1,15 @@
 """Codes by name: the name is stored with the data, so it fixes the matrix for ever."""
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-from exastore.erasure.code import Codec
+from exastore.erasure.code import LinearCode
+from exastore.erasure.contract import Codec
 from exastore.erasure.errors import UnknownCode
-from exastore.erasure.field import Bytes
-from exastore.erasure.kernels import select_kernel
+from exastore.erasure.kernels import Kernel, select_kernel
+from exastore.erasure.lrc import LocalCode, lrc_generator
 from exastore.erasure.matrix import cauchy_generator, replication_generator
 
 #: Chunks in a stripe at most.
@@ -15,11 +17,13 @@ MAX_CHUNK_COUNT: Final = 255
 
 VALID_FORMS: Final = (
     f"rs-K-M (Reed-Solomon, K >= 1, M >= 0, K + M <= {MAX_CHUNK_COUNT})",
+    f"lrc-K-L-G (K data chunks in L groups, L divides K, G global parities, "
+    f"K + L + G <= {MAX_CHUNK_COUNT})",
     f"rep-N (replication, 1 <= N <= {MAX_CHUNK_COUNT})",
 )
 
-_REED_SOLOMON = re.compile(r"rs-([1-9][0-9]{0,2})-(0|[1-9][0-9]{0,2})", re.ASCII)
-_REPLICATION = re.compile(r"rep-([1-9][0-9]{0,2})", re.ASCII)
+_POSITIVE = "([1-9][0-9]{0,2})"
+_NATURAL = "(0|[1-9][0-9]{0,2})"
 
 
 def codec(name: str, *, kernel: str | None = None) -> Codec:
@@ -38,16 +42,42 @@ def codec(name: str, *, kernel: str | None = None) -> Codec:
 
 @cache
 def _codec(name: str, kernel_name: str) -> Codec:
-    return Codec(name, _generator(name), select_kernel(kernel_name))
-
-
-def _generator(name: str) -> Bytes:
-    if match := _REED_SOLOMON.fullmatch(name):
-        k, m = int(match[1]), int(match[2])
-        if k + m <= MAX_CHUNK_COUNT:
-            return cauchy_generator(k, m)
-    elif match := _REPLICATION.fullmatch(name):
-        copies = int(match[1])
-        if copies <= MAX_CHUNK_COUNT:
-            return replication_generator(copies)
+    kernel = select_kernel(kernel_name)
+    for pattern, make in _FAMILIES:
+        if match := pattern.fullmatch(name):
+            return make(name, [int(number) for number in match.groups()], kernel)
     raise UnknownCode(name, VALID_FORMS)
+
+
+def _check_chunk_count(name: str, n: int) -> None:
+    if n > MAX_CHUNK_COUNT:
+        raise UnknownCode(name, VALID_FORMS, f"{n} chunks are more than {MAX_CHUNK_COUNT}")
+
+
+def _reed_solomon(name: str, numbers: list[int], kernel: Kernel) -> Codec:
+    k, m = numbers
+    _check_chunk_count(name, k + m)
+    return LinearCode(name, cauchy_generator(k, m), kernel)
+
+
+def _replication(name: str, numbers: list[int], kernel: Kernel) -> Codec:
+    (copies,) = numbers
+    _check_chunk_count(name, copies)
+    return LinearCode(name, replication_generator(copies), kernel)
+
+
+def _local(name: str, numbers: list[int], kernel: Kernel) -> Codec:
+    k, group_count, global_count = numbers
+    _check_chunk_count(name, k + group_count + global_count)
+    if k % group_count:
+        raise UnknownCode(name, VALID_FORMS, f"{group_count} groups do not divide {k} data chunks")
+    return LocalCode(name, lrc_generator(k, group_count, global_count), group_count, kernel)
+
+
+_Maker = Callable[[str, list[int], Kernel], Codec]
+
+_FAMILIES: Final[tuple[tuple[re.Pattern[str], _Maker], ...]] = (
+    (re.compile(f"rs-{_POSITIVE}-{_NATURAL}", re.ASCII), _reed_solomon),
+    (re.compile(f"lrc-{_POSITIVE}-{_POSITIVE}-{_NATURAL}", re.ASCII), _local),
+    (re.compile(f"rep-{_POSITIVE}", re.ASCII), _replication),
+)
