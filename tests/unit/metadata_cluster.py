@@ -56,6 +56,7 @@ class FakeNodes:
         #: Devices whose rebuilds end with a failure.
         self.failing: set[int] = set()
         self.requests: list[storage_pb2.RebuildRequest] = []
+        self.deletions: list[storage_pb2.DeleteChunksRequest] = []
         self.running_count = 0
         self.most_running_count = 0
         #: Rebuilds wait for this.
@@ -86,6 +87,9 @@ class FakeNodes:
         progress = storage_pb2.RebuildProgress(done=True)
         for stripe_id in list(request.stripe_ids) or sorted(held):
             progress.total_chunk_count += 1
+            if (request.pg, stripe_id, request.index) in self.chunks[request.device_index]:
+                progress.chunk_count += 1
+                continue
             if held.get(stripe_id, 0) < self._k or request.device_index in self.failing:
                 progress.failed_chunk_count += 1
                 progress.message = f"stripe {stripe_id!r} cannot be rebuilt"
@@ -100,11 +104,24 @@ class FakeNodes:
         self, address: str, request: storage_pb2.DeleteChunksRequest
     ) -> storage_pb2.DeleteChunksResponse:
         self._check(request.device_index)
+        self.deletions.append(request)
         held = self.chunks[request.device_index]
         keys = {(chunk.pg, chunk.stripe_id, chunk.index) for chunk in request.chunks}
         count = len(held & keys)
         held -= keys
         return storage_pb2.DeleteChunksResponse(deleted_count=count)
+
+    async def list_chunks(
+        self, address: str, request: storage_pb2.ListChunksRequest
+    ) -> list[storage_pb2.ChunkInfo]:
+        self._check(request.device_index)
+        return [
+            storage_pb2.ChunkInfo(
+                chunk=common_pb2.ChunkId(pg=pg, stripe_id=stripe_id, index=index), chunk_bytes=64
+            )
+            for pg, stripe_id, index in sorted(self.chunks[request.device_index])
+            if pg == request.pg
+        ]
 
     async def get_pg_usage(
         self, address: str, request: storage_pb2.GetPgUsageRequest

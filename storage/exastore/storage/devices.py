@@ -4,7 +4,7 @@ The map decides which writes are accepted: a write must name the device that the
 slot, under an epoch not older than the last change of its PG.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from exastore.proto.v1 import common_pb2
 from exastore.storage.errors import InvalidChunk, StaleEpoch, WrongDevice
@@ -51,6 +51,29 @@ class Devices:
         lane = self._lane_of_index.get(device_index)
         if lane is None:
             raise WrongDevice(f"device {device_index} is not on this node")
+        return lane
+
+    async def lane_of_given_up(
+        self,
+        device_index: int,
+        slots: Iterable[tuple[int, int]],
+        epoch: int,
+        refresh: RefreshMap,
+    ) -> DeviceLane:
+        """The device, if by a map of at least this epoch it holds none of these (PG, slot).
+
+        Raises:
+            StaleEpoch, WrongDevice.
+        """
+        if epoch > self.epoch:
+            await refresh(epoch)
+        if epoch > self.epoch:
+            raise StaleEpoch(f"the request has epoch {epoch}, this node learned {self.epoch} only")
+        lane = self.lane(device_index)
+        for pg, slot in slots:
+            device_indexes, _ = self._pgs.get(pg, ((), 0))
+            if slot < len(device_indexes) and device_indexes[slot] == device_index:
+                raise StaleEpoch(f"slot {slot} of PG {pg} is on this device")
         return lane
 
     async def lane_for_write(

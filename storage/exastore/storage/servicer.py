@@ -130,7 +130,15 @@ class StorageServicer(StorageServiceServicer):
         self, request: storage_pb2.DeleteChunksRequest, context: Context
     ) -> storage_pb2.DeleteChunksResponse:
         try:
-            lane = self._devices.lane(request.device_index)
+            if request.given_up_epoch:
+                lane = await self._devices.lane_of_given_up(
+                    request.device_index,
+                    {(chunk.pg, chunk.index) for chunk in request.chunks},
+                    request.given_up_epoch,
+                    self._refresh_map,
+                )
+            else:
+                lane = self._devices.lane(request.device_index)
             count = await lane.delete([key_of(chunk) for chunk in request.chunks])
         except StorageError as error:
             await _abort(context, error)

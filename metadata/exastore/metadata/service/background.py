@@ -18,6 +18,7 @@ from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.degraded import DegradedStripes
 from exastore.metadata.service.errors import ServiceError
+from exastore.metadata.service.leftovers import Leftovers
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.rebuild import Rebuilder
 from exastore.metadata.service.repair import Repairer
@@ -35,6 +36,7 @@ class Background:
         repair: Rebuilds lost slots.
         degraded: Completes stripes committed with chunks missing.
         trash: Deletes the chunks of deleted objects.
+        leftovers: Deletes the chunks of slots that devices have given up.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Background:
         self.repair = Repairer(config, maps, lease, rebuilder, storage, clock, metrics)
         self.degraded = DegradedStripes(engine, maps, lease, rebuilder, metrics)
         self.trash = TrashCollector(config, engine, maps, lease, storage, clock, metrics)
+        self.leftovers = Leftovers(engine, maps, lease, storage, metrics)
         service.cluster.background_status = self._status
         self._tasks: list[asyncio.Task[None]] = []
         self._known_epoch = 0
@@ -70,6 +73,7 @@ class Background:
             ),
             loop.create_task(self._repeat("degraded", self.degraded.run_round, slow_s)),
             loop.create_task(self._repeat("trash", self.trash.run_round, slow_s)),
+            loop.create_task(self._repeat("leftovers", self.leftovers.run_round, slow_s)),
         ]
 
     async def stop(self) -> None:

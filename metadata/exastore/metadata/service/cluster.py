@@ -22,6 +22,7 @@ from exastore.metadata.core.health import (
     Intent,
     NodeHealth,
     SetDeviceState,
+    Weights,
 )
 from exastore.metadata.core.topology import DeviceState
 from exastore.metadata.kv.contract import Engine, Transaction
@@ -83,7 +84,9 @@ class ClusterService:
         self._n = codec(config.code).n
         #: Nodes heard of since this server started, by id.
         self._members: dict[str, _Member] = {}
-        self._options = HealthOptions(config.down_after_s, config.out_after_s)
+        self._options = HealthOptions(
+            config.down_after_s, config.out_after_s, config.max_out_fraction
+        )
         self._health = NodeHealth(self._options)
         #: When `settle` ran last.
         self._settled_s = clock.monotonic_s()
@@ -192,6 +195,8 @@ class ClusterService:
             status.repair.message = self._waiting_message()
             self._add_joining(status)
             return status
+        if self._health.held:
+            status.repair.message = self._held_message()
         status.ready = True
         status.epoch = message.epoch
         status.pg_count = len(message.pgs)
@@ -217,9 +222,11 @@ class ClusterService:
         # are heard before anybody is declared dead.
         stood_still = now_s - self._settled_s > self._config.down_after_s / 2
         self._settled_s = now_s
+        message = self._maps.message
+        if message is not None:
+            self._handle(Weights(tuple(device.weight for device in message.devices)))
         if not stood_still:
             self._health.on_deadline(now_s)
-        message = self._maps.message
         if message is None or not self._lease.is_held:
             return
         self._expect(message)
@@ -298,6 +305,13 @@ class ClusterService:
             return self._waiting_for
         joined = sum(len(member.heartbeat.devices) for member in self._members.values())
         return f"{joined} of {self._config.bootstrap_device_count} devices have joined"
+
+    def _held_message(self) -> str:
+        return (
+            f"{len(self._health.held)} devices are silent for more than out_after_s but stay DOWN: "
+            f"silence may take out {self._config.max_out_fraction:.0%} of the weight at once "
+            "(max_out_fraction). Bring them back, or set OUT what is lost for good"
+        )
 
     async def _form(self) -> None:
         """Place the first map once enough devices have joined."""

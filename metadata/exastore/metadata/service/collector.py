@@ -108,7 +108,7 @@ class TrashCollector:
             ready = [
                 work
                 for work in works
-                if all(_is_quiet(message, extent.pg) for extent in work.batch.extents)
+                if all(membership.is_quiet(message, extent.pg) for extent in work.batch.extents)
             ]
             failed = await self._delete(message, ready)
             done = [work for work in ready if not _touches(message, work, failed)]
@@ -178,19 +178,6 @@ def _forgetting(work: _Work) -> Callable[[Transaction], None]:
             trash.finish_entry(txn, work.entry)
 
     return forget
-
-
-def _is_quiet(message: common_pb2.ClusterMap | None, pg: int) -> bool:
-    """Every slot is clean and its device can be reached."""
-    if message is None or pg >= len(message.pgs):
-        return False
-    group = message.pgs[pg]
-    return all(
-        state == common_pb2.SLOT_STATE_CLEAN
-        and device < len(message.devices)
-        and message.devices[device].state in membership.READABLE
-        for device, state in zip(group.device_indexes, group.slot_states, strict=True)
-    )
 
 
 def _touches(message: common_pb2.ClusterMap | None, work: _Work, devices: set[int]) -> bool:

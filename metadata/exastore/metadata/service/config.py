@@ -28,6 +28,8 @@ class MetadataConfig:
     """Seconds without a heartbeat after which a node's devices are DOWN."""
     out_after_s: float = 900.0
     """Seconds without a heartbeat after which a node's devices are OUT and repair starts."""
+    max_out_fraction: float = 0.5
+    """Share of the devices' weight, 0 to 1, that silence may take OUT at once; others stay DOWN."""
     tick_s: float = 0.25
     """Seconds between two rounds of background work."""
     lease_s: float = 3.0
@@ -63,6 +65,8 @@ class MetadataConfig:
             raise ValueError(f"pg_count is {self.pg_count}; 1 to {1 << 20} are possible")
         if not 0 < self.down_after_s <= self.out_after_s:
             raise ValueError("down_after_s must be above 0 and at most out_after_s")
+        if not 0 <= self.max_out_fraction <= 1:
+            raise ValueError("max_out_fraction must be 0 to 1")
         if self.down_after_s < 4 * self.tick_s:
             # Rounds further apart than half of down_after_s look like a stall of the server itself,
             # after which it listens again before it declares anyone dead.

@@ -95,6 +95,19 @@ def with_states(
     return _if_changed(message, changed)
 
 
+def is_quiet(message: common_pb2.ClusterMap | None, pg: int) -> bool:
+    """Every slot is clean and its device can be reached."""
+    if message is None or pg >= len(message.pgs):
+        return False
+    group = message.pgs[pg]
+    return all(
+        state == common_pb2.SLOT_STATE_CLEAN
+        and device < len(message.devices)
+        and message.devices[device].state in READABLE
+        for device, state in zip(group.device_indexes, group.slot_states, strict=True)
+    )
+
+
 def pgs_by_missing(message: common_pb2.ClusterMap, unreadable: Collection[int]) -> Sequence[int]:
     """[i]: PGs with i slots that cannot be read; `unreadable` are device indexes."""
     n = len(message.pgs[0].device_indexes) if message.pgs else 0

@@ -29,6 +29,8 @@ class RepairProgress:
     tasks: dict[SlotTarget, TaskProgress] = field(default_factory=dict[SlotTarget, TaskProgress])
     #: When the last task ended; None: the repair is under way.
     ended_s: float | None = None
+    #: Rebuilt for slots that got another target before they were done: time spent, bytes in vain.
+    dropped_bytes: int = 0
     #: The last failure in words.
     message: str = ""
 
@@ -39,6 +41,7 @@ class RepairProgress:
     def drop_missing(self, wanted: set[SlotTarget]) -> None:
         """Forget tasks that are not done and no longer wanted: their slot has another target."""
         for target in [t for t, p in self.tasks.items() if not p.is_done and t not in wanted]:
+            self.dropped_bytes += self.tasks[target].rebuilt_bytes
             del self.tasks[target]
 
     def status(self, now_s: float) -> metadata_pb2.RepairStatus:
@@ -49,7 +52,7 @@ class RepairProgress:
             max(0, task.expected_bytes - task.rebuilt_bytes) for task in tasks if not task.is_done
         )
         elapsed_s = (now_s if self.ended_s is None else self.ended_s) - self.begun_s
-        rate = rebuilt / elapsed_s if elapsed_s > _MIN_ELAPSED_S else 0.0
+        rate = (rebuilt + self.dropped_bytes) / elapsed_s if elapsed_s > _MIN_ELAPSED_S else 0.0
         is_active = self.ended_s is None
         return metadata_pb2.RepairStatus(
             active=is_active,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from exastore.erasure import codec
 from exastore.metadata.kv.contract import Engine
 from exastore.metadata.namespace import extents
 from exastore.metadata.service import membership
@@ -44,11 +45,14 @@ class Rebuilder:
 
         First the sources are asked which stripes they hold: cheap, but it includes leftovers of
         writes that were never committed, which cannot be rebuilt. If some stripes fail, the
-        namespace decides which must be there, and those alone are tried.
+        namespace decides which must be there, and those alone are tried. It also decides when fewer
+        than k sources are left, which may have missed a stripe together: then a device that
+        returned may still have all that is needed.
         """
-        final = await self._call(message, target, (), on_progress)
-        if not final.failed_chunk_count:
-            return
+        if len(sources_of(message, target)) >= codec(message.code).k:
+            final = await self._call(message, target, (), on_progress)
+            if not final.failed_chunk_count:
+                return
         stripe_ids = await self.committed_stripes(target.pg)
         await self.rebuild_stripes(message, target, stripe_ids, on_progress)
 

@@ -6,6 +6,8 @@ Laws:
 3. A slot is marked CLEAN only if its node rebuilt, read back and verified every chunk of every
    committed stripe, and only if the slot still names the device that was rebuilt.
 4. A failure is tried again after a pause that doubles; it holds up no other slot.
+5. A device that returns gets back the slots that were not rebuilt yet; their rebuilds elsewhere are
+   cancelled, and what those have written is recorded as left over.
 
 Theory of operation: every round compares the plan for the current map with the rebuilds that run:
 starts the most endangered that wait, up to `repair_concurrency`, and cancels those whose slot has
@@ -20,7 +22,9 @@ from exastore.erasure import codec
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.repair import RepairPlan, apply_plan, mark_clean, plan_repair
 from exastore.metadata.core.topology import SlotState
+from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.errors import EngineError
+from exastore.metadata.service import leftovers
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.convert import columns_of, with_columns
 from exastore.metadata.service.errors import ServiceError
@@ -138,7 +142,13 @@ class Repairer:
             columns = apply_plan(columns_of(known, self._config.rule), plan)
             return None if columns.epoch == known.epoch else with_columns(known, columns)
 
-        await self._maps.change(edit, guard=self._lease.guard())
+        guard = self._lease.guard()
+
+        def guard_and_record(txn: Transaction) -> None:
+            guard(txn)
+            leftovers.record(txn, plan)
+
+        await self._maps.change(edit, guard=guard_and_record)
         log.info("repair of %d slots begins", len(plan))
 
     def _start_and_cancel(self, plan: RepairPlan) -> None:
@@ -213,16 +223,16 @@ class Repairer:
         watch = _Watch(progress, target, self._metrics)
         try:
             await self._rebuilder.rebuild_slot(message, target, watch.note)
-            await self._mark_clean(target)
+            is_clean = await self._mark_clean(target)
         except (StorageError, EngineError, ServiceError) as error:
             self._failed(target, str(error))
         except Exception as error:
             log.exception("rebuild of slot %d of PG %d failed", target.slot, target.pg)
             self._failed(target, repr(error))
         else:
-            self._metrics.rebuild_ended(ok=True)
+            self._metrics.rebuild_ended(ok=is_clean)
             self._retries.pop(target, None)
-            task.is_done = True
+            task.is_done = is_clean
         finally:
             if self._running.get(target) is asyncio.current_task():
                 del self._running[target]
@@ -246,7 +256,9 @@ class Repairer:
             why,
         )
 
-    async def _mark_clean(self, target: SlotTarget) -> None:
+    async def _mark_clean(self, target: SlotTarget) -> bool:
+        """Whether the slot is CLEAN on the target now; if not, it has got another."""
+
         def edit(known: common_pb2.ClusterMap | None) -> common_pb2.ClusterMap | None:
             if known is None:
                 return None
@@ -257,34 +269,56 @@ class Repairer:
             cleaned = mark_clean(columns, [target.pg], [target.slot])
             return None if cleaned.epoch == known.epoch else with_columns(known, cleaned)
 
-        await self._maps.change(edit, guard=self._lease.guard())
+        message = await self._maps.change(edit, guard=self._lease.guard())
+        return message is not None and message.pgs[target.pg].device_indexes[target.slot] == (
+            target.device
+        )
 
     async def _estimate_all(self, targets: list[SlotTarget]) -> None:
         """Note how much each slot will hold, so that the forecast covers those that wait too."""
         message = self._maps.message
         assert message is not None
+        #: Chunk bytes by PG of the targets, asked anew: they may have been away since.
+        held: dict[int, dict[int, int]] = {}
         for target in targets:
-            await self._estimate(message, target)
+            await self._estimate(message, target, held)
 
-    async def _estimate(self, message: common_pb2.ClusterMap, target: SlotTarget) -> None:
-        """Note how much the slot will hold: as much as a readable slot of its PG holds."""
+    async def _estimate(
+        self,
+        message: common_pb2.ClusterMap,
+        target: SlotTarget,
+        held: dict[int, dict[int, int]],
+    ) -> None:
+        """Note how much is to be rebuilt: what a readable slot of the PG holds beyond the target.
+
+        A device that returned holds nearly all of it. It may hold chunks of deleted stripes, or
+        miss some that are not counted, so this is an estimate.
+        """
         progress = self._progress
+        if target.device not in held:
+            try:
+                held[target.device] = await self._ask_usage(message, target.device)
+            except StorageError as error:
+                log.debug("no estimate from device %d: %s", target.device, error)
+                held[target.device] = {}
         for source in sources_of(message, target):
             usage = self._usage.get(source.device_index)
             if usage is None:
                 try:
-                    usage = await self._ask_usage(source)
+                    usage = await self._ask_usage(message, source.device_index)
                 except StorageError as error:
                     log.debug("no estimate from device %d: %s", source.device_index, error)
                     continue
                 self._usage[source.device_index] = usage
             if progress is not None and target in progress.tasks:
-                progress.tasks[target].expected_bytes = usage.get(target.pg, 0)
+                missing_bytes = usage.get(target.pg, 0) - held[target.device].get(target.pg, 0)
+                progress.tasks[target].expected_bytes = max(0, missing_bytes)
             return
 
-    async def _ask_usage(self, source: storage_pb2.RebuildSource) -> dict[int, int]:
+    async def _ask_usage(self, message: common_pb2.ClusterMap, device: int) -> dict[int, int]:
         response = await self._storage.get_pg_usage(
-            source.address, storage_pb2.GetPgUsageRequest(device_index=source.device_index)
+            message.nodes[message.devices[device].node_index].address,
+            storage_pb2.GetPgUsageRequest(device_index=device),
         )
         return {usage.pg: usage.chunk_bytes for usage in response.usages}
 

@@ -31,6 +31,10 @@ class StorageClient(Protocol):
         self, address: str, request: storage_pb2.DeleteChunksRequest
     ) -> storage_pb2.DeleteChunksResponse: ...
 
+    async def list_chunks(
+        self, address: str, request: storage_pb2.ListChunksRequest
+    ) -> list[storage_pb2.ChunkInfo]: ...
+
     async def get_pg_usage(
         self, address: str, request: storage_pb2.GetPgUsageRequest
     ) -> storage_pb2.GetPgUsageResponse: ...
@@ -62,6 +66,15 @@ class GrpcStorageClient:
     ) -> storage_pb2.DeleteChunksResponse:
         try:
             return await self._stub(address).DeleteChunks(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+
+    async def list_chunks(
+        self, address: str, request: storage_pb2.ListChunksRequest
+    ) -> list[storage_pb2.ChunkInfo]:
+        call = self._stub(address).ListChunks(request, timeout=_CALL_TIMEOUT_S)
+        try:
+            return [info async for batch in call for info in batch.chunks]
         except grpc.aio.AioRpcError as error:
             raise _translated(address, error) from error
 
