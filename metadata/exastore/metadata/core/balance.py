@@ -109,13 +109,21 @@ def _violations(
         out[p] = _row_breaks_rule(rows[p], domain_of_device, max_per_domain)
 
 
+def row_violations(
+    pg_devices: Int32Array, domain_of_device: Int32Array, max_per_domain: int
+) -> NDArray[np.bool_]:
+    """As `rule_violations`, for columns that are at hand."""
+    out = np.zeros(len(pg_devices), dtype=np.bool_)
+    _violations(pg_devices, domain_of_device, max_per_domain, out)
+    return out
+
+
 def rule_violations(
     topology: Topology, rule: PlacementRule, pg_devices: Int32Array
 ) -> NDArray[np.bool_]:
     """Shape (P,): rows that name a device twice or overfill a domain. Empty slots break nothing."""
-    out = np.zeros(len(pg_devices), dtype=np.bool_)
-    _violations(pg_devices, topology.domain_of_device(rule.level), rule.max_per_domain, out)
-    return out
+    domain = topology.domain_of_device(rule.level)
+    return row_violations(pg_devices, domain, rule.max_per_domain)
 
 
 def violations(cluster_map: ClusterMap) -> int:
@@ -127,3 +135,51 @@ def violations(cluster_map: ClusterMap) -> int:
 def unplaced_slots(cluster_map: ClusterMap) -> int:
     """How many slots have no device."""
     return int((cluster_map.pg_devices == NO_DEVICE).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySpread:
+    """Who reads for whom: how evenly the other devices share the slots of one that fails.
+
+    Attributes:
+        sampled_count: Devices looked at.
+        peer_count_mean: Devices that share at least one PG with such a device.
+        shared_mean: PGs shared with one of these peers.
+        shared_max: PGs shared with the busiest peer, the largest of all.
+    """
+
+    sampled_count: int
+    peer_count_mean: float
+    shared_mean: float
+    shared_max: int
+
+
+def recovery_spread(
+    rows: Int32Array, device_count: int, *, sample_count: int = 256
+) -> RecoverySpread:
+    """Measures the load on peers for devices spread evenly over the indexes."""
+    sample_count = min(sample_count, device_count)
+    sample = (np.arange(sample_count) * device_count) // max(sample_count, 1)
+    place = np.full(device_count, -1, dtype=np.int32)
+    place[sample] = np.arange(sample_count)
+    shared = np.zeros((sample_count, device_count), dtype=np.int32)
+    _count_shared(rows, place, shared)
+    shared[np.arange(sample_count), sample] = 0
+    peers = (shared > 0).sum()
+    return RecoverySpread(
+        sampled_count=sample_count,
+        peer_count_mean=float(peers / sample_count) if sample_count else 0.0,
+        shared_mean=float(shared.sum() / peers) if peers else 0.0,
+        shared_max=int(shared.max(initial=0)),
+    )
+
+
+@njit
+def _count_shared(rows: Int32Array, place: Int32Array, shared: Int32Array) -> None:
+    for pg in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            if rows[pg, i] < 0 or place[rows[pg, i]] < 0:
+                continue
+            for j in range(rows.shape[1]):
+                if rows[pg, j] >= 0:
+                    shared[place[rows[pg, i]], rows[pg, j]] += 1

@@ -3,6 +3,7 @@
 CoreError
 ├── local misuse
 │   ├── StalePlan           a plan made from another map
+│   ├── StaleBalancePlan    moves of slots that are elsewhere by now
 │   └── UnknownIndex        a device, node or domain that the map does not have
 ├── impossible request
 │   └── TooFewDomains       the rule cannot place a single placement group
@@ -22,6 +23,18 @@ class StalePlan(CoreError):
         super().__init__(f"the plan is for epoch {plan_epoch}, the cluster map is at {map_epoch}")
         self.plan_epoch = plan_epoch
         self.map_epoch = map_epoch
+
+
+class StaleBalancePlan(CoreError):
+    """Move `move` of the plan is for a slot that is not where the plan moves it from."""
+
+    def __init__(self, move: int, pg: int, slot: int) -> None:
+        super().__init__(
+            f"move {move} of the plan: slot {slot} of PG {pg} is not on its source device"
+        )
+        self.move = move
+        self.pg = pg
+        self.slot = slot
 
 
 class UnknownIndex(CoreError):

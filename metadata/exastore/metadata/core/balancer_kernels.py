@@ -1,0 +1,368 @@
+"""The kernels of the balancer: greedy moves over an inverse index from devices to their slots.
+
+Theory of operation. `Fill` holds a working copy of the PG table, and for each device the list of
+its slots that may move. Devices have bounds: above `upper` they have a surplus, below `lower` a
+deficit.
+
+1. `give_surplus`: levels from the largest surplus down; at each level every device with so much
+   gives one slot to the device with the largest deficit in a domain that can take one of its slots.
+   Receivers are a heap per domain and a heap of domains, so a move costs a few row checks.
+2. `take_for_deficit`: what deficits remain draw from any device above its lower bound.
+
+What they leave over is for the chains of `balancer_chains.py`.
+
+Laws: every move keeps the rule at once, so every prefix of the moves does. A greedy move goes from
+a device above its ideal to one at or below its own and more than one slot apart, so it makes the
+table more even.
+
+A slot is coded as pg * n + slot.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.topology import Int32Array, Int64Array
+
+#: How many domains, or giving devices, one greedy move tries before it is left to the chains.
+ATTEMPTS = 64
+#: Bits below a heap key's level that break ties at random.
+TIE_BITS = 24
+#: Heap key of a domain without receivers.
+NOTHING = -(1 << 62)
+#: Rows of `Fill.tally`: moves so far, of them in chains, steps of search left.
+MOVED, CHAINED, STEPS_LEFT = 0, 1, 2
+
+
+class Fill(NamedTuple):
+    """A table under change. D devices, G domains of the rule's level, P groups of n slots.
+
+    Attributes:
+        rows: Shape (P, n). The PG table; changes with every move.
+        held: Shape (D,). Slots of each device, whether they may move or not.
+        lower: Shape (D,). Fewest slots a device should have.
+        upper: Shape (D,). Most; 0 for devices that take none.
+        start: Shape (D + 1,). Bounds of each device's room in `slots`.
+        movable: Shape (D,). Slots of each device that may move.
+        slots: Those, from `start[d]` on.
+        tie: Shape (D,). Random numbers of TIE_BITS bits.
+        domain_of_device: Shape (D,).
+        domain_start: Shape (G + 1,). Bounds of each domain in `domain_device`.
+        domain_device: Shape (D,). Devices by domain.
+        max_per_domain: Shape (1,).
+        moves: Shape (M, 3). Code, source and target of each move; M is the most there may be.
+        tally: Shape (3,). Rows named above.
+    """
+
+    rows: Int32Array
+    held: Int32Array
+    lower: Int32Array
+    upper: Int32Array
+    start: Int64Array
+    movable: Int32Array
+    slots: Int32Array
+    tie: Int64Array
+    domain_of_device: Int32Array
+    domain_start: Int32Array
+    domain_device: Int32Array
+    max_per_domain: Int32Array
+    moves: Int32Array
+    tally: Int64Array
+
+
+@njit
+def list_slots(fill: Fill, may_move: Int32Array) -> None:
+    """Fills the inverse index with the slots that have a device and `may_move` (0: all may)."""
+    width = fill.rows.shape[1]
+    for pg in range(fill.rows.shape[0]):
+        for slot in range(width):
+            device = fill.rows[pg, slot]
+            if device < 0 or fill.start[device + 1] == fill.start[device]:
+                continue
+            if len(may_move) and may_move[pg * width + slot] == 0:
+                continue
+            fill.slots[fill.start[device] + fill.movable[device]] = pg * width + slot
+            fill.movable[device] += 1
+
+
+@njit
+def _permits(fill: Fill, code: int, target: int) -> bool:
+    """Whether the rule lets `target` take over this slot."""
+    width = fill.rows.shape[1]
+    pg, slot = code // width, code % width
+    domain, used = fill.domain_of_device[target], 0
+    for i in range(width):
+        device = fill.rows[pg, i]
+        if device == target:
+            return False
+        if i != slot and device >= 0 and fill.domain_of_device[device] == domain:
+            used += 1
+    return bool(used < fill.max_per_domain[0])
+
+
+@njit
+def _find(fill: Fill, source: int, target: int) -> int:
+    """Position in the list of `source` of a slot that `target` can take; -1 if there is none."""
+    count = fill.movable[source]
+    if count == 0:
+        return -1
+    offset = fill.tie[source] % count
+    for i in range(count):
+        position = (offset + i) % count
+        if _permits(fill, int(fill.slots[fill.start[source] + position]), target):
+            return int(position)
+    return -1
+
+
+@njit
+def move(fill: Fill, source: int, position: int, target: int) -> None:
+    """Moves the slot at `position` of the list of `source`."""
+    width = fill.rows.shape[1]
+    at = fill.start[source] + position
+    code = fill.slots[at]
+    fill.movable[source] -= 1
+    fill.slots[at] = fill.slots[fill.start[source] + fill.movable[source]]
+    fill.slots[fill.start[target] + fill.movable[target]] = code
+    fill.movable[target] += 1
+    fill.held[source] -= 1
+    fill.held[target] += 1
+    fill.rows[code // width, code % width] = target
+    moved = fill.tally[MOVED]
+    fill.moves[moved, 0] = code
+    fill.moves[moved, 1] = source
+    fill.moves[moved, 2] = target
+    fill.tally[MOVED] = moved + 1
+
+
+@njit
+def _sift_down(heap: Int32Array, first: int, size: int, at: int, key: Int64Array) -> None:
+    """Restores a maximum heap in `heap[first : first + size]` after the key at `at` fell."""
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            return
+        if child + 1 < size and key[heap[first + child + 1]] > key[heap[first + child]]:
+            child += 1
+        if key[heap[first + child]] <= key[heap[first + at]]:
+            return
+        heap[first + at], heap[first + child] = heap[first + child], heap[first + at]
+        at = child
+
+
+@njit
+def _sift_up(heap: Int32Array, at: int, key: Int64Array) -> None:
+    """Restores a maximum heap after an item was put at its end."""
+    while at > 0:
+        parent = (at - 1) // 2
+        if key[heap[parent]] >= key[heap[at]]:
+            return
+        heap[parent], heap[at] = heap[at], heap[parent]
+        at = parent
+
+
+class Receivers(NamedTuple):
+    """Devices with room, the neediest first: a heap of devices per domain, a heap of domains.
+
+    Attributes:
+        key: Shape (D,). lower - held above TIE_BITS random bits.
+        heap: Shape (D,). Heaps of devices, in the bounds of `Fill.domain_start`.
+        size: Shape (G,). Devices in each.
+        domain_key: Shape (G,). Key of the first device, or NOTHING.
+        domain_heap: Shape (G,). Heap of domains.
+    """
+
+    key: Int64Array
+    heap: Int32Array
+    size: Int32Array
+    domain_key: Int64Array
+    domain_heap: Int32Array
+
+
+@njit
+def _receivers(fill: Fill) -> Receivers:
+    domain_count = len(fill.domain_start) - 1
+    key = np.zeros(len(fill.held), dtype=np.int64)
+    heap = np.zeros(len(fill.held), dtype=np.int32)
+    size = np.zeros(domain_count, dtype=np.int32)
+    domain_key = np.full(domain_count, NOTHING, dtype=np.int64)
+    domain_heap = np.arange(domain_count).astype(np.int32)
+    for domain in range(domain_count):
+        first = fill.domain_start[domain]
+        for j in range(first, fill.domain_start[domain + 1]):
+            device = fill.domain_device[j]
+            if fill.held[device] < fill.upper[device]:
+                need = fill.lower[device] - fill.held[device]
+                key[device] = (np.int64(need) << TIE_BITS) + fill.tie[device]
+                heap[first + size[domain]] = device
+                size[domain] += 1
+        for at in range(size[domain] // 2, -1, -1):
+            _sift_down(heap, first, size[domain], at, key)
+        if size[domain]:
+            domain_key[domain] = key[heap[first]]
+    for at in range(domain_count // 2, -1, -1):
+        _sift_down(domain_heap, 0, domain_count, at, domain_key)
+    return Receivers(key, heap, size, domain_key, domain_heap)
+
+
+@njit
+def _received(fill: Fill, receivers: Receivers, domain: int) -> None:
+    """Brings the heap of `domain` in order after its first device took a slot."""
+    first = fill.domain_start[domain]
+    device = receivers.heap[first]
+    receivers.key[device] -= np.int64(1) << TIE_BITS
+    if fill.held[device] >= fill.upper[device]:
+        receivers.size[domain] -= 1
+        receivers.heap[first] = receivers.heap[first + receivers.size[domain]]
+    size = receivers.size[domain]
+    if size == 0:
+        receivers.domain_key[domain] = NOTHING
+        return
+    _sift_down(receivers.heap, first, size, 0, receivers.key)
+    receivers.domain_key[domain] = receivers.key[receivers.heap[first]]
+
+
+@njit
+def _count_blocked(fill: Fill, source: int, used: Int32Array, blocked: Int32Array) -> None:
+    """blocked[g] = slots of `source` that no device of domain g can take, as g is full there."""
+    width, limit = fill.rows.shape[1], fill.max_per_domain[0]
+    for i in range(fill.movable[source]):
+        code = fill.slots[fill.start[source] + i]
+        pg, slot = code // width, code % width
+        for j in range(width):
+            device = fill.rows[pg, j]
+            if j != slot and device >= 0:
+                domain = fill.domain_of_device[device]
+                used[domain] += 1
+                if used[domain] == limit:
+                    blocked[domain] += 1
+        for j in range(width):
+            if fill.rows[pg, j] >= 0:
+                used[fill.domain_of_device[fill.rows[pg, j]]] = 0
+
+
+@njit
+def _clear_blocked(fill: Fill, source: int, blocked: Int32Array) -> None:
+    width = fill.rows.shape[1]
+    for i in range(fill.movable[source]):
+        pg = fill.slots[fill.start[source] + i] // width
+        for j in range(width):
+            if fill.rows[pg, j] >= 0:
+                blocked[fill.domain_of_device[fill.rows[pg, j]]] = 0
+
+
+@njit
+def _give_one(
+    fill: Fill, receivers: Receivers, source: int, used: Int32Array, blocked: Int32Array
+) -> bool:
+    """Moves one slot of `source` to the neediest receiver that can take one."""
+    heap, key = receivers.domain_heap, receivers.domain_key
+    last, given, is_counted = len(heap), -1, False
+    for _ in range(min(ATTEMPTS, len(heap))):
+        domain = heap[0]
+        if key[domain] == NOTHING:
+            break
+        if blocked[domain] < fill.movable[source]:
+            given = _find(fill, source, int(receivers.heap[fill.domain_start[domain]]))
+            if given >= 0:
+                break
+        if not is_counted:
+            _count_blocked(fill, source, used, blocked)
+            is_counted = True
+        last -= 1  # out of the heap for this search: the next domain comes first
+        heap[0], heap[last] = heap[last], heap[0]
+        _sift_down(heap, 0, last, 0, key)
+    if is_counted:
+        _clear_blocked(fill, source, blocked)
+    if given >= 0:
+        domain = heap[0]
+        move(fill, source, given, int(receivers.heap[fill.domain_start[domain]]))
+        _received(fill, receivers, domain)
+        _sift_down(heap, 0, last, 0, key)
+    while last < len(heap):
+        _sift_up(heap, last, key)
+        last += 1
+    return given >= 0
+
+
+@njit
+def give_surplus(fill: Fill, givers: Int32Array) -> None:
+    """Every device above its bound gives, level by level, the fullest first.
+
+    Args:
+        fill: The table.
+        givers: Devices above their bound, by surplus, the largest first.
+    """
+    receivers = _receivers(fill)
+    domain_count = len(fill.domain_start) - 1
+    used = np.zeros(domain_count, dtype=np.int32)
+    blocked = np.zeros(domain_count, dtype=np.int32)
+    is_stuck = np.zeros(len(givers), dtype=np.bool_)
+    level = 0
+    if len(givers):
+        level = fill.held[givers[0]] - fill.upper[givers[0]]
+    while level > 0:
+        for i in range(len(givers)):
+            if fill.tally[MOVED] == len(fill.moves):
+                return
+            source = givers[i]
+            if is_stuck[i]:
+                continue
+            if fill.held[source] - fill.upper[source] < level:
+                break
+            is_stuck[i] = not _give_one(fill, receivers, source, used, blocked)
+        level -= 1
+
+
+@njit
+def _take_one(fill: Fill, target: int, givers: Int32Array, size: int, cursor: int) -> int:
+    """Moves one slot to `target`; returns the giver's place in `givers`, or -1."""
+    for i in range(min(ATTEMPTS, size)):
+        at = (cursor + i) % size
+        position = _find(fill, givers[at], target)
+        if position >= 0:
+            move(fill, givers[at], position, target)
+            return at
+    domain = fill.domain_of_device[target]
+    for j in range(fill.domain_start[domain], fill.domain_start[domain + 1]):
+        source = fill.domain_device[j]
+        if fill.held[source] > fill.lower[source]:
+            position = _find(fill, source, target)
+            if position >= 0:
+                move(fill, source, position, target)
+                return 0
+    return -1
+
+
+@njit
+def take_for_deficit(fill: Fill, takers: Int32Array, givers: Int32Array) -> None:
+    """Every device below its bound takes, level by level, the emptiest first.
+
+    Args:
+        fill: The table.
+        takers: Devices below their bound, by deficit, the largest first.
+        givers: Devices above their lower bound; changes.
+    """
+    is_stuck = np.zeros(len(takers), dtype=np.bool_)
+    size, cursor, level = len(givers), 0, 0
+    if len(takers):
+        level = fill.lower[takers[0]] - fill.held[takers[0]]
+    while level > 0:
+        for i in range(len(takers)):
+            target = takers[i]
+            if is_stuck[i]:
+                continue
+            if fill.lower[target] - fill.held[target] < level:
+                break
+            while size > 0:
+                cursor %= size
+                if fill.held[givers[cursor]] > fill.lower[givers[cursor]]:
+                    break
+                size -= 1
+                givers[cursor] = givers[size]
+            if size == 0 or fill.tally[MOVED] == len(fill.moves):
+                return
+            at = _take_one(fill, target, givers, size, cursor)
+            is_stuck[i] = at < 0
+            cursor += 1
+        level -= 1
