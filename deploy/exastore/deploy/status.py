@@ -6,6 +6,7 @@ import grpc
 
 from exastore.deploy.errors import ClusterUnhealthy
 from exastore.metadata.core.topology import DeviceState
+from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
 from exastore.proto.v1 import metadata_pb2, metadata_pb2_grpc
 
 
@@ -103,9 +104,7 @@ def fetch_status(address: str, *, timeout_s: float = 10.0) -> StatusView:
     Raises:
         ClusterUnhealthy: It does not answer.
     """
-    # Proxies are for the outside world, even if the environment names one.
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options) as channel:
+    with grpc.insecure_channel(address, channel_options(METADATA_MESSAGE_BYTES)) as channel:
         stub = metadata_pb2_grpc.MetadataServiceStub(channel)
         try:
             status = stub.GetStatus(metadata_pb2.GetStatusRequest(), timeout=timeout_s)

@@ -15,22 +15,12 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import MetadataUnavailable, RequestError
 from exastore.gateway.metadata_errors import error_of, is_retried
 from exastore.metadata.core.clock import Clock
+from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
 from exastore.proto.v1 import common_pb2, metadata_pb2, metadata_pb2_grpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
-
-#: A large object's extents and a large map travel in one message.
-MAX_MESSAGE_BYTES = 64 << 20
-
-CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
 
 
 class MetadataClient:
@@ -42,7 +32,7 @@ class MetadataClient:
         self._config = config
         self._clock = clock
         self._channels = [
-            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            grpc.aio.insecure_channel(address, options=channel_options(METADATA_MESSAGE_BYTES))
             for address in config.metadata
         ]
         self._stubs: list[Stub] = [

@@ -16,18 +16,10 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.metadata.core.clock import Clock
+from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
 
-MAX_MESSAGE_BYTES = 8 << 20
 SERVICE = "/exastore.proto.v1.StorageService"
-
-CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 #: The key of WriteChunkRequest.data on the wire: field 7, length-delimited.
 _DATA_KEY = bytes([7 << 3 | 2])
@@ -92,7 +84,10 @@ class NodeClient:
         self._timeout_s = config.chunk_timeout_s
         self._metrics = metrics
         # Channels of one process share connections; data wants its own per node client.
-        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+        options = (
+            *channel_options(CHUNK_MESSAGE_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),
+        )
         self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub: storage_pb2_grpc.StorageServiceAsyncStub = storage_pb2_grpc.StorageServiceStub(
             self._channel

@@ -135,7 +135,7 @@ def chain_estimate(scenario: Scenario, *, mean_missing_s: float) -> ChainEstimat
     return ChainEstimate(
         failure_rate_per_year=failure,
         repair_mean_s=repair_s,
-        is_measured=mean_missing_s > 0,
+        is_measured=bool(mean_missing_s > 0),
         pg_mttdl_years=mttdl,
         pgs_lost_per_year=lost_per_year,
         loss_per_year=-expm1(-lost_per_year),

@@ -19,16 +19,9 @@ from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.servicer import add_to_server
 from exastore.metadata.service.storage_client import GrpcStorageClient, StorageClient
 from exastore.metadata.service.warm_up import warm_up
+from exastore.proto.channel import METADATA_MESSAGE_BYTES, server_options
 
 log = logging.getLogger(__name__)
-
-#: A large object's extents and a large map travel in one message.
-MAX_MESSAGE_BYTES = 64 << 20
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # or a second server would take half of the calls
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-)
 
 
 class MetadataServer:
@@ -77,7 +70,7 @@ class MetadataServer:
             await service.start()
             # Compiling starves the event loop: before the first heartbeat, not after it.
             await asyncio.to_thread(warm_up, self._config)
-            self._server = grpc.aio.server(options=_OPTIONS)
+            self._server = grpc.aio.server(options=server_options(METADATA_MESSAGE_BYTES))
             add_to_server(service, self._metrics, self._clock, self._server)
             port = self._bind(self._server)
             await self._server.start()

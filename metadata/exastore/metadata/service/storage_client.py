@@ -5,15 +5,11 @@ from typing import Protocol
 
 import grpc
 
+from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.v1 import storage_pb2, storage_pb2_grpc
 
 _CALL_TIMEOUT_S = 20.0
-_OPTIONS = (
-    ("grpc.max_receive_message_length", 8 << 20),
-    ("grpc.max_send_message_length", 8 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+_OPTIONS = channel_options(CHUNK_MESSAGE_BYTES)
 
 
 class StorageError(Exception):

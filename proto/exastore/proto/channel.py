@@ -1,0 +1,41 @@
+"""How our processes reach each other: the options of every gRPC channel, in one place."""
+
+from typing import Final
+
+#: A chunk travels whole in one message.
+CHUNK_MESSAGE_BYTES: Final = 8 << 20
+#: A large object's extents and a large map travel in one message.
+METADATA_MESSAGE_BYTES: Final = 64 << 20
+
+Options = tuple[tuple[str, int], ...]
+
+
+def _message_options(max_message_bytes: int) -> Options:
+    return (
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    )
+
+
+def server_options(max_message_bytes: int) -> Options:
+    """Options of a server whose messages have at most so many bytes.
+
+    Without SO_REUSEPORT a second process on the same port is an error, as it should be; with it,
+    it would take half of the calls.
+    """
+    return (*_message_options(max_message_bytes), ("grpc.so_reuseport", 0))
+
+
+def channel_options(max_message_bytes: int) -> Options:
+    """Options of a client's channel.
+
+    Reconnects soon, for servers restart within seconds and gRPC would wait up to two minutes. Never
+    through a proxy: those that the environment names are for the outside world.
+    """
+    return (
+        *_message_options(max_message_bytes),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.enable_http_proxy", 0),
+    )
