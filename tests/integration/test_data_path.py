@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -67,21 +68,22 @@ async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 async def running_cluster(folder: Path, **metadata_settings: float) -> AsyncGenerator[Cluster]:
     clock = SystemClock()
     engine = f"sqlite://{folder / 'meta.db'}"
-    config = MetadataConfig(engine=engine, pg_count=32, **metadata_settings)  # type: ignore[arg-type]  # a mix of int and float
+    settings: dict[str, Any] = {"pg_count": 32, **metadata_settings}
+    config = MetadataConfig(engine=engine, **settings)
     async with contextlib.AsyncExitStack() as stack:
         metadata = MetadataServer(config, clock=clock, registry=CollectorRegistry())
         address = await metadata.start()
         stack.push_async_callback(metadata.stop, 0.0)
         nodes: list[StorageNode] = []
         for index in range(8):
-            settings = StorageConfig(
+            node_config = StorageConfig(
                 node_id=f"node-{index}",
                 devices=(folder / f"device-{index}",),
                 metadata=(address,),
                 heartbeat_s=0.1,
                 capacity_bytes=1 << 30,
             )
-            node = StorageNode(settings, clock=clock, registry=CollectorRegistry())
+            node = StorageNode(node_config, clock=clock, registry=CollectorRegistry())
             await node.start()
             stack.push_async_callback(node.stop, 0.0)
             nodes.append(node)
