@@ -29,6 +29,7 @@ from exastore.deploy.errors import BadInput, DeployError, EnvironmentUnfit, Exit
 from exastore.deploy.files import write_json
 from exastore.deploy.logs import set_up_logging
 from exastore.deploy.version import version
+from exastore.proto.channel import keep_grpc_running
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ async def _serve(
     build: Callable[[CollectorRegistry], Service],
     start_errors: tuple[type[Exception], ...] = (ValueError,),
 ) -> ExitCode:
+    keep_grpc_running()
     registry = new_registry(name)
     try:
         service = build(registry)

@@ -19,6 +19,7 @@ from exastore.gateway.errors import GatewayError, RequestError, ServiceError
 from exastore.gateway.s3.context import OWNER
 from exastore.gateway.store import ObjectAttributes, ObjectInfo, Precondition
 from exastore.gateway.verifier import VerifyReport, verify
+from exastore.proto.channel import keep_grpc_running
 
 READ_BYTES = 2**20
 
@@ -33,6 +34,7 @@ def gateway_config(cluster: ClusterFile) -> GatewayConfig:
 @asynccontextmanager
 async def cluster_store(cluster: ClusterFile) -> AsyncGenerator[ClusterStore]:
     """The cluster's object store, its errors turned into ours."""
+    keep_grpc_running()
     store = await open_cluster_store(
         gateway_config(cluster), clock=SystemClock(), registry=CollectorRegistry()
     )
@@ -59,6 +61,11 @@ def deploy_error(error: GatewayError) -> DeployError:
             return DeployError(str(error))
 
 
+async def _verify(cluster: ClusterFile, progress: Callable[[VerifyReport], None]) -> VerifyReport:
+    keep_grpc_running()
+    return await verify(gateway_config(cluster), clock=SystemClock(), progress=progress)
+
+
 def scrub(cluster: ClusterFile, progress: Callable[[VerifyReport], None]) -> VerifyReport:
     """Read every chunk of every stripe and check it.
 
@@ -66,7 +73,7 @@ def scrub(cluster: ClusterFile, progress: Callable[[VerifyReport], None]) -> Ver
         ClusterUnhealthy: The walk could not be made.
     """
     try:
-        return asyncio.run(verify(gateway_config(cluster), clock=SystemClock(), progress=progress))
+        return asyncio.run(_verify(cluster, progress))
     except GatewayError as error:
         raise deploy_error(error) from error
 

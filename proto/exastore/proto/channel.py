@@ -2,12 +2,23 @@
 
 from typing import Final
 
+import grpc.aio
+
 #: A chunk travels whole in one message.
 CHUNK_MESSAGE_BYTES: Final = 8 << 20
 #: A large object's extents and a large map travel in one message.
 METADATA_MESSAGE_BYTES: Final = 64 << 20
 
 Options = tuple[tuple[str, int], ...]
+
+
+def keep_grpc_running() -> None:
+    """Keep gRPC's poller for the life of this process; call it once, before the first channel.
+
+    Otherwise gRPC stops it with the last channel or server, wherever that is collected, and waits
+    there, for ever if a call is still under way.
+    """
+    grpc.aio.init_grpc_aio()
 
 
 def _message_options(max_message_bytes: int) -> Options:
