@@ -1,4 +1,4 @@
-"""Slow, plain twins of the placement kernels, kept for ever as their oracle.
+"""Slow, plain twins of the placement kernels, and an oracle of the balancer, kept for ever.
 
 Python integers and lists, one draw at a time, no padding, no shortcuts: every child of every bucket
 is drawn with the logarithm, also where there is one child or all weights are equal.
@@ -160,3 +160,66 @@ class ReferencePlacement:
         domain = straw2(children, x, r)
         inside = [(d, d, self.device_weight[d]) for d in devices if self.domain[d] == domain]
         return straw2(inside, x, slot + r)
+
+
+def can_balance(
+    rows: list[list[int]],
+    domain: list[int],
+    max_per_domain: int,
+    lower: dict[int, int],
+    upper: dict[int, int],
+) -> bool:
+    """Whether any table that keeps the rule holds every device of `lower` within its bounds.
+
+    The oracle of the balancer, by maximum flow: source -> PG -> (PG, domain) -> device -> sink.
+    Slots on other devices, and empty ones, stay as they are. First the lower bounds must be filled,
+    then the rest must find room.
+    """
+    room: dict[tuple[object, object], int] = {}
+    beside: dict[object, list[object]] = {}
+
+    def edge(a: object, b: object, capacity: int) -> None:
+        room[a, b], room[b, a] = capacity, 0
+        beside.setdefault(a, []).append(b)
+        beside.setdefault(b, []).append(a)
+
+    total = 0
+    for pg, row in enumerate(rows):
+        movable = [device for device in row if device in lower]
+        fixed = [domain[device] for device in row if device >= 0 and device not in lower]
+        total += len(movable)
+        edge("source", ("pg", pg), len(movable))
+        for group in sorted({domain[device] for device in lower}):
+            edge(("pg", pg), (pg, group), max(max_per_domain - fixed.count(group), 0))
+        for device in lower:
+            edge((pg, domain[device]), ("device", device), 1)
+    for device, bound in lower.items():
+        edge(("device", device), "sink", bound)
+    filled = _flow(room, beside)
+    if filled < sum(lower.values()):
+        return False
+    for device, bound in lower.items():
+        room[("device", device), "sink"] += upper[device] - bound
+    return filled + _flow(room, beside) == total
+
+
+def _flow(room: dict[tuple[object, object], int], beside: dict[object, list[object]]) -> int:
+    """What more flows from "source" to "sink": one augmenting path after another."""
+    flow = 0
+    while True:
+        came_from: dict[object, object] = {"source": None}
+        queue: list[object] = ["source"]
+        for node in queue:
+            for other in beside.get(node, []):
+                if other not in came_from and room[node, other] > 0:
+                    came_from[other] = node
+                    queue.append(other)
+        if "sink" not in came_from:
+            return flow
+        node = "sink"
+        while node != "source":
+            before = came_from[node]
+            room[before, node] -= 1
+            room[node, before] += 1
+            node = before
+        flow += 1
