@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tools of the environment come first, so that protoc and pre-commit find their plugins.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test setup lock proto lint format type unit integration chaos verify bench coverage browser clean
+.PHONY: help demo test setup lock proto docs lint format type unit integration chaos verify bench coverage browser clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ lock: setup ## resolve the dependencies again (hashes, no addresses)
 proto: setup ## generate the gRPC stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --grpc_python_out=proto \
 		--mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTOS)
+
+docs: setup ## write the pages that are made from code
+	$(BIN)/python -m exastore.deploy.metrics_reference > docs/metrics.md
 
 lint: setup ## ruff, mypy, pyright, import contracts, spelling
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import grpc_tools
 import pytest
 from grpc_tools import protoc
 
+from exastore.deploy.metrics_reference import metrics_reference
+
 ROOT = Path(__file__).parents[2]
 PROTO = Path("exastore/proto/v1")
 
@@ -38,3 +40,7 @@ def test_generating_the_stubs_again_changes_nothing(
         if "_pb2" in path.name
     }
     assert committed == fresh, "run `make proto` and commit the result"
+
+
+def test_the_page_of_metrics_is_that_of_the_code() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_reference(), "run `make docs`"
