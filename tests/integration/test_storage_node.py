@@ -416,6 +416,24 @@ async def test_listing_usage_and_deleting_agree(cluster: Cluster) -> None:
     assert gone.status == S.CHUNK_STATUS_NOT_FOUND
 
 
+async def test_chunks_of_a_slot_that_the_device_holds_are_not_deleted_as_given_up(
+    cluster: Cluster,
+) -> None:
+    stripes = await cluster.store_stripes(pg=1, count=2, chunk_bytes=1000)
+    device, other = cluster.pg_devices(1)[2], cluster.pg_devices(1)[3]
+    stub = cluster.stub(cluster.node_of(device))
+    chunks = [common_pb2.ChunkId(pg=1, stripe_id=s, index=2) for s in stripes]
+    request = storage_pb2.DeleteChunksRequest(device_index=device, chunks=chunks, given_up_epoch=1)
+    with pytest.raises(grpc.aio.AioRpcError, match="STALE_EPOCH"):
+        await stub.DeleteChunks(request)
+    request.device_index = other
+    assert (await cluster.stub(cluster.node_of(other)).DeleteChunks(request)).deleted_count == 0
+    (read, _) = await cluster.read_all(
+        cluster.node_of(device), [read_request(n, device, 1, s, 2) for n, s in enumerate(stripes)]
+    )
+    assert read.status == S.CHUNK_STATUS_OK
+
+
 async def test_unary_calls_name_a_device_that_is_not_here(cluster: Cluster) -> None:
     node = cluster.nodes[0]
     with pytest.raises(grpc.aio.AioRpcError) as caught:

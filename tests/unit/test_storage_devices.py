@@ -10,6 +10,7 @@ from exastore.storage.errors import StaleEpoch, WrongDevice
 from exastore.storage.lane import DeviceLane
 
 LANE = cast(DeviceLane, object())
+CLEAN = common_pb2.SLOT_STATE_CLEAN
 
 
 def map_of(epoch: int, *rows: list[int]) -> common_pb2.ClusterMap:
@@ -19,7 +20,7 @@ def map_of(epoch: int, *rows: list[int]) -> common_pb2.ClusterMap:
         devices=[common_pb2.Device(index=index, uuid=f"d{index}") for index in range(4)],
         pgs=[
             common_pb2.PlacementGroup(
-                index=pg, device_indexes=row, slot_states=[0] * len(row), epoch=epoch
+                index=pg, device_indexes=row, slot_states=[CLEAN] * len(row), epoch=epoch
             )
             for pg, row in enumerate(rows)
         ],
