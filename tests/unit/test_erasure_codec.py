@@ -61,7 +61,7 @@ def test_an_unknown_name_is_refused_with_the_valid_forms(name: str) -> None:
     with pytest.raises(UnknownCode, match="rs-K-M") as error:
         codec(name)
     assert error.value.name == name
-    assert len(error.value.valid_forms) == 3
+    assert len(error.value.valid_forms) == 4
 
 
 @pytest.mark.parametrize("name", ["rs-255-0", "rs-1-254", "rs-200-55", "rep-255"])

@@ -96,3 +96,39 @@ def decode(k: int, m: int, chunks: Mapping[int, bytes]) -> list[bytes]:
                 values[row][position] ^= multiply(factor, value)
     data = [bytes(value) for value in values]
     return data + encode(k, m, data)
+
+
+def is_clay_stripe(k: int, m: int, chunks: Sequence[bytes]) -> bool:
+    """Whether n chunks are a stripe of clay-k-m-(k+m-1), by the definition of the code.
+
+    Plane by plane: uncouple every symbol, then check that they are a stripe of the inner code. The
+    uncoupling is invertible and the inner code systematic, so one stripe at most has given data.
+    """
+    q = m
+    virtual = -(k + m) % q
+    zeros = bytes(len(chunks[0]))
+    nodes = [*chunks[:k], *[zeros] * virtual, *chunks[k:]]
+    digit_count = len(nodes) // q
+    size = len(zeros) // q**digit_count
+    rows = generator_rows(k + virtual, m)[k + virtual :]
+
+    def symbol(node: int, digits: Sequence[int]) -> bytes:
+        plane = 0
+        for digit in digits:
+            plane = plane * q + digit
+        return nodes[node][plane * size : (plane + 1) * size]
+
+    for number in range(q**digit_count):
+        digits = [number // q**power_ % q for power_ in reversed(range(digit_count))]
+        plane: list[bytes] = []
+        for node in range(len(nodes)):
+            x, y = node % q, node // q
+            own = symbol(node, digits)
+            if digits[y] == x:
+                plane.append(own)
+                continue
+            swapped = [*digits[:y], x, *digits[y + 1 :]]
+            plane.append(combine([1, 2], [own, symbol(y * q + digits[y], swapped)]))
+        if [combine(row, plane[: k + virtual]) for row in rows] != plane[k + virtual :]:
+            return False
+    return True

@@ -1,5 +1,6 @@
 """Codes by name: the name is stored with the data, so it fixes the matrix for ever."""
 
+import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -14,11 +15,14 @@ from exastore.erasure.matrix import cauchy_generator, replication_generator
 
 #: Chunks in a stripe at most.
 MAX_CHUNK_COUNT: Final = 255
+#: Sub-chunks of a chunk at most, in a Clay code.
+MAX_SUB_CHUNK_COUNT: Final = 4096
 
 VALID_FORMS: Final = (
     f"rs-K-M (Reed-Solomon, K >= 1, M >= 0, K + M <= {MAX_CHUNK_COUNT})",
     f"lrc-K-L-G (K data chunks in L groups, L divides K, G global parities, "
     f"K + L + G <= {MAX_CHUNK_COUNT})",
+    "clay-K-M-D (coupled layers, M >= 2, D = K + M - 1 helpers)",
     f"rep-N (replication, 1 <= N <= {MAX_CHUNK_COUNT})",
 )
 
@@ -74,10 +78,29 @@ def _local(name: str, numbers: list[int], kernel: Kernel) -> Codec:
     return LocalCode(name, lrc_generator(k, group_count, global_count), group_count, kernel)
 
 
+def _clay(name: str, numbers: list[int], kernel: Kernel) -> Codec:
+    # Imported when needed: it loads numba.
+    from exastore.erasure.clay import ClayCode
+    from exastore.erasure.clay_program import Geometry
+
+    k, m, helpers = numbers
+    if m < 2:
+        raise UnknownCode(name, VALID_FORMS, "a Clay code has 2 parity chunks or more")
+    if helpers != k + m - 1:
+        raise UnknownCode(name, VALID_FORMS, f"only with all {k + m - 1} other chunks as helpers")
+    geometry = Geometry(k, m)
+    _check_chunk_count(name, geometry.node_count)
+    if geometry.digit_count * math.log(m) > math.log(MAX_SUB_CHUNK_COUNT) + 1e-9:
+        reason = f"{m}^{geometry.digit_count} sub-chunks are more than {MAX_SUB_CHUNK_COUNT}"
+        raise UnknownCode(name, VALID_FORMS, reason)
+    return ClayCode(name, k, m, kernel)
+
+
 _Maker = Callable[[str, list[int], Kernel], Codec]
 
 _FAMILIES: Final[tuple[tuple[re.Pattern[str], _Maker], ...]] = (
     (re.compile(f"rs-{_POSITIVE}-{_NATURAL}", re.ASCII), _reed_solomon),
     (re.compile(f"lrc-{_POSITIVE}-{_POSITIVE}-{_NATURAL}", re.ASCII), _local),
+    (re.compile(f"clay-{_POSITIVE}-{_POSITIVE}-{_POSITIVE}", re.ASCII), _clay),
     (re.compile(f"rep-{_POSITIVE}", re.ASCII), _replication),
 )
