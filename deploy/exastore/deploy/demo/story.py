@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from exastore.deploy.demo.report import write_report
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from exastore.deploy.cli.output import binary_size, duration
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.demo.decade import Decade, simulate
 from exastore.deploy.demo.folder import prepare, remove
+from exastore.deploy.demo.report import write_report
 from exastore.deploy.demo.steps import ClusterStory, Outcome, Transfer
 from exastore.deploy.errors import DeployError
 from exastore.deploy.files import write_json
