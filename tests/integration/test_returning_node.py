@@ -17,7 +17,7 @@ OBJECT_BYTES = 128 * KIB
 CHUNK_BYTES = OBJECT_BYTES // 4
 BEFORE_COUNT, MEANWHILE_COUNT = 96, 8
 PG_COUNT = 2
-BANDWIDTH = 256 * KIB
+BANDWIDTH = 128 * KIB
 
 
 def used(cluster: Cluster, node: int) -> int:
