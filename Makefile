@@ -88,8 +88,9 @@ bench: setup ## benchmarks, with results in out/bench
 	@mkdir -p out/bench
 	$(BIN)/pytest bench -o python_files='bench_*.py' -m '' --benchmark-only --benchmark-json out/bench/benchmark.json
 
-coverage: setup ## line and branch coverage with the JIT off, so that kernels are seen
-	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest tests/unit tests/property tests/contract
+coverage: setup ## line and branch coverage; the kernels' lines from a run with the JIT off
+	$(BIN)/coverage run -m pytest tests/unit tests/property tests/contract
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run --append -m pytest tests/unit tests/property -k erasure
 	$(BIN)/coverage report
 
 browser: ## Chromium for the report test: installed when this machine lets us
