@@ -37,22 +37,40 @@ from exastore.metadata.core.balance import (
 from exastore.metadata.core.balancer_chains import give_by_chain
 from exastore.metadata.core.balancer_kernels import (
     CHAINED,
+    DEVICE_COLUMNS,
+    GIVES,
+    HELD,
+    LOWER,
+    MAX_PER_DOMAIN,
+    MOVABLE,
     MOVED,
+    ROLE,
+    START,
+    STAYS,
+    STEPS_LEFT,
+    TAKES,
+    TIE,
     TIE_BITS,
+    UPPER,
     Fill,
     give_surplus,
     list_slots,
+    new_receivers,
     take_for_deficit,
 )
 from exastore.metadata.core.errors import StaleBalancePlan
-from exastore.metadata.core.placement import PlacementColumns, all_up, placement_columns
+from exastore.metadata.core.placement import (
+    BoolArray,
+    PlacementColumns,
+    all_up,
+    placement_columns,
+)
 from exastore.metadata.core.straw2 import hash2
 from exastore.metadata.core.topology import (
     ClusterMap,
     DeviceState,
     Float64Array,
     Int32Array,
-    Int64Array,
     SlotState,
     Uint8Array,
     frozen,
@@ -212,35 +230,26 @@ def ideal_slots(
 
 
 def _bounds(
-    ideal: Float64Array, pg_count: int, tolerance: float, may_take: Int32Array
+    ideal: Float64Array, pg_count: int, tolerance: float, takes: BoolArray
 ) -> tuple[Int32Array, Int32Array]:
     """Whole numbers of slots within `tolerance` of the ideal; (0, 0) for devices that take none."""
     lower = np.maximum(np.ceil(ideal - tolerance - ROUNDING), 0)
     upper = np.minimum(np.floor(ideal + tolerance + ROUNDING), pg_count)
-    lower, upper = np.where(may_take, lower, 0), np.where(may_take, upper, 0)
+    lower, upper = np.where(takes, lower, 0), np.where(takes, upper, 0)
     return lower.astype(np.int32), upper.astype(np.int32)
 
 
-def _ties(device_count: int, seed: int) -> Int64Array:
+def _ties(device_count: int, seed: int) -> Int32Array:
     """Shape (D,): random numbers of TIE_BITS bits."""
-    out = np.empty(device_count, dtype=np.int64)
+    out = np.empty(device_count, dtype=np.int32)
     _hash_all(np.uint32(seed & 0xFFFFFFFF), out)
     return out
 
 
 @njit
-def _hash_all(seed: np.uint32, out: Int64Array) -> None:
+def _hash_all(seed: np.uint32, out: Int32Array) -> None:
     for device in range(len(out)):
-        out[device] = np.int64(hash2(np.uint32(device), seed)) & ((1 << TIE_BITS) - 1)
-
-
-def _ordered(devices: Int32Array, excess: Int32Array, tie: Int64Array) -> Int32Array:
-    """The devices by excess, the largest first, ties at random."""
-    return devices[np.lexsort((tie[devices], -excess[devices]))].astype(np.int32)
-
-
-def _above(count: Int32Array, bound: Int32Array, movable: Int32Array) -> Int32Array:
-    return np.flatnonzero((count > bound) & (movable > 0)).astype(np.int32)
+        out[device] = hash2(np.uint32(device), seed) & np.uint32((1 << TIE_BITS) - 1)
 
 
 def plan_balance_of_rows(
@@ -278,33 +287,34 @@ def plan_balance_of_rows(
         raise ValueError(f"{rows.size} slots are more than a plan can number")
     device_count = len(columns.device_weight)
     state = all_up(device_count) if device_state is None else np.asarray(device_state)
-    may_take = ((state == DeviceState.UP) & (columns.device_weight > 0)).astype(np.int32)
-    count = slots_per_device(rows, device_count).astype(np.int32)
-    ideal = ideal_slots(columns, rows, state)
-    lower, upper = _bounds(ideal, len(rows), tolerance, may_take)
     is_up = state == DeviceState.UP
-    upper = np.where(is_up, upper, count).astype(np.int32)  # the others are as they should be
+    takes = is_up & (columns.device_weight > 0)
+    role = np.where(takes, TAKES, np.where(is_up, GIVES, STAYS)).astype(np.int32)
+    count = slots_per_device(rows, device_count).astype(np.int32)
+    lower, upper = _bounds(ideal_slots(columns, rows, state), len(rows), tolerance, takes)
+    # Devices that stay as they are hold what they should.
     lower = np.where(is_up, lower, count).astype(np.int32)
-    fill = _new_fill(columns, rows, count, lower, upper, is_up, seed, slot_state)
-    surplus = int(np.minimum(np.maximum(count - upper, 0), fill.movable).sum())
+    upper = np.where(is_up, upper, count).astype(np.int32)
+    fill = _new_fill(columns, rows, count, lower, upper, role, seed, slot_state)
+    surplus = int(np.minimum(np.maximum(count - upper, 0), fill.device[:, MOVABLE]).sum())
     deficit = int(np.maximum(lower - count, 0).sum())
-    minimum = max(surplus, deficit)
     # Chains are of a few moves; more than four for each slot out of place are not worth it.
-    room = 4 * (surplus + deficit) if max_moves is None else max_moves
-    room = min(room, 4 * (surplus + deficit))
+    room = 4 * (surplus + deficit)
+    room = room if max_moves is None else min(room, max_moves)
     fill = fill._replace(moves=np.empty((room, 3), dtype=np.int32))
     if room:
-        _flatten(fill, may_take)
+        _flatten(fill)
     moved = int(fill.tally[MOVED])
     code, source, target = (frozen(column.copy()) for column in fill.moves[:moved].T)
-    outside = int((np.maximum(fill.held - upper, 0) + np.maximum(lower - fill.held, 0)).sum())
+    held = fill.device[:, HELD]
+    outside = int((np.maximum(held - upper, 0) + np.maximum(lower - held, 0)).sum())
     return BalancePlan(
         epoch=epoch,
         pg=frozen((code // rows.shape[1]).astype(np.int32)),
         slot=frozen((code % rows.shape[1]).astype(np.int32)),
         source_device=source,
         target_device=target,
-        minimum_moves=minimum,
+        minimum_moves=max(surplus, deficit),
         chained_moves=int(fill.tally[CHAINED]),
         outside_count=outside,
         is_cut=max_moves is not None and moved == max_moves and outside > 0,
@@ -317,52 +327,61 @@ def _new_fill(
     count: Int32Array,
     lower: Int32Array,
     upper: Int32Array,
-    is_up: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    role: Int32Array,
     seed: int,
     slot_state: Uint8Array | None,
 ) -> Fill:
     device_count = len(count)
-    start = np.zeros(device_count + 1, dtype=np.int64)
     # One more than there can be: a device inside a chain may take before it gives.
-    np.cumsum(np.where(is_up, np.maximum(count, upper) + 1, 0), out=start[1:])
-    may_move = np.zeros(0, dtype=np.int32)
+    room = np.where(role == STAYS, 0, np.maximum(count, upper).astype(np.int64) + 1)
+    if int(room.sum()) >= 2**31:
+        raise ValueError(f"{rows.size} slots are more than a plan can number")
+    device = np.zeros((device_count, DEVICE_COLUMNS), dtype=np.int32)
+    device[:, HELD], device[:, LOWER], device[:, UPPER] = count, lower, upper
+    device[1:, START] = np.cumsum(room)[:-1]
+    device[:, TIE] = _ties(device_count, seed)
+    device[:, ROLE] = role
+    may_move = np.zeros(0, dtype=np.bool_)
     if slot_state is not None:
-        may_move = (np.asarray(slot_state).ravel() == SlotState.CLEAN).astype(np.int32)
+        may_move = np.asarray(slot_state).ravel() == SlotState.CLEAN
+    tally = np.zeros(4, dtype=np.int64)
+    tally[STEPS_LEFT], tally[MAX_PER_DOMAIN] = SEARCH_STEPS_MAX, columns.max_per_domain
     fill = Fill(
         rows=rows.astype(np.int32, copy=True),
-        held=count.copy(),
-        lower=lower,
-        upper=upper,
-        start=start,
-        movable=np.zeros(device_count, dtype=np.int32),
-        slots=np.empty(int(start[-1]), dtype=np.int32),
-        tie=_ties(device_count, seed),
+        device=device,
+        slots=np.empty(int(room.sum()), dtype=np.int32),
         domain_of_device=columns.domain_of_device,
         domain_start=columns.domain_device_start,
         domain_device=columns.domain_device,
-        max_per_domain=np.array([columns.max_per_domain], dtype=np.int32),
         moves=np.empty((0, 3), dtype=np.int32),
-        tally=np.array([0, 0, SEARCH_STEPS_MAX], dtype=np.int64),
+        tally=tally,
     )
     list_slots(fill, may_move)
     return fill
 
 
-def _flatten(fill: Fill, may_take: Int32Array) -> None:
+def _by_excess(fill: Fill, excess: Int32Array, chosen: BoolArray) -> Int32Array:
+    """The chosen devices by excess, the largest first, ties at random."""
+    devices = np.flatnonzero(chosen)
+    order = np.lexsort((fill.device[devices, TIE], -excess[devices]))
+    return devices[order].astype(np.int32)
+
+
+def _flatten(fill: Fill) -> None:
     """Greedy moves, then chains for what they left."""
-    givers = _above(fill.held, fill.upper, fill.movable)
-    give_surplus(fill, _ordered(givers, fill.held - fill.upper, fill.tie))
-    takers = np.flatnonzero(may_take.astype(bool) & (fill.held < fill.lower)).astype(np.int32)
+    held, lower, upper, role = (fill.device[:, column] for column in (HELD, LOWER, UPPER, ROLE))
+    surplus: Int32Array = held - upper
+    givers = _by_excess(fill, surplus, surplus > 0)
+    give_surplus(fill, givers, new_receivers(len(held), len(fill.domain_start) - 1))
+    deficit: Int32Array = lower - held
+    takers = _by_excess(fill, deficit, (deficit > 0) & (role == TAKES))
     if len(takers):
-        givers = _above(fill.held, fill.lower, fill.movable)
-        take_for_deficit(
-            fill,
-            _ordered(takers, fill.lower - fill.held, fill.tie),
-            _ordered(givers, fill.held - fill.upper, fill.tie),
-        )
-    give_by_chain(fill, fill.upper, fill.lower, may_take, True)
-    give_by_chain(fill, fill.upper, fill.upper, may_take, False)
-    give_by_chain(fill, fill.lower, fill.lower, may_take, True)
+        givers = _by_excess(fill, held - upper, (held > lower) & (role != STAYS))
+        take_for_deficit(fill, takers, givers)
+    if (held > upper).any() or (held < lower).any():
+        give_by_chain(fill, UPPER, LOWER, True)
+        give_by_chain(fill, UPPER, UPPER, False)
+        give_by_chain(fill, LOWER, LOWER, True)
 
 
 def plan_balance(

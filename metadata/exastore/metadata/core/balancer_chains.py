@@ -18,30 +18,40 @@ from typing import NamedTuple
 import numpy as np
 
 from exastore.erasure.jit import njit
-from exastore.metadata.core.balancer_kernels import CHAINED, MOVED, STEPS_LEFT, Fill, move
+from exastore.metadata.core.balancer_kernels import (
+    CHAINED,
+    HELD,
+    MAX_PER_DOMAIN,
+    MOVABLE,
+    MOVED,
+    ROLE,
+    START,
+    STEPS_LEFT,
+    TAKES,
+    Fill,
+    move,
+)
 from exastore.metadata.core.topology import Int32Array
+
+#: Columns of `Search.device`: the device that gives to it, -1 where a chain begins; the slot it
+#: would take; devices in the order they were found; those not found yet, in the bounds of their
+#: domains.
+PARENT, VIA, QUEUE, UNSEEN = 0, 1, 2, 3
+#: Columns of `Search.domain`: how many of its devices are not found yet; the domains that have such
+#: devices; zeros, to count with.
+LEFT, OPEN, USED = 0, 1, 2
 
 
 class Search(NamedTuple):
     """A breadth-first search over devices.
 
     Attributes:
-        parent: Shape (D,). The device that gives to it; -1 for where a chain begins.
-        via: Shape (D,). The slot it would take.
-        queue: Shape (D,). Devices in the order they were found.
-        unseen: Shape (D,). Devices not found yet, in the bounds of their domains.
-        left: Shape (G,). How many of them, per domain.
-        open_domains: Shape (G,). Domains that have some.
-        used: Shape (G,). Zeros.
+        device: Shape (D, 4). Columns named above.
+        domain: Shape (G, 3). Columns named above.
     """
 
-    parent: Int32Array
-    via: Int32Array
-    queue: Int32Array
-    unseen: Int32Array
-    left: Int32Array
-    open_domains: Int32Array
-    used: Int32Array
+    device: Int32Array
+    domain: Int32Array
 
 
 @njit
@@ -61,38 +71,39 @@ def _reach(
     source: int,
     open_count: int,
     queued: int,
-    goal: Int32Array,
+    goal: int,
 ) -> tuple[int, int, int]:
     """Finds the devices that can take this slot: (open domains, queued devices, goal or -1)."""
     width = fill.rows.shape[1]
     pg, slot = code // width, code % width
-    used, found = search.used, -1
+    used, found = search.domain[:, USED], -1
     for i in range(width):
         if i != slot and fill.rows[pg, i] >= 0:
             used[fill.domain_of_device[fill.rows[pg, i]]] += 1
     at = 0
     while at < open_count and found < 0:
-        domain = search.open_domains[at]
-        if used[domain] >= fill.max_per_domain[0]:
+        domain = search.domain[at, OPEN]
+        if used[domain] >= fill.tally[MAX_PER_DOMAIN]:
             at += 1
             continue
         first, j = fill.domain_start[domain], 0
-        while j < search.left[domain] and found < 0:
-            device = search.unseen[first + j]
+        while j < search.domain[domain, LEFT] and found < 0:
+            device = search.device[first + j, UNSEEN]
             if used[domain] and _in_row(fill, code, int(device)):
                 j += 1
                 continue
-            search.left[domain] -= 1
-            search.unseen[first + j] = search.unseen[first + search.left[domain]]
-            search.parent[device] = source
-            search.via[device] = code
-            search.queue[queued] = device
+            search.domain[domain, LEFT] -= 1
+            last = search.device[first + search.domain[domain, LEFT], UNSEEN]
+            search.device[first + j, UNSEEN] = last
+            search.device[device, PARENT] = source
+            search.device[device, VIA] = code
+            search.device[queued, QUEUE] = device
             queued += 1
-            if fill.held[device] < goal[device]:
+            if fill.device[device, HELD] < fill.device[device, goal]:
                 found = int(device)
-        if search.left[domain] == 0:
+        if search.domain[domain, LEFT] == 0:
             open_count -= 1
-            search.open_domains[at] = search.open_domains[open_count]
+            search.domain[at, OPEN] = search.domain[open_count, OPEN]
         else:
             at += 1
     for i in range(width):
@@ -102,33 +113,37 @@ def _reach(
 
 
 @njit
-def _shortest_chain(
-    fill: Fill, search: Search, begin: Int32Array, goal: Int32Array, may_take: Int32Array
-) -> int:
+def _shortest_chain(fill: Fill, search: Search, begin: int, goal: int) -> int:
     """Searches from all devices above `begin` to one below `goal`; that one, or -1."""
     queued, open_count = 0, 0
-    for domain in range(len(search.left)):
+    for domain in range(len(search.domain)):
         first = fill.domain_start[domain]
-        search.left[domain] = 0
+        search.domain[domain, LEFT] = 0
         for j in range(first, fill.domain_start[domain + 1]):
             device = fill.domain_device[j]
-            if may_take[device] and fill.held[device] <= begin[device]:
-                search.unseen[first + search.left[domain]] = device
-                search.left[domain] += 1
-        if search.left[domain]:
-            search.open_domains[open_count] = domain
+            if (
+                fill.device[device, ROLE] == TAKES
+                and fill.device[device, HELD] <= fill.device[device, begin]
+            ):
+                search.device[first + search.domain[domain, LEFT], UNSEEN] = device
+                search.domain[domain, LEFT] += 1
+        if search.domain[domain, LEFT]:
+            search.domain[open_count, OPEN] = domain
             open_count += 1
-    for device in range(len(fill.held)):
-        if fill.held[device] > begin[device] and fill.movable[device] > 0:
-            search.parent[device] = -1
-            search.queue[queued] = device
+    for device in range(len(fill.device)):
+        if (
+            fill.device[device, HELD] > fill.device[device, begin]
+            and fill.device[device, MOVABLE] > 0
+        ):
+            search.device[device, PARENT] = -1
+            search.device[queued, QUEUE] = device
             queued += 1
     at = 0
     while at < queued and open_count > 0 and fill.tally[STEPS_LEFT] > 0:
-        source = int(search.queue[at])
+        source = int(search.device[at, QUEUE])
         at += 1
-        for i in range(fill.movable[source]):
-            code = int(fill.slots[fill.start[source] + i])
+        for i in range(fill.device[source, MOVABLE]):
+            code = int(fill.slots[fill.device[source, START] + i])
             fill.tally[STEPS_LEFT] -= fill.rows.shape[1] + open_count
             open_count, queued, found = _reach(fill, search, code, source, open_count, queued, goal)
             if found >= 0:
@@ -145,21 +160,22 @@ def _apply_chain(fill: Fill, search: Search, found: int, from_end: bool) -> bool
     """
     width = fill.rows.shape[1]
     length, device = 0, found
-    while search.parent[device] >= 0:
-        search.queue[length] = device  # the search is over: its queue is scratch
+    while search.device[device, PARENT] >= 0:
+        search.device[length, QUEUE] = device  # the search is over: its queue is scratch
         length += 1
-        device = search.parent[device]
+        device = search.device[device, PARENT]
     for i in range(length):
         for j in range(i):
-            if search.via[search.queue[i]] // width == search.via[search.queue[j]] // width:
+            one, other = search.device[i, QUEUE], search.device[j, QUEUE]
+            if search.device[one, VIA] // width == search.device[other, VIA] // width:
                 return False
     for i in range(length):
         if fill.tally[MOVED] == len(fill.moves):
             return True
-        target = int(search.queue[i if from_end else length - 1 - i])
-        source = int(search.parent[target])
+        target = int(search.device[i if from_end else length - 1 - i, QUEUE])
+        source = int(search.device[target, PARENT])
         position = 0
-        while fill.slots[fill.start[source] + position] != search.via[target]:
+        while fill.slots[fill.device[source, START] + position] != search.device[target, VIA]:
             position += 1
         move(fill, source, position, target)
         fill.tally[CHAINED] += 1
@@ -167,36 +183,30 @@ def _apply_chain(fill: Fill, search: Search, found: int, from_end: bool) -> bool
 
 
 @njit
-def give_by_chain(
-    fill: Fill, begin: Int32Array, goal: Int32Array, may_take: Int32Array, from_end: bool
-) -> None:
+def give_by_chain(fill: Fill, begin: int, goal: int, from_end: bool) -> None:
     """Moves slots from devices above `begin` to devices below `goal` while a chain is found.
 
     Args:
         fill: The table.
-        begin: Shape (D,). `fill.upper` or `fill.lower`.
-        goal: Shape (D,). `fill.upper` or `fill.lower`.
-        may_take: Shape (D,). 0 for devices that take no slots.
+        begin: Column of the bound, UPPER or LOWER.
+        goal: Column of the bound, UPPER or LOWER.
         from_end: Whether the last move of a chain comes first: then a chain that is cut short
             moves a deficit instead of filling it, else a surplus.
     """
-    device_count, domain_count = len(fill.held), len(fill.domain_start) - 1
     search = Search(
-        np.full(device_count, -1, dtype=np.int32),
-        np.zeros(device_count, dtype=np.int32),
-        np.zeros(device_count, dtype=np.int32),
-        np.zeros(device_count, dtype=np.int32),
-        np.zeros(domain_count, dtype=np.int32),
-        np.zeros(domain_count, dtype=np.int32),
-        np.zeros(domain_count, dtype=np.int32),
+        np.full((len(fill.device), 4), -1, dtype=np.int32),
+        np.zeros((len(fill.domain_start) - 1, 3), dtype=np.int32),
     )
     while fill.tally[MOVED] < len(fill.moves):
         sources, goals = 0, 0
-        for device in range(device_count):
-            sources += fill.held[device] > begin[device] and fill.movable[device] > 0
-            goals += fill.held[device] < goal[device] and may_take[device] != 0
+        for device in range(len(fill.device)):
+            held = fill.device[device, HELD]
+            if held > fill.device[device, begin] and fill.device[device, MOVABLE] > 0:
+                sources += 1
+            if held < fill.device[device, goal] and fill.device[device, ROLE] == TAKES:
+                goals += 1
         if sources == 0 or goals == 0:
             return
-        found = _shortest_chain(fill, search, begin, goal, may_take)
+        found = _shortest_chain(fill, search, begin, goal)
         if found < 0 or not _apply_chain(fill, search, found, from_end):
             return

@@ -21,6 +21,7 @@ A slot is coded as pg * n + slot.
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
 from exastore.metadata.core.topology import Int32Array, Int64Array
@@ -31,59 +32,58 @@ ATTEMPTS = 64
 TIE_BITS = 24
 #: Heap key of a domain without receivers.
 NOTHING = -(1 << 62)
-#: Rows of `Fill.tally`: moves so far, of them in chains, steps of search left.
-MOVED, CHAINED, STEPS_LEFT = 0, 1, 2
+#: Rows of `Fill.tally`: moves so far, of them in chains, steps of search left, and of the rule.
+MOVED, CHAINED, STEPS_LEFT, MAX_PER_DOMAIN = 0, 1, 2, 3
+#: Columns of `Fill.device`: slots it holds, whether they may move or not; the fewest and the most
+#: it should hold; where its list begins in `Fill.slots`, and how many are in it; a random number of
+#: TIE_BITS bits; one of the roles below.
+HELD, LOWER, UPPER, START, MOVABLE, TIE, ROLE = 0, 1, 2, 3, 4, 5, 6
+DEVICE_COLUMNS = 7
+#: Keeps what it has; gives alone; gives and takes.
+STAYS, GIVES, TAKES = 0, 1, 2
 
 
 class Fill(NamedTuple):
     """A table under change. D devices, G domains of the rule's level, P groups of n slots.
 
+    Few arrays: each costs time to compile.
+
     Attributes:
         rows: Shape (P, n). The PG table; changes with every move.
-        held: Shape (D,). Slots of each device, whether they may move or not.
-        lower: Shape (D,). Fewest slots a device should have.
-        upper: Shape (D,). Most; 0 for devices that take none.
-        start: Shape (D + 1,). Bounds of each device's room in `slots`.
-        movable: Shape (D,). Slots of each device that may move.
-        slots: Those, from `start[d]` on.
-        tie: Shape (D,). Random numbers of TIE_BITS bits.
+        device: Shape (D, DEVICE_COLUMNS). Columns named above.
+        slots: The slots of each device that may move, with room for what it may take.
         domain_of_device: Shape (D,).
         domain_start: Shape (G + 1,). Bounds of each domain in `domain_device`.
         domain_device: Shape (D,). Devices by domain.
-        max_per_domain: Shape (1,).
         moves: Shape (M, 3). Code, source and target of each move; M is the most there may be.
-        tally: Shape (3,). Rows named above.
+        tally: Shape (4,). Rows named above.
     """
 
     rows: Int32Array
-    held: Int32Array
-    lower: Int32Array
-    upper: Int32Array
-    start: Int64Array
-    movable: Int32Array
+    device: Int32Array
     slots: Int32Array
-    tie: Int64Array
     domain_of_device: Int32Array
     domain_start: Int32Array
     domain_device: Int32Array
-    max_per_domain: Int32Array
     moves: Int32Array
     tally: Int64Array
 
 
 @njit
-def list_slots(fill: Fill, may_move: Int32Array) -> None:
-    """Fills the inverse index with the slots that have a device and `may_move` (0: all may)."""
+def list_slots(fill: Fill, may_move: NDArray[np.bool_]) -> None:
+    """Fills the inverse index with the slots that have a device and `may_move` (empty: all may)."""
     width = fill.rows.shape[1]
     for pg in range(fill.rows.shape[0]):
         for slot in range(width):
             device = fill.rows[pg, slot]
-            if device < 0 or fill.start[device + 1] == fill.start[device]:
+            if device < 0 or fill.device[device, ROLE] == STAYS:
                 continue
-            if len(may_move) and may_move[pg * width + slot] == 0:
+            if len(may_move) > 0 and not may_move[pg * width + slot]:
                 continue
-            fill.slots[fill.start[device] + fill.movable[device]] = pg * width + slot
-            fill.movable[device] += 1
+            fill.slots[fill.device[device, START] + fill.device[device, MOVABLE]] = (
+                pg * width + slot
+            )
+            fill.device[device, MOVABLE] += 1
 
 
 @njit
@@ -98,19 +98,19 @@ def _permits(fill: Fill, code: int, target: int) -> bool:
             return False
         if i != slot and device >= 0 and fill.domain_of_device[device] == domain:
             used += 1
-    return bool(used < fill.max_per_domain[0])
+    return bool(used < fill.tally[MAX_PER_DOMAIN])
 
 
 @njit
 def _find(fill: Fill, source: int, target: int) -> int:
     """Position in the list of `source` of a slot that `target` can take; -1 if there is none."""
-    count = fill.movable[source]
+    count = fill.device[source, MOVABLE]
     if count == 0:
         return -1
-    offset = fill.tie[source] % count
+    offset = fill.device[source, TIE] % count
     for i in range(count):
         position = (offset + i) % count
-        if _permits(fill, int(fill.slots[fill.start[source] + position]), target):
+        if _permits(fill, int(fill.slots[fill.device[source, START] + position]), target):
             return int(position)
     return -1
 
@@ -119,14 +119,14 @@ def _find(fill: Fill, source: int, target: int) -> int:
 def move(fill: Fill, source: int, position: int, target: int) -> None:
     """Moves the slot at `position` of the list of `source`."""
     width = fill.rows.shape[1]
-    at = fill.start[source] + position
+    at = fill.device[source, START] + position
     code = fill.slots[at]
-    fill.movable[source] -= 1
-    fill.slots[at] = fill.slots[fill.start[source] + fill.movable[source]]
-    fill.slots[fill.start[target] + fill.movable[target]] = code
-    fill.movable[target] += 1
-    fill.held[source] -= 1
-    fill.held[target] += 1
+    fill.device[source, MOVABLE] -= 1
+    fill.slots[at] = fill.slots[fill.device[source, START] + fill.device[source, MOVABLE]]
+    fill.slots[fill.device[target, START] + fill.device[target, MOVABLE]] = code
+    fill.device[target, MOVABLE] += 1
+    fill.device[source, HELD] -= 1
+    fill.device[target, HELD] += 1
     fill.rows[code // width, code % width] = target
     moved = fill.tally[MOVED]
     fill.moves[moved, 0] = code
@@ -170,6 +170,8 @@ class Receivers(NamedTuple):
         size: Shape (G,). Devices in each.
         domain_key: Shape (G,). Key of the first device, or NOTHING.
         domain_heap: Shape (G,). Heap of domains.
+        used: Shape (G,). Zeros, to count with.
+        blocked: Shape (G,). Zeros, to count with.
     """
 
     key: Int64Array
@@ -177,44 +179,57 @@ class Receivers(NamedTuple):
     size: Int32Array
     domain_key: Int64Array
     domain_heap: Int32Array
+    used: Int32Array
+    blocked: Int32Array
+
+
+def new_receivers(device_count: int, domain_count: int) -> Receivers:
+    """Without any device yet; made outside of the kernels, which compile faster so."""
+    return Receivers(
+        key=np.zeros(device_count, dtype=np.int64),
+        heap=np.zeros(device_count, dtype=np.int32),
+        size=np.zeros(domain_count, dtype=np.int32),
+        domain_key=np.full(domain_count, NOTHING, dtype=np.int64),
+        domain_heap=np.arange(domain_count, dtype=np.int32),
+        used=np.zeros(domain_count, dtype=np.int32),
+        blocked=np.zeros(domain_count, dtype=np.int32),
+    )
 
 
 @njit
-def _receivers(fill: Fill) -> Receivers:
-    domain_count = len(fill.domain_start) - 1
-    key = np.zeros(len(fill.held), dtype=np.int64)
-    heap = np.zeros(len(fill.held), dtype=np.int32)
-    size = np.zeros(domain_count, dtype=np.int32)
-    domain_key = np.full(domain_count, NOTHING, dtype=np.int64)
-    domain_heap = np.arange(domain_count).astype(np.int32)
+def _collect(fill: Fill, receivers: Receivers) -> None:
+    """Puts every device with room into the heaps."""
+    key, heap = receivers.key, receivers.heap
+    domain_count = len(receivers.size)
     for domain in range(domain_count):
-        first = fill.domain_start[domain]
+        first, size = int(fill.domain_start[domain]), 0
         for j in range(first, fill.domain_start[domain + 1]):
             device = fill.domain_device[j]
-            if fill.held[device] < fill.upper[device]:
-                need = fill.lower[device] - fill.held[device]
-                key[device] = (np.int64(need) << TIE_BITS) + fill.tie[device]
-                heap[first + size[domain]] = device
-                size[domain] += 1
-        for at in range(size[domain] // 2, -1, -1):
-            _sift_down(heap, first, size[domain], at, key)
-        if size[domain]:
-            domain_key[domain] = key[heap[first]]
+            held = fill.device[device, HELD]
+            if held < fill.device[device, UPPER]:
+                need = np.int64(fill.device[device, LOWER] - held)
+                key[device] = (need << TIE_BITS) + fill.device[device, TIE]
+                heap[first + size] = device
+                size += 1
+        for at in range(size // 2, -1, -1):
+            _sift_down(heap, first, size, at, key)
+        receivers.size[domain] = size
+        if size > 0:
+            receivers.domain_key[domain] = key[heap[first]]
     for at in range(domain_count // 2, -1, -1):
-        _sift_down(domain_heap, 0, domain_count, at, domain_key)
-    return Receivers(key, heap, size, domain_key, domain_heap)
+        _sift_down(receivers.domain_heap, 0, domain_count, at, receivers.domain_key)
 
 
 @njit
 def _received(fill: Fill, receivers: Receivers, domain: int) -> None:
     """Brings the heap of `domain` in order after its first device took a slot."""
-    first = fill.domain_start[domain]
+    first = int(fill.domain_start[domain])
     device = receivers.heap[first]
     receivers.key[device] -= np.int64(1) << TIE_BITS
-    if fill.held[device] >= fill.upper[device]:
+    if fill.device[device, HELD] >= fill.device[device, UPPER]:
         receivers.size[domain] -= 1
         receivers.heap[first] = receivers.heap[first + receivers.size[domain]]
-    size = receivers.size[domain]
+    size = int(receivers.size[domain])
     if size == 0:
         receivers.domain_key[domain] = NOTHING
         return
@@ -225,9 +240,9 @@ def _received(fill: Fill, receivers: Receivers, domain: int) -> None:
 @njit
 def _count_blocked(fill: Fill, source: int, used: Int32Array, blocked: Int32Array) -> None:
     """blocked[g] = slots of `source` that no device of domain g can take, as g is full there."""
-    width, limit = fill.rows.shape[1], fill.max_per_domain[0]
-    for i in range(fill.movable[source]):
-        code = fill.slots[fill.start[source] + i]
+    width, limit = fill.rows.shape[1], fill.tally[MAX_PER_DOMAIN]
+    for i in range(fill.device[source, MOVABLE]):
+        code = fill.slots[fill.device[source, START] + i]
         pg, slot = code // width, code % width
         for j in range(width):
             device = fill.rows[pg, j]
@@ -244,30 +259,28 @@ def _count_blocked(fill: Fill, source: int, used: Int32Array, blocked: Int32Arra
 @njit
 def _clear_blocked(fill: Fill, source: int, blocked: Int32Array) -> None:
     width = fill.rows.shape[1]
-    for i in range(fill.movable[source]):
-        pg = fill.slots[fill.start[source] + i] // width
+    for i in range(fill.device[source, MOVABLE]):
+        pg = fill.slots[fill.device[source, START] + i] // width
         for j in range(width):
             if fill.rows[pg, j] >= 0:
                 blocked[fill.domain_of_device[fill.rows[pg, j]]] = 0
 
 
 @njit
-def _give_one(
-    fill: Fill, receivers: Receivers, source: int, used: Int32Array, blocked: Int32Array
-) -> bool:
+def _give_one(fill: Fill, receivers: Receivers, source: int) -> bool:
     """Moves one slot of `source` to the neediest receiver that can take one."""
-    heap, key = receivers.domain_heap, receivers.domain_key
+    heap, key, blocked = receivers.domain_heap, receivers.domain_key, receivers.blocked
     last, given, is_counted = len(heap), -1, False
     for _ in range(min(ATTEMPTS, len(heap))):
-        domain = heap[0]
+        domain = int(heap[0])
         if key[domain] == NOTHING:
             break
-        if blocked[domain] < fill.movable[source]:
+        if blocked[domain] < fill.device[source, MOVABLE]:
             given = _find(fill, source, int(receivers.heap[fill.domain_start[domain]]))
             if given >= 0:
                 break
         if not is_counted:
-            _count_blocked(fill, source, used, blocked)
+            _count_blocked(fill, source, receivers.used, blocked)
             is_counted = True
         last -= 1  # out of the heap for this search: the next domain comes first
         heap[0], heap[last] = heap[last], heap[0]
@@ -275,7 +288,7 @@ def _give_one(
     if is_counted:
         _clear_blocked(fill, source, blocked)
     if given >= 0:
-        domain = heap[0]
+        domain = int(heap[0])
         move(fill, source, given, int(receivers.heap[fill.domain_start[domain]]))
         _received(fill, receivers, domain)
         _sift_down(heap, 0, last, 0, key)
@@ -286,21 +299,19 @@ def _give_one(
 
 
 @njit
-def give_surplus(fill: Fill, givers: Int32Array) -> None:
+def give_surplus(fill: Fill, givers: Int32Array, receivers: Receivers) -> None:
     """Every device above its bound gives, level by level, the fullest first.
 
     Args:
         fill: The table.
         givers: Devices above their bound, by surplus, the largest first.
+        receivers: From `new_receivers`.
     """
-    receivers = _receivers(fill)
-    domain_count = len(fill.domain_start) - 1
-    used = np.zeros(domain_count, dtype=np.int32)
-    blocked = np.zeros(domain_count, dtype=np.int32)
+    _collect(fill, receivers)
     is_stuck = np.zeros(len(givers), dtype=np.bool_)
     level = 0
     if len(givers):
-        level = fill.held[givers[0]] - fill.upper[givers[0]]
+        level = fill.device[givers[0], HELD] - fill.device[givers[0], UPPER]
     while level > 0:
         for i in range(len(givers)):
             if fill.tally[MOVED] == len(fill.moves):
@@ -308,9 +319,9 @@ def give_surplus(fill: Fill, givers: Int32Array) -> None:
             source = givers[i]
             if is_stuck[i]:
                 continue
-            if fill.held[source] - fill.upper[source] < level:
+            if fill.device[source, HELD] - fill.device[source, UPPER] < level:
                 break
-            is_stuck[i] = not _give_one(fill, receivers, source, used, blocked)
+            is_stuck[i] = not _give_one(fill, receivers, int(source))
         level -= 1
 
 
@@ -326,7 +337,7 @@ def _take_one(fill: Fill, target: int, givers: Int32Array, size: int, cursor: in
     domain = fill.domain_of_device[target]
     for j in range(fill.domain_start[domain], fill.domain_start[domain + 1]):
         source = fill.domain_device[j]
-        if fill.held[source] > fill.lower[source]:
+        if fill.device[source, HELD] > fill.device[source, LOWER]:
             position = _find(fill, source, target)
             if position >= 0:
                 move(fill, source, position, target)
@@ -346,17 +357,17 @@ def take_for_deficit(fill: Fill, takers: Int32Array, givers: Int32Array) -> None
     is_stuck = np.zeros(len(takers), dtype=np.bool_)
     size, cursor, level = len(givers), 0, 0
     if len(takers):
-        level = fill.lower[takers[0]] - fill.held[takers[0]]
+        level = fill.device[takers[0], LOWER] - fill.device[takers[0], HELD]
     while level > 0:
         for i in range(len(takers)):
             target = takers[i]
             if is_stuck[i]:
                 continue
-            if fill.lower[target] - fill.held[target] < level:
+            if fill.device[target, LOWER] - fill.device[target, HELD] < level:
                 break
             while size > 0:
                 cursor %= size
-                if fill.held[givers[cursor]] > fill.lower[givers[cursor]]:
+                if fill.device[givers[cursor], HELD] > fill.device[givers[cursor], LOWER]:
                     break
                 size -= 1
                 givers[cursor] = givers[size]
