@@ -11,6 +11,7 @@ from exastore.erasure import jit
 def test_the_cache_folder_is_keyed_by_the_sources(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("EXASTORE_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert jit.cache_dir() == tmp_path / "exastore" / "numba" / jit.source_digest()
     assert jit.writable_cache_dir() == jit.cache_dir()
@@ -20,6 +21,7 @@ def test_the_cache_folder_is_keyed_by_the_sources(
 def test_without_the_variable_the_cache_is_under_the_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("EXASTORE_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert jit.cache_dir().is_relative_to(tmp_path / ".cache")
@@ -29,10 +31,11 @@ def test_a_private_temporary_folder_replaces_one_that_cannot_be_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
+    monkeypatch.delenv("EXASTORE_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = jit.writable_cache_dir()
-    assert folder.parent == tmp_path and folder.name.startswith("exastore-numba-")
+    assert folder.parent == tmp_path and folder.name.startswith("exastore-code-")
     assert folder.stat().st_mode & 0o077 == 0
     assert jit.writable_cache_dir() != folder
 

@@ -9,7 +9,6 @@ user without a home), a new temporary folder serves this process and its childre
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import numba
 from numba.core import config as numba_config
 
 import exastore
+from exastore.erasure.cache import base_folder, writable_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,24 +35,13 @@ def source_digest() -> str:
 
 
 def cache_dir() -> Path:
-    """Where compiled kernels are kept: `$XDG_CACHE_HOME/exastore/numba/<digest>`."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "exastore" / "numba" / source_digest()
+    """Where numba keeps compiled functions: `numba/<digest>` in the folder of our caches."""
+    return base_folder() / "numba" / source_digest()
 
 
 def writable_cache_dir() -> Path:
-    """`cache_dir()`, made if need be; a private temporary folder if that is impossible.
-
-    It is new each time: code is loaded from it, so no other user may have made it.
-    """
-    folder = cache_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # As root, or on a read-only file system, permission bits do not tell; a file does.
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="exastore-numba-"))
+    """`cache_dir()`, made if need be; a private temporary folder if that is impossible."""
+    return writable_folder(cache_dir())
 
 
 if "NUMBA_CACHE_DIR" not in os.environ:

@@ -1,12 +1,12 @@
 """Kernels: implementations of one operation, a constant matrix over GF(2^8) times chunks.
 
 A kernel is compiled on first use and cached on disk; importing this package compiles nothing and
-does not import numba. `EXASTORE_KERNEL` forces a kernel; otherwise it is the fastest one that the
-CPU has.
+imports neither numba nor llvmlite. `EXASTORE_KERNEL` forces a kernel; otherwise it is the fastest
+one that the CPU has. `NUMBA_DISABLE_JIT=1` leaves the portable one alone, as plain Python.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
 from typing import Final, Protocol
 
@@ -16,12 +16,26 @@ from exastore.erasure.field import Bytes
 
 ENVIRONMENT_VARIABLE: Final = "EXASTORE_KERNEL"
 
+#: Chunks as the rows of one array, or one by one.
+Arrays = Bytes | Sequence[Bytes]
+
 
 class LinearMap(Protocol):
     """A prepared matrix: `outputs = matrix * inputs`, byte by byte."""
 
-    def __call__(self, inputs: Chunks, outputs: Chunks) -> None:
-        """Overwrite the outputs. The chunks were checked; GIL released. Thread-safe."""
+    def __call__(self, inputs: Chunks, outputs: Chunks, threads: int = 1) -> None:
+        """Overwrite the outputs. The chunks were checked; GIL released. Thread-safe.
+
+        Several threads share the bytes if there are enough of them.
+        """
+        ...
+
+    def apply(self, inputs: Arrays, outputs: Arrays) -> bool:
+        """Check the caller's arrays and overwrite the outputs, in one call of machine code.
+
+        Returns False, with nothing written, if they are not plainly right: then the caller must
+        look at them with `check_chunks`, which accepts them or says what is wrong.
+        """
         ...
 
 
@@ -38,30 +52,25 @@ class Kernel(Protocol):
         ...
 
 
-def _gfni512() -> Kernel | None:
-    from exastore.erasure.kernels import gfni512
+def _vector_kernels() -> dict[str, Kernel]:
+    """Those whose instructions this CPU has; none where LLVM may not be used."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return {}
+    from exastore.erasure.kernels.native import host_features
+    from exastore.erasure.kernels.vector import INSTRUCTION_SETS, VectorKernel
 
-    return gfni512.Gfni512Kernel() if gfni512.is_supported() else None
-
-
-def _portable() -> Kernel | None:
-    from exastore.erasure.kernels.portable import PortableKernel
-
-    return PortableKernel()
-
-
-#: Fastest first. The last one runs everywhere.
-_MAKERS: Final[dict[str, Callable[[], Kernel | None]]] = {
-    "gfni512": _gfni512,
-    "portable": _portable,
-}
+    features = host_features()
+    return {
+        isa.name: VectorKernel(isa) for isa in INSTRUCTION_SETS if features.issuperset(isa.features)
+    }
 
 
 @cache
 def available_kernels() -> dict[str, Kernel]:
-    """The kernels that this CPU can run, fastest first."""
-    made = {name: make() for name, make in _MAKERS.items()}
-    return {name: kernel for name, kernel in made.items() if kernel is not None}
+    """The kernels that this CPU can run, fastest first; the last one runs everywhere."""
+    from exastore.erasure.kernels.portable import PortableKernel
+
+    return {**_vector_kernels(), "portable": PortableKernel()}
 
 
 def select_kernel(name: str | None = None) -> Kernel:

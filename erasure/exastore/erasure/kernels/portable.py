@@ -7,39 +7,19 @@ it, two at a time.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exastore.erasure.chunks import Chunks
 from exastore.erasure.field import MUL, Bytes
-from exastore.erasure.jit import njit
 
 Words = NDArray[np.uint64]
 
 ROWS_PER_WORD = 8
 #: Accumulators of one block: 4,096 words are 32 KiB.
 BLOCK_BYTES = 4096
-
-
-@njit
-def _fold_one(table: Words, chunk: Bytes, accumulator: Words) -> None:
-    for i in range(chunk.size):
-        accumulator[i] ^= table[chunk[i]]
-
-
-@njit
-def _fold_two(
-    table: Words, other_table: Words, chunk: Bytes, other: Bytes, accumulator: Words
-) -> None:
-    for i in range(chunk.size):
-        accumulator[i] ^= table[chunk[i]] ^ other_table[other[i]]
-
-
-@njit
-def _extract(accumulator: Words, shift: np.uint64, chunk: Bytes) -> None:
-    for i in range(chunk.size):
-        chunk[i] = np.uint8((accumulator[i] >> shift) & np.uint64(255))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +29,12 @@ class PortableMap:
     #: tables[group, column, x], the products of x with eight rows, row r in bits 8r..8r+7.
     tables: Words
 
-    def __call__(self, inputs: Chunks, outputs: Chunks) -> None:
+    def apply(self, inputs: Any, outputs: Any) -> bool:
+        """See `LinearMap.apply`."""
+        return False
+
+    def __call__(self, inputs: Chunks, outputs: Chunks, threads: int = 1) -> None:
+        """See `LinearMap.__call__`."""
         accumulator = np.empty(BLOCK_BYTES, dtype=np.uint64)
         for start in range(0, inputs.chunk_bytes, BLOCK_BYTES):
             sources = [array[start : start + BLOCK_BYTES] for array in inputs.arrays]
@@ -62,15 +47,18 @@ class PortableMap:
 def _apply_group(
     tables: Words, sources: list[Bytes], targets: list[Bytes], accumulator: Words
 ) -> None:
+    # Imported at the first use: it takes half a second.
+    from exastore.erasure.kernels._table_loops import extract, fold_one, fold_two
+
     accumulator.fill(0)
     for column in range(0, len(sources) - 1, 2):
-        _fold_two(
+        fold_two(
             tables[column], tables[column + 1], sources[column], sources[column + 1], accumulator
         )
     if len(sources) % 2:
-        _fold_one(tables[len(sources) - 1], sources[-1], accumulator)
+        fold_one(tables[len(sources) - 1], sources[-1], accumulator)
     for row, target in enumerate(targets):
-        _extract(accumulator, np.uint64(8 * row), target)
+        extract(accumulator, np.uint64(8 * row), target)
 
 
 @dataclass(frozen=True, slots=True)

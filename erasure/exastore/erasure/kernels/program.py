@@ -1,0 +1,331 @@
+"""From a matrix to a program: which products of 64 bytes to make and which to add.
+
+A constant matrix over GF(2^8) is applied to vectors of bytes. What costs is a product by a
+constant; an XOR is nearly free beside it. Two ways to need fewer products than the matrix has
+coefficients:
+
+- *Equal coefficients.* a·x + a·y = a·(x + y). Cauchy matrices 1 / (r + c) are full of them after a
+  change of basis of the rows: with rows r and s, column c has in the row r + s the same coefficient
+  as column c + r + s, if that is a column too. So a pair of rows needs 3 products where there were
+  4, and four rows r, s, t, r + s + t need 9 where there were 16 (Karatsuba's trick, as the matrix
+  [[a, b], [b, a]] is a polynomial product modulo x^2 + 1).
+- *Syndromes.* A matrix that decodes is B·[A | I] where A is a part of the generator. So A, full of
+  equal coefficients, comes first, and then the small dense B.
+
+The shape of a program does not depend on the coefficients but on which are equal: they are data, so
+few shapes are compiled. Columns and rows are renamed for the same reason, see `Program.columns`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+from exastore.erasure import field
+from exastore.erasure.field import Bytes
+
+#: One instruction on the variables of one vector step: a name and variable numbers.
+#:   ("load", v, column)        v = 64 bytes of an input
+#:   ("read", v, row)           v = 64 bytes of an output, to add to
+#:   ("xor", v, a, b)           v = a + b
+#:   ("mul", v, a, slot)        v = coefficient[slot] * a
+#:   ("mac", v, a, b, slot)     v = a + coefficient[slot] * b
+#:   ("store", row, v)
+Op = tuple[str | int, ...]
+
+#: More columns than this may not share coefficients: their sums would not fit the registers.
+MAX_CLUSTER: Final = 8
+#: An XOR costs this much of a product.
+XOR_COST: Final = 0.3
+#: A structured program must save this part of the products, or the plain one of its size is used,
+#: which many other matrices share.
+MIN_SAVING: Final = 0.08
+#: With fewer zeros than this part, they are products like others: a shape for each pattern of zeros
+#: would be compiled for each of them.
+MIN_ZEROS: Final = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to do with one vector of each input."""
+
+    ops: tuple[Op, ...]
+    #: The coefficient of each slot.
+    coefficients: bytes
+    #: Input `i` of the ops is column `columns[i]` of the matrix.
+    columns: tuple[int, ...]
+    #: Output `i` of the ops is row `rows[i]` of the matrix.
+    rows: tuple[int, ...]
+
+    @property
+    def product_count(self) -> int:
+        """Products per vector step."""
+        return len(self.coefficients)
+
+    @property
+    def cost(self) -> float:
+        """What one step costs, in products."""
+        xors = sum(op[0] in ("xor", "mac") for op in self.ops)
+        return self.product_count + XOR_COST * xors
+
+
+def make_program(matrix: Bytes, *, accumulate: bool = False, plain: bool = False) -> Program:
+    """The cheapest program known for a matrix. Shape: [outputs, inputs].
+
+    Args:
+        matrix: coefficients.
+        accumulate: add to the outputs instead of setting them.
+        plain: one product per coefficient, so that all matrices of a size have one shape.
+    """
+    rows = [row.tobytes() for row in matrix]
+    dense = plain or int((matrix == 0).sum()) < MIN_ZEROS * matrix.size
+    simplest = _Writer(rows, accumulate, dense).write(_plain_groups(rows), share=False)
+    candidates = [simplest]
+    if matrix.shape[0] > 1 and not plain:
+        candidates.append(_Writer(rows, accumulate).write(_row_groups(rows), share=True))
+        if not accumulate:
+            candidates.extend(_by_syndromes(matrix))
+    best = min(candidates, key=lambda program: program.cost)
+    return best if best.cost < (1 - MIN_SAVING) * simplest.cost else simplest
+
+
+# A group of rows, as numbers of rows and the sums of them that are accumulated instead: sum `i` is
+# the XOR of the rows at the positions `sums[i]` of the group.
+_SUMS: Final = {1: ((0,),), 2: ((0,), (0, 1)), 4: ((0,), (0, 1), (0, 2), (0, 1, 2, 3))}
+# How the rows come back from the sums: row `i` is the XOR of the sums `_BACK[size][i]`.
+_BACK: Final = {1: ((0,),), 2: ((0,), (0, 1)), 4: ((0,), (0, 1), (0, 2), (0, 1, 2, 3))}
+
+_Group = tuple[int, ...]
+
+
+def _plain_groups(rows: Sequence[bytes]) -> list[_Group]:
+    return [(row,) for row in range(len(rows))]
+
+
+def _xor(*rows: bytes) -> bytes:
+    total = 0
+    for row in rows:
+        total ^= int.from_bytes(row)
+    return total.to_bytes(len(rows[0]))
+
+
+def _repeats(row: bytes) -> int:
+    """How many products are saved by adding columns of equal coefficients."""
+    used = row.replace(b"\0", b"")
+    return len(used) - len(set(used))
+
+
+def _saving(rows: Sequence[bytes], group: _Group) -> int:
+    sums = (_xor(*(rows[group[i]] for i in positions)) for positions in _SUMS[len(group)])
+    return sum(map(_repeats, sums))
+
+
+def _row_groups(rows: Sequence[bytes]) -> list[_Group]:
+    """Rows that save most together: by four, then by two, then alone; rows of ones stay alone."""
+    free = [row for row, coefficients in enumerate(rows) if max(coefficients) > 1]
+    groups: list[_Group] = []
+    for size in (4, 2):
+        while len(free) >= size:
+            options = [
+                order
+                for chosen in combinations(free, size)
+                # The first row is any; then only the second one makes a difference.
+                for order in ((chosen,) if size == 2 else _orders_of_four(chosen))
+            ]
+            best = max(options, key=lambda group: _saving(rows, group))
+            if _saving(rows, best) < len(rows[0]) // 2:
+                break
+            groups.append(best)
+            free = [row for row in free if row not in best]
+    grouped = {row for group in groups for row in group}
+    return groups + [(row,) for row in range(len(rows)) if row not in grouped]
+
+
+def _orders_of_four(chosen: _Group) -> list[_Group]:
+    a, b, c, d = chosen
+    return [(a, b, c, d), (a, c, b, d), (a, d, b, c)]
+
+
+def _by_syndromes(matrix: Bytes) -> list[Program]:
+    """The program through B·[A | I], where I takes the last columns; nothing if B is singular."""
+    row_count, column_count = matrix.shape
+    first = column_count - row_count
+    if first < 1:
+        return []
+    try:
+        inverse = field.invert(matrix[:, first:])
+    except ZeroDivisionError:
+        return []
+    inner = [row.tobytes() for row in field.matmul(inverse, matrix[:, :first])]
+    if any(max(row) <= 1 for row in inner):
+        return []
+    outer = [row.tobytes() for row in matrix[:, first:]]
+    return [_Writer(inner, False).write(_row_groups(inner), share=True, outer=outer)]
+
+
+class _Writer:
+    """Writes the ops of one program."""
+
+    def __init__(self, rows: Sequence[bytes], accumulate: bool, dense: bool = False) -> None:
+        self._rows = rows
+        self._accumulate = accumulate
+        self._dense = dense
+        self._ops: list[Op] = []
+        self._coefficients = bytearray()
+        self._columns: list[int] = []
+        self._variable_count = 0
+        #: Sum of a set of inputs, by their columns.
+        self._sums: dict[tuple[int, ...], int] = {}
+
+    def write(
+        self, groups: Sequence[_Group], *, share: bool, outer: Sequence[bytes] | None = None
+    ) -> Program:
+        """Rows by groups; then, with `outer`, that matrix times (rows + further inputs)."""
+        sums = [
+            _xor(*(self._rows[group[i]] for i in positions))
+            for group in groups
+            for positions in _SUMS[len(group)]
+        ]
+        order = [row for group in groups for row in group]
+        totals: list[int | None] = [None] * len(sums)
+        for cluster in _clusters(sums) if share else [[c] for c in range(len(sums[0]))]:
+            self._add_cluster(cluster, sums, totals)
+        # A row of zeros is a product by zero, so that every output is written.
+        made = [self._op("mul", 0, self._slot(0)) if v is None else v for v in totals]
+        values = self._rows_back(groups, made)
+        if outer is not None:
+            values = self._apply_outer(order, values, outer)
+            order = list(range(len(outer)))
+        for position, value in enumerate(values):
+            if self._accumulate:
+                value = self._op("xor", value, self._op("read", position))
+            self._ops.append(("store", position, value))
+        return Program(
+            tuple(self._ops), bytes(self._coefficients), tuple(self._columns), tuple(order)
+        )
+
+    def _op(self, name: str, *arguments: int) -> int:
+        variable = self._variable_count
+        self._variable_count += 1
+        self._ops.append((name, variable, *arguments))
+        return variable
+
+    def _load(self, column: int) -> int:
+        self._columns.append(column)
+        return self._op("load", len(self._columns) - 1)
+
+    def _slot(self, coefficient: int) -> int:
+        self._coefficients.append(coefficient)
+        return len(self._coefficients) - 1
+
+    def _accumulated(self, total: int | None, value: int, coefficient: int, plain: bool) -> int:
+        if plain:
+            return value if total is None else self._op("xor", total, value)
+        slot = self._slot(coefficient)
+        if total is None:
+            return self._op("mul", value, slot)
+        return self._op("mac", total, value, slot)
+
+    def _add_cluster(
+        self, cluster: Sequence[int], sums: Sequence[bytes], totals: list[int | None]
+    ) -> None:
+        """Load the columns of a cluster and add their products to all totals."""
+        for column in cluster:
+            self._sums[(column,)] = self._load(column)
+        for position, row in enumerate(sums):
+            # A row of nothing but ones and zeros is a plain sum.
+            plain = max(row) == 1
+            classes = _classes(row, cluster, split=plain or len(cluster) == 1)
+            if self._dense and max(row) > 1:
+                classes = [(column,) for column in cluster]
+            for columns in classes:
+                total = totals[position]
+                value = self._sum_of(columns)
+                totals[position] = self._accumulated(total, value, row[columns[0]], plain)
+
+    def _sum_of(self, columns: tuple[int, ...]) -> int:
+        known = self._sums.get(columns)
+        if known is None:
+            half = len(columns) // 2
+            known = self._op("xor", self._sum_of(columns[:half]), self._sum_of(columns[half:]))
+            self._sums[columns] = known
+        return known
+
+    def _rows_back(self, groups: Sequence[_Group], totals: Sequence[int]) -> list[int]:
+        values: list[int] = []
+        first = 0
+        for group in groups:
+            for parts in _BACK[len(group)]:
+                value = totals[first + parts[0]]
+                for part in parts[1:]:
+                    value = self._op("xor", value, totals[first + part])
+                values.append(value)
+            first += len(group)
+        return values
+
+    def _apply_outer(
+        self, order: Sequence[int], values: Sequence[int], outer: Sequence[bytes]
+    ) -> list[int]:
+        column_count = len(self._rows[0])
+        totals: list[int | None] = [None] * len(outer)
+        for row, value in zip(order, values, strict=True):
+            syndrome = self._op("xor", value, self._load(column_count + row))
+            for position, coefficients in enumerate(outer):
+                totals[position] = self._accumulated(
+                    totals[position], syndrome, coefficients[row], plain=False
+                )
+        return [total for total in totals if total is not None]
+
+
+def _classes(row: bytes, cluster: Sequence[int], *, split: bool) -> list[tuple[int, ...]]:
+    """The columns of a cluster by equal coefficients of a row; none for zeros."""
+    if split:
+        return [(column,) for column in cluster if row[column]]
+    found: dict[int, list[int]] = {}
+    for column in cluster:
+        if row[column]:
+            found.setdefault(row[column], []).append(column)
+    return [tuple(columns) for columns in found.values()]
+
+
+def _clusters(sums: Sequence[bytes]) -> list[list[int]]:
+    """Columns that share coefficients in any row, together; the largest clusters first.
+
+    Within a cluster, the order is fixed by which rows the sharing is in, so that matrices of the
+    same structure give the same program.
+    """
+    column_count = len(sums[0])
+    shared = [row for row in sums if max(row) > 1]
+    leader = list(range(column_count))
+    for row in shared:
+        first: dict[int, int] = {}
+        for column in range(column_count):
+            if row[column]:
+                other = first.setdefault(row[column], column)
+                _join(leader, other, column)
+    members: dict[int, list[int]] = {}
+    for column in range(column_count):
+        members.setdefault(leader[column], []).append(column)
+    made: list[list[int]] = []
+    for cluster in members.values():
+        if len(cluster) > MAX_CLUSTER:
+            made.extend([column] for column in cluster)
+            continue
+        head = cluster[0]
+        made.append(
+            sorted(cluster, key=lambda c: (c != head, [row[c] != row[head] for row in shared]))
+        )
+    return sorted(made, key=lambda cluster: (-len(cluster), _pattern(cluster, shared)))
+
+
+def _pattern(cluster: Sequence[int], rows: Sequence[bytes]) -> list[list[int]]:
+    """Which columns of a cluster have equal coefficients, row by row."""
+    return [[[row[other] for other in cluster].index(row[c]) for c in cluster] for row in rows]
+
+
+def _join(leader: list[int], a: int, b: int) -> None:
+    if leader[a] != leader[b]:
+        old, new = leader[b], leader[a]
+        for column, current in enumerate(leader):
+            if current == old:
+                leader[column] = new

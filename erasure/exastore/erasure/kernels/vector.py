@@ -1,0 +1,273 @@
+"""The vector kernels: programs of a matrix, compiled for one instruction set.
+
+GFNI: multiplication by a constant is linear over GF(2), so it is an 8x8 bit matrix, and
+`vgf2p8affineqb` applies such a matrix to every byte. (Its sibling `vgf2p8mulb` is of no use: its
+polynomial is fixed to 0x11B.) Without it, `vpshufb` looks up the products of the lower and the
+upper half of each byte in two tables of 16.
+
+A matrix with more rows than fit the registers, or very many columns, is done tile by tile, block by
+block, so that the inputs of a block stay in the second-level cache.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exastore.erasure.chunks import Chunks
+from exastore.erasure.field import MUL, Bytes
+from exastore.erasure.kernels import driver, native
+from exastore.erasure.kernels.emit import FUNCTION, STREAMING_FUNCTION, InstructionSet, emit
+from exastore.erasure.kernels.program import Program, make_program
+
+GFNI512: Final = InstructionSet(
+    name="gfni512",
+    cpu="icelake-server",
+    features=("avx512f", "avx512bw", "gfni"),
+    vector_bytes=64,
+    has_gfni=True,
+    unroll=2,
+    tile_rows=8,
+)
+GFNI256: Final = InstructionSet(
+    name="gfni256",
+    cpu="haswell",
+    features=("avx2", "gfni"),
+    vector_bytes=32,
+    has_gfni=True,
+    unroll=2,
+    tile_rows=4,
+)
+AVX512: Final = InstructionSet(
+    name="avx512",
+    cpu="skylake-avx512",
+    features=("avx512f", "avx512bw"),
+    vector_bytes=64,
+    has_gfni=False,
+    unroll=1,
+    tile_rows=8,
+)
+AVX2: Final = InstructionSet(
+    name="avx2",
+    cpu="haswell",
+    features=("avx2",),
+    vector_bytes=32,
+    has_gfni=False,
+    unroll=1,
+    tile_rows=4,
+)
+#: Fastest first.
+INSTRUCTION_SETS: Final = (GFNI512, GFNI256, AVX512, AVX2)
+
+#: Columns of a tile at most: bounds the unrolled code.
+TILE_COLUMNS: Final = 32
+#: More tiles than this are done by plain programs, which are alike.
+MAX_STRUCTURED_TILES: Final = 4
+#: With several tiles, inputs are read again and again: all of a block stay in the L2 cache.
+BLOCK_BYTES: Final = 16 * 1024
+#: Threads share a call in parts of whole pages.
+PART_ALIGNMENT: Final = 4096
+
+
+@cache
+def streaming_bytes() -> int:
+    """From this size a stripe does not fit the second-level cache, so it is streamed."""
+    try:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (OSError, ValueError):
+        size = 0
+    return size if size > 0 else 1 << 20
+
+
+def _bit_matrices() -> Bytes:
+    """For each constant c, the 8x8 bit matrix of x -> c * x as `vgf2p8affineqb` wants it.
+
+    Byte 7 - i of the word is the row of output bit i; its bit j says whether input bit j counts.
+    """
+    columns = MUL[:, 1 << np.arange(8)].astype(np.uint64)
+    words = np.zeros(256, dtype=np.uint64)
+    for output_bit in range(8):
+        for input_bit in range(8):
+            bit = (columns[:, input_bit] >> np.uint64(output_bit)) & np.uint64(1)
+            words |= bit << np.uint64(8 * (7 - output_bit) + input_bit)
+    return words.view(np.uint8).reshape(256, 8)
+
+
+def _half_tables() -> Bytes:
+    """For each constant, its products with 0..15 and with 0, 16, .. 240. Shape: [256, 32]."""
+    return np.concatenate([MUL[:, :16], MUL[:, ::16]], axis=1)
+
+
+@cache
+def _tables(has_gfni: bool) -> Bytes:
+    return _bit_matrices() if has_gfni else _half_tables()
+
+
+@cache
+def _source_key() -> str:
+    """What the IR depends on beside the program: the source that makes it."""
+    return (Path(__file__).parent / "emit.py").read_text()
+
+
+class Shapes:
+    """Compiled programs of one instruction set, by their ops: coefficients are data."""
+
+    def __init__(self, isa: InstructionSet) -> None:
+        self._isa = isa
+        self._loaded: dict[object, native.LoadedCode] = {}
+
+    def code(self, program: Program) -> native.LoadedCode:
+        """The code of a program. Two threads may both make it; both work."""
+        known = self._loaded.get(program.ops)
+        if known is None:
+            isa = self._isa
+            features = ",".join(f"+{name}" for name in isa.features)
+            key = f"{_source_key()}\0{isa}\0{program.ops}"
+            known = native.load(key, isa.cpu, features, lambda: emit(program, isa))
+            self._loaded[program.ops] = known
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A part of the matrix: which rows and columns, and its program."""
+
+    program: Program
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+def _tiles(matrix: Bytes, tile_rows: int) -> list[_Tile]:
+    """The matrix in parts; those of the first columns set the outputs, the others add to them."""
+    row_count, column_count = matrix.shape
+    corners = [
+        (row, column)
+        for row in range(0, row_count, tile_rows)
+        for column in range(0, column_count, TILE_COLUMNS)
+    ]
+    # The programs of many tiles would differ, and each would be compiled.
+    plain = len(corners) > MAX_STRUCTURED_TILES
+    made: list[_Tile] = []
+    for row, column in corners:
+        part = matrix[row : row + tile_rows, column : column + TILE_COLUMNS]
+        program = make_program(part, accumulate=column > 0, plain=plain)
+        rows = _shifted(program.rows, row)
+        made.append(_Tile(program, rows, _shifted(program.columns, column)))
+    return made
+
+
+def _shifted(places: Sequence[int], first: int) -> NDArray[np.int64]:
+    """Places within a tile as places in the matrix."""
+    return np.array(places, dtype=np.int64) + first
+
+
+class VectorMap:
+    """A matrix, compiled when it is first applied."""
+
+    def __init__(self, matrix: Bytes, isa: InstructionSet, shapes: Shapes) -> None:
+        self._matrix = matrix
+        self._isa = isa
+        self._shapes = shapes
+        self._output_count, self._input_count = matrix.shape
+        #: Where the plan is; 0 until it is made.
+        self._plan_address = 0
+        #: What the plan points to, and the functions.
+        self._kept: list[Any] = []
+        self._run: Any = None
+        self._execute: Any = None
+        chunk_count = self._input_count + self._output_count
+        self._addresses = self._ids = ctypes.c_int64 * chunk_count
+
+    def __call__(self, inputs: Chunks, outputs: Chunks, threads: int = 1) -> None:
+        """See `LinearMap.__call__`."""
+        if not self._plan_address:
+            self._compile()
+        addresses = self._addresses(*inputs.addresses, *outputs.addresses)
+        end = inputs.chunk_bytes
+        part = -(-end // threads)
+        part += -part % PART_ALIGNMENT
+        if part >= end:
+            self._execute(addresses, self._plan_address, 0, end)
+            return
+
+        def work(begin: int) -> None:
+            self._execute(addresses, self._plan_address, begin, min(begin + part, end))
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(0, end, part)))
+
+    def apply(self, inputs: Any, outputs: Any) -> bool:
+        """See `LinearMap.apply`."""
+        if not self._plan_address:
+            self._compile()
+        if self._run is None:
+            return False
+        if type(inputs) is np.ndarray:
+            if type(outputs) is np.ndarray:
+                flags, kept = driver.INPUTS_ARE_ROWS | driver.OUTPUTS_ARE_ROWS, (inputs, outputs)
+            else:
+                flags, kept = driver.INPUTS_ARE_ROWS, (inputs, *outputs)
+                if len(kept) != 1 + self._output_count:
+                    return False
+        elif type(outputs) is np.ndarray:
+            flags, kept = driver.OUTPUTS_ARE_ROWS, (*inputs, outputs)
+            if len(kept) != self._input_count + 1:
+                return False
+        else:
+            flags, kept = 0, (*inputs, *outputs)
+            if len(inputs) != self._input_count or len(outputs) != self._output_count:
+                return False
+        # `kept` holds the arrays until the call is over.
+        ids = self._ids(*map(id, kept))
+        return bool(self._run(ids, flags, self._plan_address))
+
+    def _compile(self) -> None:
+        run = driver.driver()
+        tiles = _tiles(self._matrix, self._isa.tile_rows)
+        plan = driver.new_plan(self._input_count, self._output_count, len(tiles))
+        plan[2], plan[4], plan[7] = streaming_bytes(), BLOCK_BYTES, self._isa.vector_bytes
+        table = _tables(self._isa.has_gfni)
+        for position, tile in enumerate(tiles):
+            code = self._shapes.code(tile.program)
+            tables = np.ascontiguousarray(table[np.frombuffer(tile.program.coefficients, np.uint8)])
+            outputs = tile.rows + self._input_count
+            start = driver.PLAN_WORDS + driver.TILE_WORDS * position
+            plan[start : start + 7] = (
+                code.address(FUNCTION),
+                code.address(STREAMING_FUNCTION),
+                tables.ctypes.data,
+                tile.columns.ctypes.data,
+                tile.columns.size,
+                outputs.ctypes.data,
+                outputs.size,
+            )
+            self._kept += [code, tables, tile.columns, outputs]
+        self._kept += [plan, run]
+        self._execute = run.execute
+        self._run = run.run if run.reads_arrays else None
+        # Last: other threads look at this word to see whether all is ready.
+        self._plan_address = plan.ctypes.data
+
+
+class VectorKernel:
+    """One instruction set."""
+
+    def __init__(self, isa: InstructionSet) -> None:
+        self._isa = isa
+        self._shapes = Shapes(isa)
+
+    @property
+    def name(self) -> str:
+        """See `Kernel.name`."""
+        return self._isa.name
+
+    def prepare(self, matrix: Bytes) -> VectorMap:
+        """See `Kernel.prepare`."""
+        return VectorMap(matrix, self._isa, self._shapes)
