@@ -52,10 +52,16 @@ class LinearCode(Codec):
             self._kernel.prepare(np.ascontiguousarray(generator[self.k :])) if self.m else None
         )
         self._decoder = lru_cache(maxsize=DECODERS_KEPT)(self._make_decoder)
+        #: By the chunks given and wanted in the caller's order, all checked; errors are not kept.
+        self._route = lru_cache(maxsize=DECODERS_KEPT)(self._find_route)
         self._updater = lru_cache(maxsize=self.k)(self._make_updater)
 
     def encode(self, data: Bytes | Sequence[Bytes]) -> Bytes:
         """See `Codec.encode`."""
+        if self._encoder is not None and isinstance(data, np.ndarray) and data.ndim == 2:
+            made = np.empty((self.m, data.shape[1]), dtype=np.uint8)
+            if self._encoder.apply(data, made):
+                return made
         inputs = check_chunks(data, self.k, "data")
         parity = np.empty((self.m, inputs.chunk_bytes), dtype=np.uint8)
         self._encode(inputs, check_chunks(parity, self.m, "parity"))
@@ -65,6 +71,8 @@ class LinearCode(Codec):
         self, data_chunks: Bytes | Sequence[Bytes], parity_chunks: Bytes | Sequence[Bytes]
     ) -> None:
         """See `Codec.encode_into`."""
+        if self._encoder is not None and self._encoder.apply(data_chunks, parity_chunks):
+            return
         inputs = check_chunks(data_chunks, self.k, "data")
         outputs = check_chunks(parity_chunks, self.m, "parity")
         check_outputs(inputs, outputs, "parity")
@@ -89,13 +97,13 @@ class LinearCode(Codec):
 
     def decode_into(self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes]) -> None:
         """See `Codec.decode_into`."""
-        wanted = tuple(self._checked(out))
-        if not wanted:
+        if not out:
             return
-        if not chunks.keys().isdisjoint(wanted):
-            raise WrongShape("a chunk to rebuild is also given")
-        decoder, inputs = self._prepare(chunks, wanted)
-        assert decoder is not None
+        decoder, wanted = self._route(tuple(chunks), tuple(out))
+        sources = [chunks[index] for index in decoder.reads]
+        if decoder.apply.apply(sources, [out[index] for index in wanted]):
+            return
+        inputs = check_chunks(sources, len(sources), "given")
         outputs = check_chunks([out[index] for index in wanted], len(wanted), "wanted")
         check_outputs(inputs, outputs, "wanted")
         decoder.apply(inputs, outputs)
@@ -156,6 +164,15 @@ class LinearCode(Codec):
             if part.any():
                 return False
         return True
+
+    def _find_route(
+        self, given: tuple[int, ...], out: tuple[int, ...]
+    ) -> tuple[Decoder, tuple[int, ...]]:
+        """How to make the chunks `out` of those given, and their order."""
+        wanted = tuple(self._checked(out))
+        if not set(given).isdisjoint(wanted):
+            raise WrongShape("a chunk to rebuild is also given")
+        return self._decoder(self._usable(self._checked(given)), wanted), wanted
 
     def _prepare(
         self, chunks: Mapping[int, Bytes], want: tuple[int, ...]
