@@ -1,6 +1,7 @@
 """The metadata service with a clock of ours and nodes that are fakes: map, liveness, lease."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from prometheus_client import generate_latest
@@ -52,12 +53,14 @@ async def test_too_few_failure_domains_are_named_and_more_nodes_help() -> None:
     assert cluster.map.epoch == 1
 
 
-async def test_placement_keeps_the_rule_and_uses_every_device() -> None:
+async def test_the_first_map_keeps_the_rule_and_loads_every_device_alike() -> None:
     cluster = Cluster(6, pg_count=64)
     message = await cluster.form()
     for pg in message.pgs:
         assert len(set(pg.device_indexes)) == 3
     assert {device for pg in message.pgs for device in pg.device_indexes} == set(range(6))
+    held = Counter(device for pg in message.pgs for device in pg.device_indexes)
+    assert all(abs(slots - 64 * 3 / 6) <= 1 for slots in held.values())
 
 
 async def test_a_silent_node_goes_down_then_out_and_up_again_when_it_answers() -> None:

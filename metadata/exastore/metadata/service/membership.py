@@ -5,7 +5,12 @@ Each returns a copy with the next epoch, or None when nothing changes.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from exastore.metadata.core.placement import domain_count_with_weight, place_pgs
+from exastore.metadata.core.balancer import apply_balance_to_rows, plan_balance_of_rows
+from exastore.metadata.core.placement import (
+    domain_count_with_weight,
+    place_with_columns,
+    placement_columns,
+)
 from exastore.metadata.core.topology import NO_DEVICE, PlacementRule
 from exastore.metadata.service.convert import topology_of
 from exastore.metadata.service.errors import NotReady
@@ -30,7 +35,7 @@ def first_map(
     pg_count: int,
     rule: PlacementRule,
 ) -> common_pb2.ClusterMap:
-    """Epoch 1: nodes in the order of their ids, every PG placed.
+    """Epoch 1: nodes in the order of their ids, every PG placed and the table balanced.
 
     Raises NotReady when the rule needs more failure domains than have joined.
     """
@@ -47,9 +52,12 @@ def first_map(
             f"{code} needs {n} failure domains of level {level}, but the {len(message.devices)} "
             f"devices that joined are on {domain_count}: add more"
         )
-    table = place_pgs(topology, rule, pg_count, n)
+    columns = placement_columns(topology, rule)
+    table = place_with_columns(columns, pg_count, n)
     if (table == NO_DEVICE).any():
         raise NotReady(f"{code} cannot be placed on the devices that joined: add more")
+    # No data is there yet, so slots move for nothing.
+    table = apply_balance_to_rows(table, plan_balance_of_rows(columns, table))
     for index, row in enumerate(table.tolist()):
         message.pgs.add(index=index, device_indexes=row, slot_states=[0] * n, epoch=1)
     return message

@@ -1,9 +1,10 @@
-"""Compiles the kernels that a metadata server uses, by placing and repairing a tiny cluster."""
+"""Compiles a metadata server's kernels: places, balances and repairs a tiny cluster."""
 
 import numpy as np
 
 from exastore.erasure import codec
-from exastore.metadata.core.placement import place_pgs
+from exastore.metadata.core.balancer import apply_balance_to_rows, plan_balance_of_rows
+from exastore.metadata.core.placement import place_with_columns, placement_columns
 from exastore.metadata.core.repair import plan_repair
 from exastore.metadata.core.topology import (
     NO_DEVICE,
@@ -23,7 +24,10 @@ def warm_up(config: MetadataConfig) -> None:
     rule = config.rule
     if rule.level > DomainLevel.RACK:
         topology = Topology.uniform(region_count=code.n + 1)
-    rows = place_pgs(topology, rule, 1, code.n)
+    columns = placement_columns(topology, rule)
+    rows = place_with_columns(columns, 1, code.n)
+    uneven = np.repeat(rows, 16, axis=0)
+    apply_balance_to_rows(uneven, plan_balance_of_rows(columns, uneven))
     state = np.full(topology.device_count, DeviceState.UP, dtype=np.uint8)
     if code.m:
         state[rows[0, 0]] = DeviceState.OUT
