@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,30 @@ def test_an_unknown_scenario_lists_the_presets(tmp_path: Path) -> None:
     code, _, err = run("sim", "place", tmp_path / "none.toml")
     assert code == 2
     assert "1eib" in err
+
+
+def test_placing_tells_the_balance_before_and_after_and_the_moves() -> None:
+    code, out, err = run("sim", "place", "tiny", "--seed", "5", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["balanced"]
+    assert told["violations"] == told["violations_before"] == 0
+    assert told["slots_per_device_stddev_before"] > 8
+    assert told["slots_per_device_stddev"] <= 1
+    assert told["largest_deviation"] <= 1.000001
+    assert told["moved_slot_count"] == told["minimum_moves"] > 0
+    code, out, _ = run("sim", "place", "tiny", "--seed", "5")
+    assert code == 0
+    assert f"moved {told['moved_slot_count']:,} slots" in out
+
+
+def test_a_placement_that_is_not_balanced_says_so(tmp_path: Path) -> None:
+    preset = resources.files("exastore.sim").joinpath("presets", "tiny.toml").read_text("utf-8")
+    (tmp_path / "hashed.toml").write_text(preset.replace("balanced = true", "balanced = false"))
+    code, out, _ = run("sim", "place", tmp_path / "hashed.toml")
+    assert code == 0
+    assert "not balanced" in out
+    assert "min 7" in out or "max 12" in out
 
 
 def test_a_run_writes_tables_and_a_page_and_the_seed_decides_all(tmp_path: Path) -> None:

@@ -2,13 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from exastore.sim import Results, ResultsError, load_scenario, run, scenario_toml, summarize
+from exastore.metadata.core.balance import balance_of
+from exastore.sim import (
+    Results,
+    ResultsError,
+    load_scenario,
+    place,
+    run,
+    scenario_toml,
+    summarize,
+)
 from exastore.sim.report import (
     Card,
     ReportSection,
@@ -95,6 +105,30 @@ def test_months_add_up_to_the_totals(results: Results) -> None:
     start = [row for row in results.balance.to_pylist() if row["trial"] == -1]
     assert sum(row["slots"] * row["devices"] for row in start) == 2400 * 6
     assert sum(row["devices"] for row in start) == 144
+
+
+def test_a_balanced_start_is_even_and_the_summary_says_that_drift_stays(results: Results) -> None:
+    start = [row["slots"] for row in results.balance.to_pylist() if row["trial"] == -1]
+    assert min(start) >= 99
+    assert max(start) <= 101
+    (text,) = [" ".join(row) for row in summarize(results) if row[0] == "balance"]
+    assert "as balanced at the start, from 99 to 101" in text
+    assert "not rebalanced yet" in text
+
+
+def test_a_start_without_balancing_is_that_of_hashing() -> None:
+    tiny = load_scenario("tiny")
+    hashed = replace(tiny, placement=replace(tiny.placement, balanced=False))
+    plain, even = place(hashed, seed=3), place(tiny, seed=3)
+    assert plain.balancing is None
+    assert even.balancing is not None
+    assert even.balancing.before == balance_of(plain.pg_devices, plain.topology.device_weight)
+    assert even.balancing.before.stddev > 8
+    assert even.balancing.after.stddev <= 1
+    moved = int((plain.pg_devices != even.pg_devices).sum())
+    assert moved == even.balancing.moved_slot_count == even.balancing.minimum_moves
+    rows = summarize(run(hashed, trials=1, seed=3))
+    assert any("as hashed at the start, not balanced" in row[2] for row in rows)
 
 
 def test_progress_is_told_from_placing_to_the_end() -> None:

@@ -57,6 +57,13 @@ def test_the_1eib_preset_holds_an_exbibyte_of_user_data_below_80_percent() -> No
     assert stored == pytest.approx(2**60 * 1.4)
 
 
+def test_placement_is_balanced_unless_the_scenario_says_otherwise() -> None:
+    assert parse_scenario(TINY.replace("balanced = true\n", "")).placement.balanced
+    hashed = parse_scenario(TINY.replace("balanced = true", "balanced = false"))
+    assert not hashed.placement.balanced
+    assert parse_scenario(scenario_toml(hashed)) == hashed
+
+
 def test_a_file_is_read_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(TINY, "utf-8")
@@ -110,6 +117,7 @@ def test_a_missing_section_is_named() -> None:
         ("pg_count = 2_400", "pg_count = 0", "placement.pg_count", "greater than or equal to 1"),
         ("pg_count = 2_400", "pg_count = 2400.0", "placement.pg_count", "valid integer"),
         ('domain = "rack"', 'domain = "shelf"', "placement.domain", "'rack'"),
+        ("balanced = true", "balanced = 1", "placement.balanced", "valid boolean"),
         ("years = 2", "years = 0", "run.years", "greater than 0"),
         ("seed = 1", "seed = -1", "run.seed", "greater than or equal to 0"),
         ("max_fill = 0.8", "max_fill = 1.2", "data.max_fill", "less than or equal to 1"),

@@ -15,6 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from exastore.metadata.core.balance import balance_of, rule_violations, slots_per_device
+from exastore.metadata.core.balancer import (
+    BalanceReport,
+    apply_balance_to_rows,
+    plan_balance_of_rows,
+    report_balance,
+)
 from exastore.metadata.core.placement import (
     PlacementColumns,
     place_with_columns,
@@ -56,12 +62,14 @@ class Placement:
         columns: Placement's columns of it.
         pg_devices: Shape (P, n). The PG table.
         violations: How many PGs break the domain rule.
+        balancing: What the balancer did to the table; None if the scenario is not balanced.
     """
 
     topology: Topology
     columns: PlacementColumns
     pg_devices: Int32Array
     violations: int
+    balancing: BalanceReport | None = None
 
 
 def _silent(what: str, done: float, total: float) -> None:
@@ -69,7 +77,7 @@ def _silent(what: str, done: float, total: float) -> None:
 
 
 def place(scenario: Scenario, *, seed: int = 0, progress: Progress | None = None) -> Placement:
-    """Place the scenario's PGs with the cluster's own placement.
+    """Place the scenario's PGs with the cluster's own placement and balancer.
 
     Raises:
         ScenarioError: Some slot finds no device that keeps the rule.
@@ -89,8 +97,15 @@ def place(scenario: Scenario, *, seed: int = 0, progress: Progress | None = None
     if pg_count and int(table.min()) < 0:
         text = "placement finds no device for some chunk that keeps the rule"
         raise ScenarioError(scenario.name, [Problem("placement.domain", text)])
+    balancing = None
+    if scenario.placement.balanced:
+        report("balancing", 0.0, 1.0)
+        plan = plan_balance_of_rows(columns, table, seed=seed)
+        balancing = report_balance(columns, table, plan)
+        table = apply_balance_to_rows(table, plan)
+        report("balancing", 1.0, 1.0)
     broken = int(rule_violations(topology, scenario.placement.rule, table).sum())
-    return Placement(topology, columns, table, broken)
+    return Placement(topology, columns, table, broken, balancing)
 
 
 def run(

@@ -108,6 +108,8 @@ class PlacementSection:
     Attributes:
         pg_count: Placement groups; about 100 slots per device balance to a tenth.
         domain: The failure domain that holds at most `max_per_domain` chunks of a stripe.
+        balanced: Whether the balancer evens out the placement before time zero, as a new cluster
+            does. During the run nothing is balanced.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -115,6 +117,7 @@ class PlacementSection:
     pg_count: Count
     domain: Literal["device", "node", "rack", "zone", "region"] = "rack"
     max_per_domain: Count = 1
+    balanced: Annotated[bool, Field(strict=True)] = True
 
     @property
     def rule(self) -> PlacementRule:
@@ -335,6 +338,8 @@ def _toml(value: object) -> str:
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'"{escaped}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return repr(value)
 
 

@@ -78,15 +78,17 @@ def balance_rows(results: Results) -> list[Row]:
     stddev = float(np.sqrt(np.average((slots - mean) ** 2, weights=devices)))
     fullest = results.scenario.fill * slots.max() / mean
     fullest_at_end = results.scenario.fill * _mean(results, "slots_max") / mean
+    is_balanced = results.scenario.placement.balanced
+    origin = "as balanced at the start" if is_balanced else "as hashed at the start, not balanced"
     violations = int(results.trials["violations_at_start"].to_numpy().max())
     later = int(results.trials["violations"].to_numpy().max())
     return [
         (
             "balance",
             f"{mean:.1f} ± {stddev:.1f}",
-            f"slots per device at the start, from {slots.min()} to {slots.max()};"
-            f" the fullest device is {fullest:.0%} full, at the end {fullest_at_end:.0%}: nothing"
-            " is balanced yet",
+            f"slots per device {origin}, from {slots.min()} to {slots.max()};"
+            f" the fullest device is {fullest:.0%} full, at the end {fullest_at_end:.0%}:"
+            " what failures and rebuilds shift in between is not rebalanced yet",
         ),
         (
             "domain violations",

@@ -24,6 +24,7 @@ from exastore.deploy.errors import BadInput, EnvironmentUnfit, ExitCode
 from exastore.deploy.files import write_atomically
 
 if TYPE_CHECKING:
+    from exastore.metadata.core.balancer import BalanceReport
     from exastore.sim import Results
 
 app = typer.Typer(help="Simulate years of a cluster.", no_args_is_help=True)
@@ -113,7 +114,20 @@ def place_command(
         "slots_per_device_max": balance.maximum,
         "violations": placement.violations,
         "elapsed_s": elapsed_s,
+        "balanced": placement.balancing is not None,
     }
+    balancing = placement.balancing
+    if balancing is not None:
+        figures |= {
+            "slots_per_device_stddev_before": balancing.before.stddev,
+            "slots_per_device_min_before": balancing.before.minimum,
+            "slots_per_device_max_before": balancing.before.maximum,
+            "largest_deviation_before": balancing.deviation_before,
+            "largest_deviation": balancing.deviation_after,
+            "moved_slot_count": balancing.moved_slot_count,
+            "minimum_moves": balancing.minimum_moves,
+            "violations_before": balancing.violations_before,
+        }
     if json_output:
         print_json(figures)
     else:
@@ -122,11 +136,25 @@ def place_command(
             f"{figures['device_count']:,} devices, seed {used_seed}, in {duration(elapsed_s)}\n"
             f"slots per device: mean {balance.mean:.2f}, stddev {balance.stddev:.2f}, "
             f"min {balance.minimum:.0f}, max {balance.maximum:.0f}\n"
-            f"groups that break the domain rule: {placement.violations}",
+            + _balancing_text(balancing)
+            + f"groups that break the domain rule: {placement.violations}",
             soft_wrap=True,
         )
     if placement.violations:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _balancing_text(report: "BalanceReport | None") -> str:
+    """A line on what the balancer did to the placement."""
+    if report is None:
+        return "not balanced: balanced = false in [placement]\n"
+    before = report.before
+    return (
+        f"before balancing: stddev {before.stddev:.2f}, min {before.minimum:.0f}, "
+        f"max {before.maximum:.0f}; moved {report.moved_slot_count:,} slots, at least "
+        f"{report.minimum_moves:,} had to; now at most {report.deviation_after:.2f} slots "
+        "from the ideal\n"
+    )
 
 
 @app.command("run")

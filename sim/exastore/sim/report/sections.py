@@ -168,12 +168,14 @@ def balance_section(results: Results) -> ReportSection:
     step = max(1, -(-len(axis) // 80))
     pad = (-len(axis)) % step
     folded = [np.pad(counts, (0, pad)).reshape(-1, step).sum(axis=1) for counts in (start, end)]
+    is_balanced = results.scenario.placement.balanced
+    origin = "as placed and balanced" if is_balanced else "as placed, without balancing,"
     unit = "slots" if step == 1 else f"slots, in steps of {step}"
     return ReportSection(
         "Balance over the devices",
         "How many devices hold how many chunk runs (all that one placement"
-        " group keeps on one device), as placed and at the end. Nothing is balanced"
-        " yet: replaced devices start empty and fill only by taking part in repairs.",
+        f" group keeps on one device), {origin} and at the end. The drift in between is not"
+        " rebalanced yet: replaced devices start empty and fill only by taking part in repairs.",
         figure=bar_figure(
             [float(value) for value in axis[::step]],
             {"at the start": folded[0].tolist(), "at the end": folded[1].tolist()},
