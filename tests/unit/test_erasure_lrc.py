@@ -104,7 +104,7 @@ def test_every_loss_that_the_shape_allows_is_decoded_and_the_others_are_refused(
 @pytest.mark.parametrize("name", MAXIMALLY_RECOVERABLE)
 def test_no_loss_beyond_four_contradicts_the_shape(name: str) -> None:
     code = lrc(name)
-    for loss_count in range(5, code.m + 2):
+    for loss_count in range(5, code.m + 1):
         for lost in combinations(range(code.n), loss_count):
             assert code.decodable(lost) == shape_allows(code, lost), lost
 
@@ -114,12 +114,11 @@ def test_the_wide_code_decodes_every_three_losses() -> None:
     assert all(code.decodable(lost) for lost in combinations(range(code.n), 3))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_the_wide_code_decodes_any_four_losses(kernel: str) -> None:
-    code = lrc("lrc-48-4-3", kernel)
+def test_the_wide_code_decodes_a_sample_of_four_losses() -> None:
+    code = lrc("lrc-48-4-3")
     stripe = stripe_of(code, 33)
     rng = np.random.default_rng(2)
-    for _ in range(300):
+    for _ in range(200):
         lost = [int(index) for index in rng.choice(code.n, 4, replace=False)]
         survivors = {index: stripe[index] for index in range(code.n) if index not in lost}
         rebuilt = code.decode(survivors, want=lost)

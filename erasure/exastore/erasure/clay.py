@@ -18,7 +18,7 @@ from exastore.erasure.contract import VERIFY_ROUNDS, Codec
 from exastore.erasure.errors import TooFewChunks, WrongAlignment, WrongReads, WrongShape
 from exastore.erasure.field import Bytes
 from exastore.erasure.kernels import Kernel, select_kernel
-from exastore.erasure.matrix import random_rows
+from exastore.erasure.matrix import random_checks
 from exastore.erasure.plan import RepairPlan, Run
 
 #: Programs kept per codec: one per pattern of losses, of some 100 KB each.
@@ -149,11 +149,15 @@ class ClayCode(Codec):
         check_count = min(rounds, self.m)
         if check_count <= 0 or not inputs.chunk_bytes:
             return True
-        mix = random_rows(check_count, self.m, np.random.Generator(np.random.Philox(seed)))
-        pieces = self._planner.checking(mix).run(
+        rng = np.random.Generator(np.random.Philox(seed))
+        checks = random_checks(self._geometry.inner_check, check_count, rng)
+        pieces = self._planner.checking(checks).run(
             self._by_node(dict(enumerate(inputs.arrays))), self._pool
         )
-        return not any(sums.any() for _, sums in pieces)
+        # Rows are whole words; what is beyond the bytes of a piece is cut off only where need be.
+        return not any(
+            (sums.view(np.uint64) if sums.shape[2] % 8 == 0 else sums).any() for _, sums in pieces
+        )
 
     def _check(self, source: Bytes | Sequence[Bytes], count: int, what: str) -> Chunks:
         chunks = check_chunks(source, count, what)

@@ -29,7 +29,7 @@ import numpy as np
 
 from exastore.erasure.chunks import Chunks, check_chunks
 from exastore.erasure.coupling import Jobs, Kind, Rows
-from exastore.erasure.field import Bytes, matmul
+from exastore.erasure.field import Bytes
 from exastore.erasure.kernels import Kernel, LinearMap
 from exastore.erasure.matrix import cauchy_generator, parity_check, solve
 
@@ -196,6 +196,8 @@ class Planner:
     def __init__(self, geometry: Geometry, kernel: Kernel) -> None:
         self.geometry = geometry
         self._kernel = kernel
+        #: U of all nodes in all planes: the same for every `checking`.
+        self._uncoupling: Jobs | None = None
 
     def decoding(self, lost: Sequence[int], want: Sequence[int]) -> Program:
         """From all chunks but `lost`, m at most, to `want`, some of these."""
@@ -264,21 +266,25 @@ class Planner:
             geometry.node_count, planes.size, len(want), geometry.plane_count, (first, Stage(ends))
         )
 
-    def checking(self, mix: Bytes) -> Program:
-        """From all chunks to combinations of the inner code's checks. Shape of mix: [checks, m]."""
+    def checking(self, checks: Bytes) -> Program:
+        """From all chunks to these checks of the inner code. Shape of checks: [checks, nodes]."""
         geometry = self.geometry
         planes = np.arange(geometry.plane_count)
         layout = _Layout(geometry, geometry.plane_count, planes, place_stored=planes)
         nodes = range(geometry.node_count)
+        if self._uncoupling is None:
+            self._uncoupling = Jobs.of(
+                part for node in nodes for part in layout.uncouple(node, planes, [])
+            )
         stage = Stage(
-            Jobs.of(part for node in nodes for part in layout.uncouple(node, planes, [])),
-            self._kernel.prepare(matmul(mix, geometry.inner_check)),
+            self._uncoupling,
+            self._kernel.prepare(checks),
             tuple(layout.inner_row(node, 0) for node in nodes),
-            tuple(layout.result_row(check, 0) for check in range(len(mix))),
+            tuple(layout.result_row(check, 0) for check in range(len(checks))),
             geometry.plane_count,
         )
         return Program(
-            geometry.node_count, geometry.plane_count, len(mix), geometry.plane_count, (stage,)
+            geometry.node_count, geometry.plane_count, len(checks), geometry.plane_count, (stage,)
         )
 
     def _inner(self, used: Sequence[int], made: Sequence[int]) -> LinearMap:

@@ -10,17 +10,19 @@ import numpy as np
 from exastore.erasure.chunks import Chunks, check_chunks, check_outputs
 from exastore.erasure.contract import VERIFY_ROUNDS, Codec
 from exastore.erasure.errors import TooFewChunks, Undecodable, WrongShape
-from exastore.erasure.field import Bytes, matmul
+from exastore.erasure.field import Bytes
 from exastore.erasure.kernels import Kernel, LinearMap, select_kernel
-from exastore.erasure.matrix import parity_check, random_rows, solve
+from exastore.erasure.matrix import parity_check, random_checks, solve
 from exastore.erasure.plan import RepairPlan
 
 #: Decoding matrices kept per codec: a lost device makes one per (survivors read, chunks wanted).
 DECODERS_KEPT: Final = 1024
-
-
-#: Pieces in which parity is updated and stripes are verified, so that temporaries stay in cache.
+#: Pieces in which parity is updated, so that temporaries stay in cache.
 BLOCK_BYTES: Final = 64 * 1024
+#: Pieces of a chunk in which a stripe is verified.
+VERIFY_BLOCK_BYTES: Final = 1024 * 1024
+#: Shorter chunks are encoded again and compared: cheaper than to prepare a random check.
+EXACT_CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +156,22 @@ class LinearCode(Codec):
         check_count = min(rounds, self.m)
         if check_count <= 0:
             return True
-        mix = random_rows(check_count, self.m, np.random.Generator(np.random.Philox(seed)))
-        check = self._kernel.prepare(matmul(mix, self._parity_check))
-        sums = np.empty((check_count, min(BLOCK_BYTES, inputs.chunk_bytes)), dtype=np.uint8)
-        for begin in range(0, inputs.chunk_bytes, BLOCK_BYTES):
-            block = [array[begin : begin + BLOCK_BYTES] for array in inputs.arrays]
-            part = sums[:, : block[0].size]
-            check(check_chunks(block, self.n, "given"), check_chunks(part, check_count, "sum"))
-            if part.any():
+        if inputs.chunk_bytes <= EXACT_CHUNK_BYTES:
+            parity = self.encode(inputs.arrays[: self.k])
+            return all(map(np.array_equal, parity, inputs.arrays[self.k :]))
+        rng = np.random.Generator(np.random.Philox(seed))
+        check = self._kernel.prepare(random_checks(self._parity_check, check_count, rng))
+        piece_bytes = min(VERIFY_BLOCK_BYTES, inputs.chunk_bytes)
+        # Zeros, because the last word may go beyond the last byte.
+        sums = np.zeros((check_count, -(-piece_bytes // 8)), dtype=np.uint64)
+        for begin in range(0, inputs.chunk_bytes, VERIFY_BLOCK_BYTES):
+            block = inputs
+            if inputs.chunk_bytes > VERIFY_BLOCK_BYTES:
+                pieces = [array[begin : begin + VERIFY_BLOCK_BYTES] for array in inputs.arrays]
+                block = check_chunks(pieces, self.n, "given")
+            results = sums.view(np.uint8)[:, : block.chunk_bytes]
+            check(block, check_chunks(results, check_count, "sum"))
+            if sums[:, : -(-block.chunk_bytes // 8)].any():
                 return False
         return True
 

@@ -16,8 +16,8 @@ from exastore.erasure.field import Bytes
 from exastore.erasure.kernels import Kernel
 from exastore.erasure.plan import RepairPlan
 
-#: Checks that `Codec.verify` makes unless told otherwise: one wrong stripe in 65,536 passes.
-VERIFY_ROUNDS: Final = 2
+#: Checks that `Codec.verify` makes unless told otherwise.
+VERIFY_ROUNDS: Final = 1
 
 
 class Codec(ABC):
@@ -153,8 +153,10 @@ class Codec(ABC):
 
         Every stripe satisfies m linear equations per byte. `rounds` random combinations of them are
         evaluated instead of all. A stripe passes always. Anything else passes with probability
-        256^-rounds at most, taken over seeds that whoever damaged the chunks did not know; with
-        `rounds >= m` it never does. Cost: that of encoding `rounds` parity chunks.
+        (256 - n)^-rounds at most (256^-rounds with n > 128), over seeds that whoever damaged the
+        chunks did not know, and never if `rounds >= m`; nor if one chunk alone is damaged, in a
+        code of one matrix with n <= 128. Cost: about that of encoding `rounds` parity chunks.
+        Codes of one matrix check short chunks exactly, which is cheaper.
 
         Shape: all n chunks, as [n, L] or a sequence of n arrays.
 

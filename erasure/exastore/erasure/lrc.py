@@ -120,8 +120,8 @@ def _cauchy_globals(k: int, global_count: int) -> Bytes:
     are always decoded: p lost local parities and f global ones leave g + 1 - p - f lost data
     chunks at most, for which g - f global rows are left, and the row of ones if p = 0.
 
-    x_i = i and y_j = g + 1 + j. Of 400 random choices of y for lrc-48-4-3 the best left 931 of
-    the losses of g + 2 chunks that the shape allows undecodable, this one 955 of 3.4 million.
+    x_i = i and y_j = g + 1 + j. For lrc-48-4-3 this leaves 1,970 of the 3,461,289 losses of 5
+    chunks that the shape allows undecodable; random choices of y leave about as many.
     """
     xs = np.arange(global_count + 1, dtype=np.uint8)
     ys = np.arange(global_count + 1, global_count + 1 + k, dtype=np.uint8)

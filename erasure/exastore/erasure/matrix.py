@@ -5,11 +5,15 @@ its first k rows are the identity.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from exastore.erasure import field
 from exastore.erasure.field import Bytes
+
+#: With more chunks, combinations without a 0 would be rare.
+MAX_FULL_CHECK: Final = 128
 
 
 def cauchy_generator(k: int, m: int) -> Bytes:
@@ -86,13 +90,18 @@ def rank(matrix: Bytes) -> int:
     return row
 
 
-def random_rows(count: int, width: int, rng: np.random.Generator) -> Bytes:
-    """Independent random rows, all such matrices equally likely. Shape: [count, width]."""
-    assert 0 < count <= width, (count, width)
+def random_checks(check: Bytes, count: int, rng: np.random.Generator) -> Bytes:
+    """Independent random combinations of the rows of a parity check. Shape: [count, n].
+
+    With n <= 128 no coefficient is 0, so that damage to one chunk shows in every one of them.
+    """
+    rows, n = check.shape
+    assert 0 < count <= rows, (count, rows)
     while True:
-        rows = rng.integers(0, field.ORDER, (count, width), dtype=np.uint8)
-        if rank(rows) == count:
-            return rows
+        mix = rng.integers(0, field.ORDER, (count, rows), dtype=np.uint8)
+        combined = field.matmul(mix, check)
+        if rank(mix) == count and (combined.all() or n > MAX_FULL_CHECK):
+            return combined
 
 
 def _reduce_column(work: Bytes, row: int, column: int) -> bool:
