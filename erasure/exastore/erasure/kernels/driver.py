@@ -37,7 +37,9 @@ class Driver:
     """The compiled driver."""
 
     def __init__(self) -> None:
-        self._code: Final = native.load(_IR, "x86-64", "", lambda: _IR)
+        code = native.load(_IR, "x86-64", "", lambda: _IR)
+        assert code is not None
+        self._code: Final = code
         words, pointer = ctypes.c_int64, ctypes.c_void_p
         run = ctypes.CFUNCTYPE(words, pointer, words, pointer)
         execute = ctypes.CFUNCTYPE(None, pointer, pointer, words, words)

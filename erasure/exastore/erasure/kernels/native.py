@@ -5,6 +5,7 @@ is compiled for a CPU named by the instruction set, not for the host, so a cache
 """
 
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -65,14 +66,18 @@ class LoadedCode:
         return address
 
 
-def load(key: str, cpu: str, features: str, make_ir: Any) -> LoadedCode:
+def load(
+    key: str, cpu: str, features: str, make_ir: Callable[[], str], *, compiles: bool = True
+) -> LoadedCode | None:
     """The code of a key from the disk, or else compiled from `make_ir()` and kept.
 
-    The key must say everything that the IR depends on.
+    The key must say everything that the IR depends on. None if it had to be compiled and may not.
     """
     full_key = "\0".join([compiler_key(), cpu, features, key]).encode()
     code = code_cache().load(full_key)
     if code is None:
+        if not compiles:
+            return None
         code = compile_object(make_ir(), cpu, features)
         code_cache().store(full_key, code)
     return LoadedCode(code)

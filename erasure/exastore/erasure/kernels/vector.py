@@ -70,6 +70,10 @@ INSTRUCTION_SETS: Final = (GFNI512, GFNI256, AVX512, AVX2)
 TILE_COLUMNS: Final = 32
 #: More tiles than this are done by plain programs, which are alike.
 MAX_STRUCTURED_TILES: Final = 4
+#: A process compiles structured programs with this many products at most, which takes a few
+#: seconds: a wide code has thousands of patterns of losses, with a program each. After that, new
+#: patterns are decoded by plain programs, of which there is one per number of rows and columns.
+MAX_COMPILED_PRODUCTS: Final = 4000
 #: With several tiles, inputs are read again and again: all of a block stay in the L2 cache.
 BLOCK_BYTES: Final = 16 * 1024
 #: Threads share a call in parts of whole pages.
@@ -122,16 +126,28 @@ class Shapes:
     def __init__(self, isa: InstructionSet) -> None:
         self._isa = isa
         self._loaded: dict[object, native.LoadedCode] = {}
+        #: Products of all structured programs that were compiled: what that cost.
+        self._compiled_products = 0
 
-    def code(self, program: Program) -> native.LoadedCode:
-        """The code of a program. Two threads may both make it; both work."""
+    def code(self, program: Program, *, is_plain: bool) -> native.LoadedCode | None:
+        """The code of a program. Two threads may both make it; both work.
+
+        None for one that is not plain and not on the disk, when enough of them were compiled.
+        """
         known = self._loaded.get(program.ops)
         if known is None:
             isa = self._isa
             features = ",".join(f"+{name}" for name in isa.features)
             key = f"{_source_key()}\0{isa}\0{program.ops}"
-            known = native.load(key, isa.cpu, features, lambda: emit(program, isa))
-            self._loaded[program.ops] = known
+
+            def make_ir() -> str:
+                self._compiled_products += 0 if is_plain else program.product_count
+                return emit(program, isa)
+
+            compiles = is_plain or self._compiled_products < MAX_COMPILED_PRODUCTS
+            known = native.load(key, isa.cpu, features, make_ir, compiles=compiles)
+            if known is not None:
+                self._loaded[program.ops] = known
         return known
 
 
@@ -140,11 +156,12 @@ class _Tile:
     """A part of the matrix: which rows and columns, and its program."""
 
     program: Program
+    code: native.LoadedCode
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
 
 
-def _tiles(matrix: Bytes, tile_rows: int) -> list[_Tile]:
+def _tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
     """The matrix in parts; those of the first columns set the outputs, the others add to them."""
     row_count, column_count = matrix.shape
     corners = [
@@ -158,8 +175,13 @@ def _tiles(matrix: Bytes, tile_rows: int) -> list[_Tile]:
     for row, column in corners:
         part = matrix[row : row + tile_rows, column : column + TILE_COLUMNS]
         program = make_program(part, accumulate=column > 0, plain=plain)
+        code = shapes.code(program, is_plain=plain)
+        if code is None:
+            program = make_program(part, accumulate=column > 0, plain=True)
+            code = shapes.code(program, is_plain=True)
+        assert code is not None
         rows = _shifted(program.rows, row)
-        made.append(_Tile(program, rows, _shifted(program.columns, column)))
+        made.append(_Tile(program, code, rows, _shifted(program.columns, column)))
     return made
 
 
@@ -230,25 +252,24 @@ class VectorMap:
 
     def _compile(self) -> None:
         run = driver.driver()
-        tiles = _tiles(self._matrix, self._isa.tile_rows)
+        tiles = _tiles(self._matrix, self._isa.tile_rows, self._shapes)
         plan = driver.new_plan(self._input_count, self._output_count, len(tiles))
         plan[2], plan[4], plan[7] = streaming_bytes(), BLOCK_BYTES, self._isa.vector_bytes
         table = _tables(self._isa.has_gfni)
         for position, tile in enumerate(tiles):
-            code = self._shapes.code(tile.program)
             tables = np.ascontiguousarray(table[np.frombuffer(tile.program.coefficients, np.uint8)])
             outputs = tile.rows + self._input_count
             start = driver.PLAN_WORDS + driver.TILE_WORDS * position
             plan[start : start + 7] = (
-                code.address(FUNCTION),
-                code.address(STREAMING_FUNCTION),
+                tile.code.address(FUNCTION),
+                tile.code.address(STREAMING_FUNCTION),
                 tables.ctypes.data,
                 tile.columns.ctypes.data,
                 tile.columns.size,
                 outputs.ctypes.data,
                 outputs.size,
             )
-            self._kept += [code, tables, tile.columns, outputs]
+            self._kept += [tile, tables, outputs]
         self._kept += [plan, run]
         self._execute = run.execute
         self._run = run.run if run.reads_arrays else None
