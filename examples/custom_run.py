@@ -15,7 +15,7 @@ def main() -> None:
             write_bandwidth_bytes_per_s=megabytes_per_s * 1e6,
             read_bandwidth_bytes_per_s=megabytes_per_s * 1e6,
         )
-        results = run(replace(scenario, repair=repair), trials=2, seed=7, workers=2)
+        results = run(replace(scenario, repair=repair), trials=16, seed=7, workers=2)
         chain = durability(results).chain
         print(f"{megabytes_per_s:15} {chain.repair_mean_s / 3600:15.2f} h {chain.nines:16.1f}")
 
