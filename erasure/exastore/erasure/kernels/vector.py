@@ -11,7 +11,7 @@ block, so that the inputs of a block stay in the second-level cache.
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -179,10 +179,13 @@ def _tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
         if code is None:
             program = make_program(part, accumulate=column > 0, plain=True)
             code = shapes.code(program, is_plain=True)
-        assert code is not None
-        rows = _shifted(program.rows, row)
-        made.append(_Tile(program, code, rows, _shifted(program.columns, column)))
+        made.append(_tile(program, code, row, column))
     return made
+
+
+def _tile(program: Program, code: native.LoadedCode | None, row: int, column: int) -> _Tile:
+    assert code is not None
+    return _Tile(program, code, _shifted(program.rows, row), _shifted(program.columns, column))
 
 
 def _shifted(places: Sequence[int], first: int) -> NDArray[np.int64]:
@@ -193,8 +196,17 @@ def _shifted(places: Sequence[int], first: int) -> NDArray[np.int64]:
 class VectorMap:
     """A matrix, compiled when it is first applied."""
 
-    def __init__(self, matrix: Bytes, isa: InstructionSet, shapes: Shapes) -> None:
+    def __init__(
+        self,
+        matrix: Bytes,
+        isa: InstructionSet,
+        shapes: Shapes,
+        *,
+        program: Program | None = None,
+    ) -> None:
+        """A map of this matrix; with `program`, of one tile that does that instead."""
         self._matrix = matrix
+        self._program = program
         self._isa = isa
         self._shapes = shapes
         self._output_count, self._input_count = matrix.shape
@@ -225,6 +237,18 @@ class VectorMap:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(0, end, part)))
 
+    def bind(self, inputs: Chunks, outputs: Chunks) -> Callable[[], None]:
+        """One foreign call on these chunks and nothing else, for benchmarks."""
+        if not self._plan_address:
+            self._compile()
+        addresses = self._addresses(*inputs.addresses, *outputs.addresses)
+        execute, plan, end = self._execute, self._plan_address, inputs.chunk_bytes
+
+        def work(_kept: object = (self, inputs, outputs)) -> None:
+            execute(addresses, plan, 0, end)
+
+        return work
+
     def apply(self, inputs: Any, outputs: Any) -> bool:
         """See `LinearMap.apply`."""
         if not self._plan_address:
@@ -252,7 +276,11 @@ class VectorMap:
 
     def _compile(self) -> None:
         run = driver.driver()
-        tiles = _tiles(self._matrix, self._isa.tile_rows, self._shapes)
+        if self._program is None:
+            tiles = _tiles(self._matrix, self._isa.tile_rows, self._shapes)
+        else:
+            code = self._shapes.code(self._program, is_plain=True)
+            tiles = [_tile(self._program, code, 0, 0)]
         plan = driver.new_plan(self._input_count, self._output_count, len(tiles))
         plan[2], plan[4], plan[7] = streaming_bytes(), BLOCK_BYTES, self._isa.vector_bytes
         table = _tables(self._isa.has_gfni)

@@ -1,0 +1,1 @@
+"""Benchmarks that compare with other software; imports nothing by itself."""
