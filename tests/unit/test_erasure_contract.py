@@ -15,6 +15,15 @@ Bytes = NDArray[np.uint8]
 KERNELS = list(available_kernels())
 NAMES = ["rs-4-2", "rs-10-4", "rs-5-9", "lrc-6-2-2", "lrc-12-4-2", "clay-4-2-5", "rep-3", "rs-4-1"]
 
+#: Of chunks that take several blocks, the last one not whole, if a block is this short.
+LENGTH, BLOCK_BYTES = 1400, 512
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_module, "BLOCK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(code_module, "VERIFY_BLOCK_BYTES", BLOCK_BYTES)
+
 
 @pytest.fixture(params=[*[(name, KERNELS[0]) for name in NAMES], *[("rs-5-9", k) for k in KERNELS]])
 def code(request: pytest.FixtureRequest) -> Codec:
@@ -63,10 +72,10 @@ def test_a_plan_names_whole_chunks_as_one_run() -> None:
 
 def test_a_changed_data_chunk_changes_the_parity_as_encoding_does(code: Codec) -> None:
     # 70,000 bytes: more than one block of the update.
-    stripe = stripe_of(code, 70_000)
+    stripe = stripe_of(code, LENGTH)
     for index in range(code.k):
         changed = stripe.copy()
-        changed[index] = np.random.default_rng(index).integers(0, 256, 70_000, dtype=np.uint8)
+        changed[index] = np.random.default_rng(index).integers(0, 256, LENGTH, dtype=np.uint8)
         parity = stripe[code.k :].copy()
         code.update_parity(index, stripe[index], changed[index], parity)
         assert (parity == code.encode(changed[: code.k])).all()
@@ -108,7 +117,7 @@ def random_checks_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("random_checks_only")
 def test_a_stripe_passes_verification_with_every_seed(code: Codec) -> None:
-    for chunk_bytes in (0, 8, 200, 70_000):
+    for chunk_bytes in (0, 8, 200, LENGTH):
         stripe = stripe_of(code, chunk_bytes)
         for seed in range(5):
             assert code.verify(stripe, seed) and code.verify(list(stripe), seed, rounds=1)
@@ -116,11 +125,11 @@ def test_a_stripe_passes_verification_with_every_seed(code: Codec) -> None:
 
 @pytest.mark.usefixtures("random_checks_only")
 def test_enough_rounds_find_every_damage(code: Codec) -> None:
-    stripe = stripe_of(code, 70_000)
+    stripe = stripe_of(code, LENGTH)
     rng = np.random.default_rng(1)
     for index in range(code.n):
         damaged = stripe.copy()
-        damaged[index, rng.integers(70_000)] ^= rng.integers(1, 256, dtype=np.uint8)
+        damaged[index, rng.integers(LENGTH)] ^= rng.integers(1, 256, dtype=np.uint8)
         assert not code.verify(damaged, seed=index, rounds=code.m)
 
 

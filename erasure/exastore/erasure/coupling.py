@@ -64,7 +64,7 @@ def _run(lines: Rows, rows: Words) -> None:
     # 0x1D; halving: as 0x8E.
     high, low = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
     back, half_back = np.uint64(0x1D1D1D1D1D1D1D1D), np.uint64(0x8E8E8E8E8E8E8E8E)
-    one, seven, eight = np.uint64(1), np.uint64(7), np.uint64(8)
+    one, seven = np.uint64(1), np.uint64(7)
     for job in range(lines.shape[0]):
         kind = lines[job, 0]
         made, a, b = rows[lines[job, 1]], rows[lines[job, 2]], rows[lines[job, 3]]
@@ -106,4 +106,5 @@ def _run(lines: Rows, rows: Words) -> None:
             for i in range(made.size):
                 s = a[i] ^ b[i]
                 odd = s & low
-                made[i] = ((s ^ odd) >> one) ^ (((odd << eight) - odd) & half_back)
+                h = odd << seven
+                made[i] = ((s ^ odd) >> one) ^ (((h - (h >> seven)) | h) & half_back)
