@@ -33,7 +33,7 @@ GEOMETRIES: Final = ((4, 2), (6, 3), (8, 3), (10, 4), (12, 4), (17, 3), (20, 4))
 CHUNK_SIZES: Final = tuple(KIB << shift for shift in (2, 4, 6, 7, 8, 10, 12, 14))
 OPERATIONS: Final = ("encode", "decode")
 #: A round of a contestant lasts at least this long, or one call.
-ROUND_S: Final = 0.002
+ROUND_S: Final = 0.001
 OURS: Final = "exastore"
 ROOFLINE: Final = "roofline"
 
