@@ -2,8 +2,9 @@
 
 Eight output rows share one table of 64-bit words per input: word x holds, in its byte r, the
 product of x with the coefficient of row r. So one lookup and one XOR per input byte serve up to
-eight rows. A block of accumulators stays in the first-level cache while all inputs are folded into
-it, two at a time.
+eight rows. Chunks are copied in pieces to and from arrays of the kernel, which costs little beside
+the lookups, so that one compiled loop serves all geometries; a block of accumulators stays in the
+first-level cache, beside the tables, while all inputs are folded into it.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from exastore.erasure.field import MUL, Bytes
 Words = NDArray[np.uint64]
 
 ROWS_PER_WORD = 8
-#: Accumulators of one block: 4,096 words are 32 KiB.
-BLOCK_BYTES = 4096
+#: Accumulators of one block: 1,024 words are 8 KiB.
+BLOCK_BYTES = 1024
+#: Bytes of each chunk that are copied at once.
+PIECE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +37,24 @@ class PortableMap:
         return False
 
     def __call__(self, inputs: Chunks, outputs: Chunks, threads: int = 1) -> None:
-        """See `LinearMap.__call__`."""
+        """See `LinearMap.__call__`. One thread does it all."""
+        # Imported at the first use: it takes half a second.
+        from exastore.erasure.kernels._table_loops import apply_group
+
+        size = min(PIECE_BYTES, inputs.chunk_bytes)
+        sources = np.empty((len(inputs.arrays), size), dtype=np.uint8)
+        targets = np.empty((len(outputs.arrays), size), dtype=np.uint8)
         accumulator = np.empty(BLOCK_BYTES, dtype=np.uint64)
-        for start in range(0, inputs.chunk_bytes, BLOCK_BYTES):
-            sources = [array[start : start + BLOCK_BYTES] for array in inputs.arrays]
-            targets = [array[start : start + BLOCK_BYTES] for array in outputs.arrays]
+        for begin in range(0, inputs.chunk_bytes, PIECE_BYTES):
+            piece = slice(begin, begin + PIECE_BYTES)
+            count = min(PIECE_BYTES, inputs.chunk_bytes - begin)
+            for source, array in zip(sources, inputs.arrays, strict=True):
+                source[:count] = array[piece]
             for group, tables in enumerate(self.tables):
-                rows = targets[group * ROWS_PER_WORD : (group + 1) * ROWS_PER_WORD]
-                _apply_group(tables, sources, rows, accumulator)
-
-
-def _apply_group(
-    tables: Words, sources: list[Bytes], targets: list[Bytes], accumulator: Words
-) -> None:
-    # Imported at the first use: it takes half a second.
-    from exastore.erasure.kernels._table_loops import extract, fold_one, fold_two
-
-    accumulator.fill(0)
-    for column in range(0, len(sources) - 1, 2):
-        fold_two(
-            tables[column], tables[column + 1], sources[column], sources[column + 1], accumulator
-        )
-    if len(sources) % 2:
-        fold_one(tables[len(sources) - 1], sources[-1], accumulator)
-    for row, target in enumerate(targets):
-        extract(accumulator, np.uint64(8 * row), target)
+                first_row = group * ROWS_PER_WORD
+                apply_group(tables, sources[:, :count], targets[:, :count], first_row, accumulator)
+            for target, array in zip(targets, outputs.arrays, strict=True):
+                array[piece] = target[:count]
 
 
 @dataclass(frozen=True, slots=True)
