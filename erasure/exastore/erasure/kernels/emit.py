@@ -17,8 +17,9 @@ from exastore.erasure.kernels.program import Op, Program
 
 FUNCTION: Final = "apply"
 STREAMING_FUNCTION: Final = "apply_streaming"
-#: How far ahead of a streaming loop the inputs are fetched.
+#: How far ahead of a streaming loop each input is fetched at most, and all inputs together.
 PREFETCH_BYTES: Final = 1024
+ALL_PREFETCH_BYTES: Final = 10 * 1024
 CACHE_LINE_BYTES: Final = 64
 #: Ranges of the streaming function are multiples of this.
 ROUND_BYTES: Final = 128
@@ -40,6 +41,8 @@ class InstructionSet:
     unroll: int
     #: Rows done at once, as many as have room in the registers.
     tile_rows: int
+    #: Whether the streaming loop fetches ahead: not where the arithmetic is slower than memory.
+    prefetches: bool
 
     @property
     def has_masks(self) -> bool:
@@ -249,7 +252,7 @@ class _Step:
         vector = self.out.vector
         if self.count is None:
             place = self._at(f"%{kind}{index}", lane)
-            if self.out.streaming and kind == "s":
+            if self.out.streaming and kind == "s" and self.isa.prefetches:
                 self._prefetch(place, lane)
             return self.out.value(f"load {vector}, ptr {place}, align 1")
         if self.isa.has_masks:
@@ -263,7 +266,9 @@ class _Step:
 
     def _prefetch(self, place: str, lane: int) -> None:
         if lane * self.isa.vector_bytes % CACHE_LINE_BYTES == 0:
-            ahead = self.out.value(f"getelementptr i8, ptr {place}, i64 {PREFETCH_BYTES}")
+            share = ALL_PREFETCH_BYTES // len(self.out.program.columns)
+            distance = min(PREFETCH_BYTES, share // CACHE_LINE_BYTES * CACHE_LINE_BYTES)
+            ahead = self.out.value(f"getelementptr i8, ptr {place}, i64 {distance}")
             self.out.line(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 3, i32 1)")
 
     def _store(self, value: str, row: int | str, lane: int) -> None:

@@ -35,6 +35,7 @@ GFNI512: Final = InstructionSet(
     has_gfni=True,
     unroll=2,
     tile_rows=8,
+    prefetches=True,
 )
 GFNI256: Final = InstructionSet(
     name="gfni256",
@@ -44,6 +45,7 @@ GFNI256: Final = InstructionSet(
     has_gfni=True,
     unroll=2,
     tile_rows=4,
+    prefetches=True,
 )
 AVX512: Final = InstructionSet(
     name="avx512",
@@ -53,6 +55,7 @@ AVX512: Final = InstructionSet(
     has_gfni=False,
     unroll=1,
     tile_rows=8,
+    prefetches=True,
 )
 AVX2: Final = InstructionSet(
     name="avx2",
@@ -62,6 +65,7 @@ AVX2: Final = InstructionSet(
     has_gfni=False,
     unroll=1,
     tile_rows=4,
+    prefetches=False,
 )
 #: Fastest first.
 INSTRUCTION_SETS: Final = (GFNI512, GFNI256, AVX512, AVX2)
