@@ -150,6 +150,12 @@ def test_an_unknown_code_lists_the_valid_forms() -> None:
     assert "rs-" in problem.text
 
 
+def test_a_code_that_counting_cannot_judge_is_refused() -> None:
+    problem = only_problem('code = "rs-4-2"', 'code = "lrc-6-2-2"')
+    assert problem.key == "code"
+    assert "use rs-K-M or rep-N" in problem.text
+
+
 def test_more_chunks_than_failure_domains_says_what_to_do() -> None:
     problem = only_problem(
         "racks_per_zone = 12\nnodes_per_rack = 3", "racks_per_zone = 5\nnodes_per_rack = 9"

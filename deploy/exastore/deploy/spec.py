@@ -119,11 +119,11 @@ def check_spec(spec: ClusterSpec) -> None:
         BadInput: It cannot, and why.
     """
     # Imported here: it brings numba, which commands that start nothing need not wait for.
-    from exastore.erasure import ErasureError, codec
+    from exastore.metadata.service.config import cluster_code
 
     try:
-        code = codec(spec.code)
-    except ErasureError as error:
+        code = cluster_code(spec.code)
+    except ValueError as error:
         raise BadInput(str(error)) from error
     if code.n > spec.nodes:
         smaller = spec.nodes - code.m

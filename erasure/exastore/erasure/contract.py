@@ -51,6 +51,11 @@ class Codec(ABC):
     def __repr__(self) -> str:
         return f"<Codec {self.name} on {self.kernel}>"
 
+    @property
+    def is_mds(self) -> bool:
+        """Whether any k chunks give back the data: then only the number of losses matters."""
+        return True
+
     @abstractmethod
     def encode(self, data: Bytes | Sequence[Bytes]) -> Bytes:
         """Make the parity chunks.

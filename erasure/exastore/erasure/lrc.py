@@ -43,6 +43,11 @@ class LocalCode(LinearCode):
         self.group_width: Final = self.k // group_count
         self._survives = lru_cache(maxsize=DECODERS_KEPT)(self._is_determined)
 
+    @property
+    def is_mds(self) -> bool:
+        """False: see `Codec.is_mds`."""
+        return False
+
     def decodable(self, lost: Iterable[int]) -> bool:
         """See `Codec.decodable`."""
         return self._survives(tuple(self._checked(lost)))

@@ -19,7 +19,13 @@ def code_shape(name: str) -> CodeShape:
     """k and m of the code `name`.
 
     Raises:
-        ValueError: `exastore.erasure` knows no such code.
+        ValueError: `exastore.erasure` knows no such code, or it is not MDS: the engine counts
+            missing chunks, which says nothing about an LRC.
     """
     shape = codec(name)
+    if not shape.is_mds:
+        raise ValueError(
+            f"{name}: which chunks are lost decides for this code, and the simulator only counts "
+            "them yet; use rs-K-M or rep-N"
+        )
     return CodeShape(shape.k, shape.m)

@@ -2,8 +2,29 @@
 
 from dataclasses import dataclass
 
-from exastore.erasure import UnknownCode, codec
+from exastore.erasure import Codec, UnknownCode, codec
 from exastore.metadata.core.topology import DomainLevel, PlacementRule
+
+
+def cluster_code(name: str) -> Codec:
+    """The codec of a cluster.
+
+    Planning and write quorums count chunks, and chunks have any length, so the code must be MDS and
+    work byte by byte.
+
+    Raises:
+        ValueError: There is no such code, or clusters cannot use it.
+    """
+    try:
+        code = codec(name)
+    except UnknownCode as error:
+        raise ValueError(f"code: {error}") from error
+    if not code.is_mds or code.alignment_bytes != 1:
+        raise ValueError(
+            f"code: a cluster cannot use {name} yet: its repair reads any k whole chunks. "
+            "Use rs-K-M or rep-N"
+        )
+    return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +69,7 @@ class MetadataConfig:
     """Least bytes of every part of a multipart upload but the last; S3 has 5 MiB."""
 
     def __post_init__(self) -> None:
-        try:
-            n = codec(self.code).n
-        except UnknownCode as error:
-            raise ValueError(f"code: {error}") from error
+        n = cluster_code(self.code).n
         if self.domain.upper() not in DomainLevel.__members__:
             names = ", ".join(level.name.lower() for level in DomainLevel)
             raise ValueError(f"domain {self.domain!r} is unknown: use one of {names}")
