@@ -1,5 +1,6 @@
 """Clay codes: what they decode, and repairs from exactly the bytes that theory says."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -176,6 +177,20 @@ def test_sub_chunks_of_any_length_and_alignment(kernel: str, sub_chunk_bytes: in
 def test_kernels_agree_on_long_chunks() -> None:
     stripes = [stripe_of(codec("clay-8-4-11", kernel=kernel), 3000) for kernel in KERNELS]
     assert all((stripe == stripes[0]).all() for stripe in stripes)
+
+
+def test_a_clay_codec_is_shared_by_threads() -> None:
+    code = codec("clay-4-2-5")
+    stripe = stripe_of(code, 5000)
+
+    def rebuild(lost: tuple[int, ...]) -> bool:
+        survivors = {index: stripe[index] for index in range(code.n) if index not in lost}
+        rebuilt = code.decode(survivors, want=lost)
+        verified = code.verify(stripe, seed=lost[0])
+        return verified and all((rebuilt[index] == stripe[index]).all() for index in lost)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(rebuild, [*combinations(range(6), 2), *combinations(range(6), 1)]))
 
 
 @pytest.mark.parametrize(
