@@ -15,6 +15,12 @@ ROOMS = ("proto", "erasure", "metadata", "storage", "gateway", "sim", "deploy")
 LONG_MODULES: dict[str, str] = {}
 
 
+#: Modules that may use other words for a chunk, each with its reason.
+FOREIGN_WORDS = {
+    "deploy/exastore/deploy/bench/peers.py": "calls other coders by their own names",
+}
+
+
 @cache
 def tracked_files() -> tuple[Path, ...]:
     """What git tracks or would track, without what it ignores."""
@@ -69,7 +75,7 @@ def test_the_fixed_words_are_used() -> None:
     uses = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in sources()
-        if path != Path(__file__)
+        if path != Path(__file__) and str(path.relative_to(ROOT)) not in FOREIGN_WORDS
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if banned.search(line)
     ]
