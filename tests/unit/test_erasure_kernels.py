@@ -21,6 +21,7 @@ from exastore.erasure.kernels import (
     vector,
 )
 from exastore.erasure.kernels.emit import emit
+from exastore.erasure.kernels.isa import GFNI512
 from exastore.erasure.kernels.program import make_program
 from exastore.erasure.matrix import cauchy_generator
 
@@ -97,11 +98,14 @@ def test_no_byte_beside_the_output_is_touched(kernel: str, chunk_bytes: int) -> 
 
 
 def test_encoding_loads_neither_numba_nor_grpc() -> None:
-    code = "import sys, exastore.erasure\nprint({'llvmlite', 'numba', 'grpc'} & set(sys.modules))\n"
+    code = "import sys, exastore.erasure\nprint({'numba', 'grpc'} & set(sys.modules))\n"
     loaded = _python(code + ENCODE + code).stdout.splitlines()
     assert loaded[0] == "set()"
+    assert loaded[1] == "portable" or loaded[2] == "set()"
     if loaded[1] != "portable":
-        assert loaded[2] == "{'llvmlite'}"
+        # A second process finds all code on the disk.
+        warm = _python(ENCODE + "import sys\nprint([m for m in sys.modules if 'llvm' in m])\n")
+        assert warm.stdout.splitlines() == [loaded[1], "['llvmlite', 'llvmlite._version']"]
 
 
 def test_without_jit_the_portable_kernel_works() -> None:
@@ -184,7 +188,7 @@ def test_processes_that_race_to_fill_the_cache_all_work(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not HAS_GFNI, reason="the CPU has no GFNI with AVX-512")
 def test_the_gfni_kernel_compiles_to_gfni_instructions() -> None:
-    isa = vector.GFNI512
+    isa = GFNI512
     program = make_program(np.array([[2, 3, 4]], dtype=np.uint8))
     features = ",".join(f"+{name}" for name in isa.features)
     code = native.compile_object(emit(program, isa), isa.cpu, features)

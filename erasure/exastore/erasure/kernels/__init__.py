@@ -56,8 +56,9 @@ def _vector_kernels() -> dict[str, Kernel]:
     """Those whose instructions this CPU has; none where LLVM may not be used."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return {}
+    from exastore.erasure.kernels.isa import INSTRUCTION_SETS
     from exastore.erasure.kernels.native import host_features
-    from exastore.erasure.kernels.vector import INSTRUCTION_SETS, VectorKernel
+    from exastore.erasure.kernels.vector import VectorKernel
 
     features = host_features()
     return {

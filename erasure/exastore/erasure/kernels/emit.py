@@ -11,48 +11,15 @@ IR is written as text: `llvmlite.binding` parses it, and neither numba nor `llvm
 """
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
+from exastore.erasure.kernels.isa import FUNCTION, STREAMING_FUNCTION, InstructionSet
 from exastore.erasure.kernels.program import Op, Program
 
-FUNCTION: Final = "apply"
-STREAMING_FUNCTION: Final = "apply_streaming"
 #: How far ahead of a streaming loop each input is fetched at most, and all inputs together.
 PREFETCH_BYTES: Final = 1024
 ALL_PREFETCH_BYTES: Final = 10 * 1024
 CACHE_LINE_BYTES: Final = 64
-#: Ranges of the streaming function are multiples of this.
-ROUND_BYTES: Final = 128
-
-
-@dataclass(frozen=True, slots=True)
-class InstructionSet:
-    """What a kernel is made of."""
-
-    name: str
-    #: The CPU that code is generated for; fixed, so that the cache is valid on any host.
-    cpu: str
-    #: What a host must have, as LLVM calls it.
-    features: tuple[str, ...]
-    vector_bytes: Literal[32, 64]
-    #: A product is one bit-matrix instruction (GFNI) or two table lookups of half a byte.
-    has_gfni: bool
-    #: Vectors of each input in one round of the loop; a round divides `ROUND_BYTES`.
-    unroll: int
-    #: Rows done at once, as many as have room in the registers.
-    tile_rows: int
-    #: Whether the streaming loop fetches ahead: not where the arithmetic is slower than memory.
-    prefetches: bool
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether a part of a vector can be loaded and stored (AVX-512)."""
-        return self.vector_bytes == 64
-
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of the table of one coefficient."""
-        return 8 if self.has_gfni else 32
 
 
 def emit(program: Program, isa: InstructionSet) -> str:

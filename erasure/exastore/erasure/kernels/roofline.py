@@ -7,8 +7,9 @@ streaming, so that what separates a kernel from it is the arithmetic alone. Only
 import numpy as np
 
 from exastore.erasure.errors import UnknownKernel
+from exastore.erasure.kernels.isa import INSTRUCTION_SETS
 from exastore.erasure.kernels.program import Op, Program
-from exastore.erasure.kernels.vector import INSTRUCTION_SETS, Shapes, VectorMap
+from exastore.erasure.kernels.vector import Shapes, VectorMap
 
 
 def roofline_map(kernel: str, k: int, m: int) -> VectorMap:

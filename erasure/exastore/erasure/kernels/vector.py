@@ -24,51 +24,8 @@ from numpy.typing import NDArray
 from exastore.erasure.chunks import Chunks
 from exastore.erasure.field import MUL, Bytes
 from exastore.erasure.kernels import driver, native
-from exastore.erasure.kernels.emit import FUNCTION, STREAMING_FUNCTION, InstructionSet, emit
+from exastore.erasure.kernels.isa import FUNCTION, STREAMING_FUNCTION, InstructionSet
 from exastore.erasure.kernels.program import Program, make_program
-
-GFNI512: Final = InstructionSet(
-    name="gfni512",
-    cpu="icelake-server",
-    features=("avx512f", "avx512bw", "gfni"),
-    vector_bytes=64,
-    has_gfni=True,
-    unroll=2,
-    tile_rows=8,
-    prefetches=True,
-)
-GFNI256: Final = InstructionSet(
-    name="gfni256",
-    cpu="haswell",
-    features=("avx2", "gfni"),
-    vector_bytes=32,
-    has_gfni=True,
-    unroll=2,
-    tile_rows=4,
-    prefetches=True,
-)
-AVX512: Final = InstructionSet(
-    name="avx512",
-    cpu="skylake-avx512",
-    features=("avx512f", "avx512bw"),
-    vector_bytes=64,
-    has_gfni=False,
-    unroll=1,
-    tile_rows=8,
-    prefetches=True,
-)
-AVX2: Final = InstructionSet(
-    name="avx2",
-    cpu="haswell",
-    features=("avx2",),
-    vector_bytes=32,
-    has_gfni=False,
-    unroll=1,
-    tile_rows=4,
-    prefetches=False,
-)
-#: Fastest first.
-INSTRUCTION_SETS: Final = (GFNI512, GFNI256, AVX512, AVX2)
 
 #: Columns of a tile at most: bounds the unrolled code.
 TILE_COLUMNS: Final = 32
@@ -129,11 +86,11 @@ class Shapes:
 
     def __init__(self, isa: InstructionSet) -> None:
         self._isa = isa
-        self._loaded: dict[object, native.LoadedCode] = {}
+        self._loaded: dict[object, native.Code] = {}
         #: Products of all structured programs that were compiled: what that cost.
         self._compiled_products = 0
 
-    def code(self, program: Program, *, is_plain: bool) -> native.LoadedCode | None:
+    def code(self, program: Program, *, is_plain: bool) -> native.Code | None:
         """The code of a program. Two threads may both make it; both work.
 
         None for one that is not plain and not on the disk, when enough of them were compiled.
@@ -145,6 +102,9 @@ class Shapes:
             key = f"{_source_key()}\0{isa}\0{program.ops}"
 
             def make_ir() -> str:
+                # Imported here because a warm cache does without.
+                from exastore.erasure.kernels.emit import emit
+
                 self._compiled_products += 0 if is_plain else program.product_count
                 return emit(program, isa)
 
@@ -160,7 +120,7 @@ class _Tile:
     """A part of the matrix: which rows and columns, and its program."""
 
     program: Program
-    code: native.LoadedCode
+    code: native.Code
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
 
@@ -187,7 +147,7 @@ def _tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
     return made
 
 
-def _tile(program: Program, code: native.LoadedCode | None, row: int, column: int) -> _Tile:
+def _tile(program: Program, code: native.Code | None, row: int, column: int) -> _Tile:
     assert code is not None
     return _Tile(program, code, _shifted(program.rows, row), _shifted(program.columns, column))
 
