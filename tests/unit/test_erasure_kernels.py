@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,8 +105,22 @@ def test_encoding_loads_neither_numba_nor_grpc() -> None:
     assert loaded[1] == "portable" or loaded[2] == "set()"
     if loaded[1] != "portable":
         # A second process finds all code on the disk.
-        warm = _python(ENCODE + "import sys\nprint([m for m in sys.modules if 'llvm' in m])\n")
+        warm = _python(
+            ENCODE + "import sys\nprint(sorted(m for m in sys.modules if 'llvm' in m))\n"
+        )
         assert warm.stdout.splitlines() == [loaded[1], "['llvmlite', 'llvmlite._version']"]
+
+
+@pytest.mark.slow
+def test_a_fresh_process_encodes_its_first_stripe_soon() -> None:
+    _python(ENCODE)
+    durations: list[float] = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        _python(ENCODE)
+        durations.append(time.perf_counter() - begin)
+    # The goal is 0.3 s, most of it NumPy's; a busy machine gets some more.
+    assert min(durations) < 0.6, durations
 
 
 def test_without_jit_the_portable_kernel_works() -> None:
