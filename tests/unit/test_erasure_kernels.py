@@ -242,6 +242,17 @@ def test_several_threads_give_the_same_parity(kernel: str) -> None:
     assert (parity == matmul(matrix, data)).all()
 
 
+@pytest.mark.parametrize("kernel", list(available_kernels()))
+def test_a_codec_shares_a_stripe_among_threads(kernel: str) -> None:
+    code = codec("rs-4-2", kernel=kernel)
+    stripe = np.random.default_rng(4).integers(0, 256, (6, 50_000), dtype=np.uint8)
+    code.encode_into(stripe[:4], stripe[4:], threads=2)
+    assert (stripe[4:] == matmul(cauchy_generator(4, 2)[4:], stripe[:4].copy())).all()
+    out = {0: np.zeros(50_000, dtype=np.uint8), 5: np.zeros(50_000, dtype=np.uint8)}
+    code.decode_into({index: stripe[index] for index in (1, 2, 3, 4)}, out, threads=4)
+    assert all((chunk == stripe[index]).all() for index, chunk in out.items())
+
+
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
 def test_zero_rows_and_zero_columns_of_a_matrix_are_obeyed(kernel: str) -> None:
     matrix = np.zeros((5, 40), dtype=np.uint8)

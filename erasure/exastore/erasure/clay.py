@@ -47,9 +47,13 @@ class ClayCode(Codec):
         return parity
 
     def encode_into(
-        self, data_chunks: Bytes | Sequence[Bytes], parity_chunks: Bytes | Sequence[Bytes]
+        self,
+        data_chunks: Bytes | Sequence[Bytes],
+        parity_chunks: Bytes | Sequence[Bytes],
+        *,
+        threads: int = 1,
     ) -> None:
-        """See `Codec.encode_into`."""
+        """See `Codec.encode_into`. One thread does it all."""
         inputs = self._check(data_chunks, self.k, "data")
         outputs = check_chunks(parity_chunks, self.m, "parity")
         check_outputs(inputs, outputs, "parity")
@@ -68,8 +72,10 @@ class ClayCode(Codec):
         made = dict(zip(missing, rebuilt, strict=True))
         return {index: made[index] if index in made else chunks[index] for index in wanted}
 
-    def decode_into(self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes]) -> None:
-        """See `Codec.decode_into`."""
+    def decode_into(
+        self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes], *, threads: int = 1
+    ) -> None:
+        """See `Codec.decode_into`. One thread does it all."""
         wanted = self._checked(out)
         if not wanted:
             return

@@ -70,19 +70,24 @@ class LinearCode(Codec):
         return parity
 
     def encode_into(
-        self, data_chunks: Bytes | Sequence[Bytes], parity_chunks: Bytes | Sequence[Bytes]
+        self,
+        data_chunks: Bytes | Sequence[Bytes],
+        parity_chunks: Bytes | Sequence[Bytes],
+        *,
+        threads: int = 1,
     ) -> None:
         """See `Codec.encode_into`."""
-        if self._encoder is not None and self._encoder.apply(data_chunks, parity_chunks):
-            return
+        if threads == 1 and self._encoder is not None:
+            if self._encoder.apply(data_chunks, parity_chunks):
+                return
         inputs = check_chunks(data_chunks, self.k, "data")
         outputs = check_chunks(parity_chunks, self.m, "parity")
         check_outputs(inputs, outputs, "parity")
-        self._encode(inputs, outputs)
+        self._encode(inputs, outputs, threads)
 
-    def _encode(self, inputs: Chunks, outputs: Chunks) -> None:
+    def _encode(self, inputs: Chunks, outputs: Chunks, threads: int = 1) -> None:
         if self._encoder is not None:
-            self._encoder(inputs, outputs)
+            self._encoder(inputs, outputs, threads)
 
     def decode(
         self, chunks: Mapping[int, Bytes], want: Iterable[int] | None = None
@@ -97,18 +102,21 @@ class LinearCode(Codec):
         made = dict(zip(missing, rebuilt, strict=True))
         return {index: made[index] if index in made else chunks[index] for index in wanted}
 
-    def decode_into(self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes]) -> None:
+    def decode_into(
+        self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes], *, threads: int = 1
+    ) -> None:
         """See `Codec.decode_into`."""
         if not out:
             return
         decoder, wanted = self._route(tuple(chunks), tuple(out))
         sources = [chunks[index] for index in decoder.reads]
-        if decoder.apply.apply(sources, [out[index] for index in wanted]):
+        targets = [out[index] for index in wanted]
+        if threads == 1 and decoder.apply.apply(sources, targets):
             return
         inputs = check_chunks(sources, len(sources), "given")
-        outputs = check_chunks([out[index] for index in wanted], len(wanted), "wanted")
+        outputs = check_chunks(targets, len(targets), "wanted")
         check_outputs(inputs, outputs, "wanted")
-        decoder.apply(inputs, outputs)
+        decoder.apply(inputs, outputs, threads)
 
     def decodable(self, lost: Iterable[int]) -> bool:
         """See `Codec.decodable`."""

@@ -68,12 +68,17 @@ class Codec(ABC):
 
     @abstractmethod
     def encode_into(
-        self, data_chunks: Bytes | Sequence[Bytes], parity_chunks: Bytes | Sequence[Bytes]
+        self,
+        data_chunks: Bytes | Sequence[Bytes],
+        parity_chunks: Bytes | Sequence[Bytes],
+        *,
+        threads: int = 1,
     ) -> None:
         """Make the parity chunks in place.
 
         Shape: k and m chunks of L bytes, each as one 2-D array or a sequence of 1-D arrays.
         Aliasing: the parity is overwritten and must not overlap anything else.
+        Threads: at most so many share the work; worth it for stripes of many MiB.
 
         Raises:
             WrongShape, WrongDtype, WrongLayout: see `errors`; nothing was written.
@@ -96,10 +101,13 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode_into(self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes]) -> None:
+    def decode_into(
+        self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes], *, threads: int = 1
+    ) -> None:
         """Rebuild chunks in place: the keys of `out` say which, none of them may be in `chunks`.
 
         Aliasing: the arrays of `out` are overwritten and must not overlap anything else.
+        Threads: at most so many share the work; worth it for stripes of many MiB.
 
         Raises:
             TooFewChunks: the given chunks do not determine what is wanted.
