@@ -220,8 +220,9 @@ CPU_KERNELS = [name for name in available_kernels() if name != "portable"]
 
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
 @pytest.mark.parametrize("shift", [0, 1, 16, 63])
-def test_streamed_stripes_have_the_same_parity(kernel: str, shift: int) -> None:
-    chunk_bytes = vector.streaming_bytes() // 6 + 4096 + shift
+@pytest.mark.parametrize("share", [6, 24], ids=["streamed", "fetched"])
+def test_large_stripes_have_the_same_parity(kernel: str, share: int, shift: int) -> None:
+    chunk_bytes = vector.streaming_bytes() // share + 4096 + shift
     memory = np.random.default_rng(1).integers(0, 256, (6, chunk_bytes + 64), dtype=np.uint8)
     stripe = memory[:, shift : shift + chunk_bytes]
     before = memory.copy()

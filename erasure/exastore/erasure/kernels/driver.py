@@ -23,7 +23,8 @@ from exastore.erasure.kernels import native
 #: k, m, bytes of a stripe from which it is streamed, tiles, bytes of a block when there are several
 #: tiles, the type of arrays, the dtype of bytes, bytes of a vector.
 PLAN_WORDS: Final = 8
-#: Function, streaming function, tables, inputs (their places), their count, outputs, count, unused.
+#: Function, streaming function, tables, inputs (their places), their count, outputs, their count,
+#: fetching function.
 TILE_WORDS: Final = 8
 
 #: In the flags of a call: all inputs, all outputs are the rows of one array.
@@ -325,6 +326,12 @@ entry:
   %even = call i1 @congruent(ptr %addresses, i64 %k, i64 %n, i64 %vector)
   %large_one = and i1 %large, %one
   %streaming = and i1 %large_one, %even
+  %quarter = lshr i64 %threshold, 2
+  %medium_total = icmp uge i64 %total, %quarter
+  %medium = and i1 %medium_total, %some
+  %fetching = and i1 %medium, %one
+  %special = or i1 %streaming, %fetching
+  %variant = select i1 %streaming, i64 1, i64 7
   %step = select i1 %one, i64 %size, i64 %block
   %nothing = icmp eq i64 %size, 0
   br i1 %nothing, label %done, label %blocks
@@ -353,13 +360,13 @@ tile:
   %output_count = load i64, ptr %output_count_at
   call void @pick(ptr %addresses, i64 %inputs, i64 %input_count, ptr %sources)
   call void @pick(ptr %addresses, i64 %outputs, i64 %output_count, ptr %targets)
-  br i1 %streaming, label %stream, label %plain
+  br i1 %special, label %stream, label %plain
 plain:
   call void %function(ptr %sources, ptr %targets, ptr %tables, i64 %from, i64 %to)
   br label %tile_done
 stream:
   ; Up to the first aligned output; whole rounds of 128 bytes; the rest.
-  %stream_at = getelementptr i64, ptr %tile_at, i64 1
+  %stream_at = getelementptr i64, ptr %tile_at, i64 %variant
   %stream_function = load ptr, ptr %stream_at
   %output = load i64, ptr %targets
   %output_from = add i64 %output, %from

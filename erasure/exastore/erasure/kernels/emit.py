@@ -1,11 +1,12 @@
 """From a program to LLVM IR, for one instruction set.
 
-Two functions are made, `void apply(sources, targets, tables, begin, end)` and `apply_streaming`:
-arrays of pointers, the tables of the coefficients, and the range of bytes. Their loop runs the
-program on `unroll` vectors of each input at once; what is left, at the end or before the first
-aligned output, is done by one partial step: by masks where the instruction set has them, else
-through copies on the stack. The streaming one fetches ahead and writes past the caches, which saves
-reading the old contents of the outputs; it does whole rounds only, on aligned outputs.
+Three functions are made, `void apply(sources, targets, tables, begin, end)`, `apply_fetching` and
+`apply_streaming`: arrays of pointers, the tables of the coefficients, and the range of bytes. Their
+loop runs the program on `unroll` vectors of each input at once; what is left, at the end or before
+the first aligned output, is done by one partial step: by masks where the instruction set has them,
+else through copies on the stack. Fetching asks for inputs ahead, which pays where they come from
+the second-level cache or beyond. Streaming does, too, and writes past the caches, which saves
+reading the old contents of the outputs. Both do whole rounds only, streaming on aligned outputs.
 
 IR is written as text: `llvmlite.binding` parses it, and neither numba nor `llvmlite.ir` is needed.
 """
@@ -13,10 +14,15 @@ IR is written as text: `llvmlite.binding` parses it, and neither numba nor `llvm
 from dataclasses import dataclass, field
 from typing import Final
 
-from exastore.erasure.kernels.isa import FUNCTION, STREAMING_FUNCTION, InstructionSet
+from exastore.erasure.kernels.isa import (
+    FETCHING_FUNCTION,
+    FUNCTION,
+    STREAMING_FUNCTION,
+    InstructionSet,
+)
 from exastore.erasure.kernels.program import Op, Program
 
-#: How far ahead of a streaming loop each input is fetched at most, and all inputs together.
+#: How far ahead each input is fetched at most, and all inputs together.
 PREFETCH_BYTES: Final = 1024
 ALL_PREFETCH_BYTES: Final = 10 * 1024
 CACHE_LINE_BYTES: Final = 64
@@ -27,8 +33,10 @@ def emit(program: Program, isa: InstructionSet) -> str:
     pieces = [_HEADER.format(vector=f"<{isa.vector_bytes} x i8>", bits=8 * isa.vector_bytes)]
     if not isa.has_masks:
         pieces.append(_COPY)
-    for streaming in (False, True):
-        pieces.append(_Emitter(program, isa, streaming).function())
+    names = [FUNCTION, FETCHING_FUNCTION, STREAMING_FUNCTION]
+    if not isa.prefetches:
+        names.remove(FETCHING_FUNCTION)
+    pieces += [_Emitter(program, isa, name).function() for name in names]
     return "\n".join([*pieces, "!0 = !{}", "!1 = !{i32 1}", ""])
 
 
@@ -36,9 +44,14 @@ def emit(program: Program, isa: InstructionSet) -> str:
 class _Emitter:
     program: Program
     isa: InstructionSet
-    streaming: bool
+    name: str
     lines: list[str] = field(default_factory=list[str])
     counter: int = 0
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the outputs are written past the caches."""
+        return self.name == STREAMING_FUNCTION
 
     @property
     def vector(self) -> str:
@@ -63,9 +76,8 @@ class _Emitter:
         """The whole definition."""
         inputs, outputs = len(self.program.columns), len(self.program.rows)
         step = self.isa.vector_bytes * self.isa.unroll
-        name = STREAMING_FUNCTION if self.streaming else FUNCTION
         self.lines.append(
-            f"define void @{name}(ptr noalias readonly %sources, ptr noalias readonly"
+            f"define void @{self.name}(ptr noalias readonly %sources, ptr noalias readonly"
             " %targets, ptr noalias readonly %tables, i64 %begin, i64 %end) nounwind {"
         )
         self.label("entry")
@@ -73,16 +85,16 @@ class _Emitter:
             for i in range(count):
                 place = self.value(f"getelementptr ptr, ptr %{array}, i64 {i}")
                 self.line(f"%{kind}{i} = load ptr, ptr {place}")
-        if not self.isa.has_masks and not self.streaming:
+        if not self.isa.has_masks and self.name == FUNCTION:
             size = (inputs + outputs) * self.isa.vector_bytes
             self.line(f"%stack = alloca [{size} x i8], align {self.isa.vector_bytes}")
-        if self.streaming:
-            self._streaming_loop(step)
-        else:
+        if self.name == FUNCTION:
             self._loop(step)
+        else:
+            self._whole_rounds(step)
         return "\n".join([*self.lines, "}"])
 
-    def _streaming_loop(self, step: int) -> None:
+    def _whole_rounds(self, step: int) -> None:
         self.line("br label %whole")
         self.label("whole")
         self.line("%o = phi i64 [%begin, %entry], [%next, %whole]")
@@ -91,7 +103,8 @@ class _Emitter:
         self.line("%more = icmp ult i64 %next, %end")
         self.line("br i1 %more, label %whole, label %done")
         self.label("done")
-        self.line("call void @llvm.x86.sse.sfence()")
+        if self.streaming:
+            self.line("call void @llvm.x86.sse.sfence()")
         self.line("ret void")
 
     def _loop(self, step: int) -> None:
@@ -219,7 +232,7 @@ class _Step:
         vector = self.out.vector
         if self.count is None:
             place = self._at(f"%{kind}{index}", lane)
-            if self.out.streaming and kind == "s" and self.isa.prefetches:
+            if self.out.name != FUNCTION and kind == "s" and self.isa.prefetches:
                 self._prefetch(place, lane)
             return self.out.value(f"load {vector}, ptr {place}, align 1")
         if self.isa.has_masks:

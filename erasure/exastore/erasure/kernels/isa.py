@@ -5,8 +5,9 @@ from typing import Final, Literal
 
 #: The functions in the code of a program, see `emit`.
 FUNCTION: Final = "apply"
+FETCHING_FUNCTION: Final = "apply_fetching"
 STREAMING_FUNCTION: Final = "apply_streaming"
-#: Ranges of the streaming function are multiples of this.
+#: Ranges of the fetching and the streaming function are multiples of this.
 ROUND_BYTES: Final = 128
 
 
@@ -26,7 +27,7 @@ class InstructionSet:
     unroll: int
     #: Rows done at once, as many as have room in the registers.
     tile_rows: int
-    #: Whether the streaming loop fetches ahead: not where the arithmetic is slower than memory.
+    #: Whether there is a loop that fetches ahead: not where the arithmetic is slower than memory.
     prefetches: bool
 
     @property

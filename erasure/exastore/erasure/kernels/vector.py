@@ -24,7 +24,12 @@ from numpy.typing import NDArray
 from exastore.erasure.chunks import Chunks
 from exastore.erasure.field import MUL, Bytes
 from exastore.erasure.kernels import driver, native
-from exastore.erasure.kernels.isa import FUNCTION, STREAMING_FUNCTION, InstructionSet
+from exastore.erasure.kernels.isa import (
+    FETCHING_FUNCTION,
+    FUNCTION,
+    STREAMING_FUNCTION,
+    InstructionSet,
+)
 from exastore.erasure.kernels.program import Program, make_program
 
 #: Columns of a tile at most: bounds the unrolled code.
@@ -43,7 +48,10 @@ PART_ALIGNMENT: Final = 4096
 
 @cache
 def streaming_bytes() -> int:
-    """From this size a stripe does not fit the second-level cache, so it is streamed."""
+    """From this size a stripe does not fit the second-level cache, so it is streamed.
+
+    From a quarter of it on, inputs are fetched ahead of the loop.
+    """
     try:
         size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
     except (OSError, ValueError):
@@ -252,7 +260,8 @@ class VectorMap:
             tables = np.ascontiguousarray(table[np.frombuffer(tile.program.coefficients, np.uint8)])
             outputs = tile.rows + self._input_count
             start = driver.PLAN_WORDS + driver.TILE_WORDS * position
-            plan[start : start + 7] = (
+            fetching = FETCHING_FUNCTION if self._isa.prefetches else FUNCTION
+            plan[start : start + driver.TILE_WORDS] = (
                 tile.code.address(FUNCTION),
                 tile.code.address(STREAMING_FUNCTION),
                 tables.ctypes.data,
@@ -260,6 +269,7 @@ class VectorMap:
                 tile.columns.size,
                 outputs.ctypes.data,
                 outputs.size,
+                tile.code.address(fetching),
             )
             self._kept += [tile, tables, outputs]
         self._kept += [plan, run]
