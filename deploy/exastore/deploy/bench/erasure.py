@@ -211,9 +211,12 @@ def _take_turns(
     """Seconds per call, round by round; what is slow is called less often."""
     counts = {key: _calls_per_round(work) for key, work in contestants.items()}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in contestants}
+    order = list(contestants)
     for _ in range(rounds):
-        for key, work in contestants.items():
-            count = counts[key]
+        # Another one is first each time, so that nobody always follows the same one.
+        order.append(order.pop(0))
+        for key in order:
+            work, count = contestants[key], counts[key]
             # The first call brings back to the caches what the one before pushed out.
             work()
             begin = time.perf_counter()
