@@ -243,6 +243,19 @@ def test_several_threads_give_the_same_parity(kernel: str) -> None:
     assert (parity == matmul(matrix, data)).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("2048K\n", 2 << 20), ("512K", 512 << 10), ("?", 1 << 20), (None, 1 << 20)]
+)
+def test_stripes_are_streamed_from_the_size_of_the_second_level_cache(
+    text: str | None, size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "size"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(vector, "_L2_FILE", path)
+    assert cast(Any, vector.streaming_bytes).__wrapped__() == size
+
+
 @pytest.mark.parametrize("kernel", list(available_kernels()))
 def test_a_codec_shares_a_stripe_among_threads(kernel: str) -> None:
     code = codec("rs-4-2", kernel=kernel)

@@ -10,7 +10,7 @@ block, so that the inputs of a block stay in the second-level cache.
 """
 
 import ctypes
-import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ MAX_STRUCTURED_TILES: Final = 4
 MAX_COMPILED_PRODUCTS: Final = 4000
 #: With several tiles, inputs are read again and again: all of a block stay in the L2 cache.
 BLOCK_BYTES: Final = 16 * 1024
+#: Where Linux says how large the second-level cache is, as `2048K`.
+_L2_FILE: Final = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 #: Threads share a call in parts of whole pages.
 PART_ALIGNMENT: Final = 4096
 
@@ -53,10 +55,10 @@ def streaming_bytes() -> int:
     From a quarter of it on, inputs are fetched ahead of the loop.
     """
     try:
-        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+        found = re.fullmatch(r"([0-9]+)K\s*", _L2_FILE.read_text(encoding="ascii"))
     except (OSError, ValueError):
-        size = 0
-    return size if size > 0 else 1 << 20
+        found = None
+    return int(found[1]) * 1024 if found else 1 << 20
 
 
 def _bit_matrices() -> Bytes:
