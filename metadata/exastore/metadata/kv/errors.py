@@ -3,7 +3,6 @@
 EngineError
 ├── LimitExceeded       a transaction is larger than the contract allows
 ├── ReadOnly            a mutation in a read-only transaction: our mistake
-├── Conflict            internal: the engine runs the function again
 ├── EngineClosed        the engine was closed
 ├── EngineFull          the disk is full; nothing of the transaction was stored
 ├── CommitUnknown       the answer to a commit was lost: it may or may not have been stored
@@ -28,10 +27,6 @@ class LimitExceeded(EngineError):
 
 class ReadOnly(EngineError):
     """A read-only transaction tried to write."""
-
-
-class Conflict(EngineError):
-    """Another transaction changed what this one read. Never leaves an engine."""
 
 
 class EngineClosed(EngineError):
