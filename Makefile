@@ -1,5 +1,5 @@
 # exastore. `make` alone prints this help. Everything lives in .venv; nothing is installed elsewhere,
-# but for Debian's Chromium, which `make test` installs when it may (see `make browser`).
+# but for the Debian packages that `make test` runs as real peers and installs when it may (see `make peers`).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tools of the environment come first, so that protoc and pre-commit find their plugins.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test setup lock proto docs lint format type unit integration chaos verify bench coverage browser clean
+.PHONY: help demo test setup lock proto docs lint format type unit integration chaos verify bench coverage peers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ help: ## this list
 demo: setup ## the whole story on this machine, ends with out/demo/report.html (under 5 minutes)
 	$(BIN)/exastore demo --out out/demo
 
-test: setup browser ## every test but the heavy figures: unit, property, contract, integration, chaos
+test: setup peers ## every test but the heavy figures: unit, property, contract, integration, chaos
 	$(BIN)/pytest
 
 setup: $(STAMP) ## the environment in .venv, exactly as locked
@@ -75,7 +75,7 @@ type: setup ## mypy and pyright alone
 unit: setup ## the fast tests alone: no process is started
 	$(BIN)/pytest tests/unit tests/property tests/contract tests/tidy
 
-integration: setup browser ## tests of real processes on loopback
+integration: setup peers ## tests of real processes on loopback
 	$(BIN)/pytest tests/integration
 
 chaos: setup ## fault injection on a running cluster
@@ -93,8 +93,8 @@ coverage: setup ## line and branch coverage; the kernels' lines from a run with 
 	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run --append -m pytest tests/unit tests/property -k erasure
 	$(BIN)/coverage report
 
-browser: ## Chromium for the report test: installed when this machine lets us
-	@tests/ensure_chromium.sh
+peers: ## the real programs that tests run against (browser, engines, oracles): installed when this machine lets us
+	@tests/ensure_debian.sh
 
 clean: ## remove what was made here: the environment, results, caches
 	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov .benchmarks

@@ -1,11 +1,11 @@
 """The demo's report opens in a browser, offline, with every chart drawn and no script error."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Route, sync_playwright
+from tests.support.programs import program
 
 from exastore.deploy.demo.decade import Decade, policy_of
 from exastore.deploy.demo.measure import Sample, measure_repair
@@ -21,18 +21,9 @@ pytestmark = pytest.mark.integration
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 
-def chromium() -> str:
-    """The installed browser. Its absence fails the test: then the charts were not checked."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found:
-            return found
-    pytest.fail("there is no Chromium, so the report was not checked: run `make browser`")
-
-
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    executable = chromium()
+    executable = program("chromium", "chromium-browser", "google-chrome")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=[*ARGUMENTS])
         yield launched
