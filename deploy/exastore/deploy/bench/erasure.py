@@ -11,6 +11,7 @@ Two ways of calling are compared, each like with like:
 - "kernel": pointers made ahead on both sides, one foreign call each.
 """
 
+import ctypes
 import platform
 import time
 import zlib
@@ -140,7 +141,12 @@ def _bound(linear_map: LinearMap, stripe: Stripe) -> Work:
     bind: Any = getattr(linear_map, "bind", None)
     if bind is None:
         return lambda: linear_map(inputs, outputs)
-    work: Work = bind(inputs, outputs)
+    address, arguments, kept = bind(inputs, outputs)
+    function: Any = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(address)
+
+    def work(_kept: object = kept) -> None:
+        function(*arguments)
+
     return work
 
 

@@ -11,7 +11,7 @@ block, so that the inputs of a block stay in the second-level cache.
 
 import ctypes
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -211,17 +211,19 @@ class VectorMap:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(0, end, part)))
 
-    def bind(self, inputs: Chunks, outputs: Chunks) -> Callable[[], None]:
-        """One foreign call on these chunks and nothing else, for benchmarks."""
+    def bind(self, inputs: Chunks, outputs: Chunks) -> tuple[int, tuple[int, ...], object]:
+        """The one foreign call on these chunks, for benchmarks.
+
+        Returns:
+            The function's address, its integer arguments, and what must live until it was called.
+        """
         if not self._plan_address:
             self._compile()
         addresses = self._addresses(*inputs.addresses, *outputs.addresses)
-        execute, plan, end = self._execute, self._plan_address, inputs.chunk_bytes
-
-        def work(_kept: object = (self, inputs, outputs)) -> None:
-            execute(addresses, plan, 0, end)
-
-        return work
+        function = ctypes.cast(self._execute, ctypes.c_void_p).value
+        assert function is not None
+        arguments = (ctypes.addressof(addresses), self._plan_address, 0, inputs.chunk_bytes)
+        return function, arguments, (self, inputs, outputs, addresses)
 
     def apply(self, inputs: Any, outputs: Any) -> bool:
         """See `LinearMap.apply`."""
