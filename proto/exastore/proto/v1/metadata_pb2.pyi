@@ -48,6 +48,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_COMMIT_UNKNOWN: _ErrorReason.ValueType  # 13
     ERROR_REASON_NO_SPACE: _ErrorReason.ValueType  # 14
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 15
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 16
+    """of the bucket or of its tenant"""
+    ERROR_REASON_INVALID_TAG: _ErrorReason.ValueType  # 17
+    ERROR_REASON_NO_SUCH_VERSION: _ErrorReason.ValueType  # 18
+    ERROR_REASON_DELETE_MARKER: _ErrorReason.ValueType  # 19
+    """the version named is a delete marker: it has no bytes"""
+    ERROR_REASON_BUCKET_MOVING: _ErrorReason.ValueType  # 20
+    """frozen while it changes its partition: try again soon"""
+    ERROR_REASON_MOVE_CONFLICT: _ErrorReason.ValueType  # 21
+    """the move cannot begin or be cancelled now"""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -69,7 +79,101 @@ ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 12
 ERROR_REASON_COMMIT_UNKNOWN: ErrorReason.ValueType  # 13
 ERROR_REASON_NO_SPACE: ErrorReason.ValueType  # 14
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 15
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 16
+"""of the bucket or of its tenant"""
+ERROR_REASON_INVALID_TAG: ErrorReason.ValueType  # 17
+ERROR_REASON_NO_SUCH_VERSION: ErrorReason.ValueType  # 18
+ERROR_REASON_DELETE_MARKER: ErrorReason.ValueType  # 19
+"""the version named is a delete marker: it has no bytes"""
+ERROR_REASON_BUCKET_MOVING: ErrorReason.ValueType  # 20
+"""frozen while it changes its partition: try again soon"""
+ERROR_REASON_MOVE_CONFLICT: ErrorReason.ValueType  # 21
+"""the move cannot begin or be cancelled now"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
+
+class _Versioning:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VersioningEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Versioning.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERSIONING_UNSPECIFIED: _Versioning.ValueType  # 0
+    """never enabled"""
+    VERSIONING_ENABLED: _Versioning.ValueType  # 1
+    VERSIONING_SUSPENDED: _Versioning.ValueType  # 2
+
+class Versioning(_Versioning, metaclass=_VersioningEnumTypeWrapper):
+    """Once enabled it can only be suspended."""
+
+VERSIONING_UNSPECIFIED: Versioning.ValueType  # 0
+"""never enabled"""
+VERSIONING_ENABLED: Versioning.ValueType  # 1
+VERSIONING_SUSPENDED: Versioning.ValueType  # 2
+Global___Versioning: _TypeAlias = Versioning  # noqa: Y015
+
+class _BucketState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BucketStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BucketState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUCKET_STATE_ACTIVE: _BucketState.ValueType  # 0
+    BUCKET_STATE_COPYING: _BucketState.ValueType  # 1
+    """served here, and every changed row is marked for the copy"""
+    BUCKET_STATE_FROZEN: _BucketState.ValueType  # 2
+    """reads only: the last marked rows are being copied"""
+    BUCKET_STATE_IMPORTING: _BucketState.ValueType  # 3
+    """the copy; not served yet"""
+
+class BucketState(_BucketState, metaclass=_BucketStateEnumTypeWrapper): ...
+
+BUCKET_STATE_ACTIVE: BucketState.ValueType  # 0
+BUCKET_STATE_COPYING: BucketState.ValueType  # 1
+"""served here, and every changed row is marked for the copy"""
+BUCKET_STATE_FROZEN: BucketState.ValueType  # 2
+"""reads only: the last marked rows are being copied"""
+BUCKET_STATE_IMPORTING: BucketState.ValueType  # 3
+"""the copy; not served yet"""
+Global___BucketState: _TypeAlias = BucketState  # noqa: Y015
+
+class _MovePhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MovePhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MovePhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVE_PHASE_UNSPECIFIED: _MovePhase.ValueType  # 0
+    MOVE_PHASE_PREPARING: _MovePhase.ValueType  # 1
+    """the target is cleared of an earlier attempt"""
+    MOVE_PHASE_COPYING: _MovePhase.ValueType  # 2
+    """rows in the order of their keys"""
+    MOVE_PHASE_CATCHING_UP: _MovePhase.ValueType  # 3
+    """rows that changed meanwhile"""
+    MOVE_PHASE_SWITCHING: _MovePhase.ValueType  # 4
+    """writes are refused"""
+    MOVE_PHASE_CLEANING: _MovePhase.ValueType  # 5
+    """served by the target; the source's rows are deleted"""
+    MOVE_PHASE_CANCELLING: _MovePhase.ValueType  # 6
+    """the target's rows are deleted"""
+    MOVE_PHASE_DONE: _MovePhase.ValueType  # 7
+
+class MovePhase(_MovePhase, metaclass=_MovePhaseEnumTypeWrapper): ...
+
+MOVE_PHASE_UNSPECIFIED: MovePhase.ValueType  # 0
+MOVE_PHASE_PREPARING: MovePhase.ValueType  # 1
+"""the target is cleared of an earlier attempt"""
+MOVE_PHASE_COPYING: MovePhase.ValueType  # 2
+"""rows in the order of their keys"""
+MOVE_PHASE_CATCHING_UP: MovePhase.ValueType  # 3
+"""rows that changed meanwhile"""
+MOVE_PHASE_SWITCHING: MovePhase.ValueType  # 4
+"""writes are refused"""
+MOVE_PHASE_CLEANING: MovePhase.ValueType  # 5
+"""served by the target; the source's rows are deleted"""
+MOVE_PHASE_CANCELLING: MovePhase.ValueType  # 6
+"""the target's rows are deleted"""
+MOVE_PHASE_DONE: MovePhase.ValueType  # 7
+Global___MovePhase: _TypeAlias = MovePhase  # noqa: Y015
 
 @_typing.final
 class GetMapRequest(_message.Message):
@@ -437,11 +541,31 @@ class Bucket(_message.Message):
     CREATED_S_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    VERSIONING_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    LIFECYCLE_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MOVE_TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_s: _builtins.float
     """Unix time"""
     owner: _builtins.str
+    """the tenant"""
     region: _builtins.str
+    id: _builtins.int
+    """never given again: a bucket of the same name has another"""
+    versioning: Global___Versioning.ValueType
+    partition: _builtins.str
+    """name of the engine that holds it; empty: the first"""
+    state: Global___BucketState.ValueType
+    move_token: _builtins.int
+    """fences those who copy into this partition"""
+    @_builtins.property
+    def quota(self) -> Global___Quota: ...
+    @_builtins.property
+    def lifecycle(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleRule]: ...
     def __init__(
         self,
         *,
@@ -449,14 +573,128 @@ class Bucket(_message.Message):
         created_s: _builtins.float = ...,
         owner: _builtins.str = ...,
         region: _builtins.str = ...,
+        id: _builtins.int = ...,
+        versioning: Global___Versioning.ValueType = ...,
+        quota: Global___Quota | None = ...,
+        lifecycle: _abc.Iterable[Global___LifecycleRule] | None = ...,
+        partition: _builtins.str = ...,
+        state: Global___BucketState.ValueType = ...,
+        move_token: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "name", b"name", "owner", b"owner", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "id", b"id", "lifecycle", b"lifecycle", "move_token", b"move_token", "name", b"name", "owner", b"owner", "partition", b"partition", "quota", b"quota", "region", b"region", "state", b"state", "versioning", b"versioning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Bucket: _TypeAlias = Bucket  # noqa: Y015
+
+@_typing.final
+class Quota(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_OBJECTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    max_bytes: _builtins.int
+    """of all versions and parts; 0: no limit"""
+    max_objects: _builtins.int
+    """versions count, delete markers do not; 0: no limit"""
+    revision: _builtins.int
+    """set by the server, grows with every change"""
+    def __init__(
+        self,
+        *,
+        max_bytes: _builtins.int = ...,
+        max_objects: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_objects", b"max_objects", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quota: _TypeAlias = Quota  # noqa: Y015
+
+@_typing.final
+class LifecycleRule(_message.Message):
+    """A rule applies to keys with `prefix` that have all the tags and a size within the bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    DISABLED_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LARGER_THAN_BYTES_FIELD_NUMBER: _builtins.int
+    SMALLER_THAN_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRE_DAYS_FIELD_NUMBER: _builtins.int
+    EXPIRE_AT_S_FIELD_NUMBER: _builtins.int
+    NONCURRENT_DAYS_FIELD_NUMBER: _builtins.int
+    ABORT_UPLOAD_DAYS_FIELD_NUMBER: _builtins.int
+    DROP_LONE_MARKERS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    disabled: _builtins.bool
+    prefix: _builtins.str
+    larger_than_bytes: _builtins.int
+    """exclusive; 0: no bound"""
+    smaller_than_bytes: _builtins.int
+    """exclusive; 0: no bound"""
+    expire_days: _builtins.int
+    """after the current version was written; 0: never"""
+    expire_at_s: _builtins.float
+    """or at this Unix time; 0: never"""
+    noncurrent_days: _builtins.int
+    """after a version was replaced; 0: never"""
+    abort_upload_days: _builtins.int
+    """after an upload was begun; 0: never"""
+    drop_lone_markers: _builtins.bool
+    """a delete marker goes when the last version under it went"""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        disabled: _builtins.bool = ...,
+        prefix: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        larger_than_bytes: _builtins.int = ...,
+        smaller_than_bytes: _builtins.int = ...,
+        expire_days: _builtins.int = ...,
+        expire_at_s: _builtins.float = ...,
+        noncurrent_days: _builtins.int = ...,
+        abort_upload_days: _builtins.int = ...,
+        drop_lone_markers: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_upload_days", b"abort_upload_days", "disabled", b"disabled", "drop_lone_markers", b"drop_lone_markers", "expire_at_s", b"expire_at_s", "expire_days", b"expire_days", "id", b"id", "larger_than_bytes", b"larger_than_bytes", "noncurrent_days", b"noncurrent_days", "prefix", b"prefix", "smaller_than_bytes", b"smaller_than_bytes", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LifecycleRule: _TypeAlias = LifecycleRule  # noqa: Y015
 
 @_typing.final
 class CreateBucketRequest(_message.Message):
@@ -465,23 +703,333 @@ class CreateBucketRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     region: _builtins.str
+    partition: _builtins.str
+    """empty: the server chooses"""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         owner: _builtins.str = ...,
         region: _builtins.str = ...,
+        partition: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner", b"owner", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner", b"owner", "partition", b"partition", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateBucketRequest: _TypeAlias = CreateBucketRequest  # noqa: Y015
+
+@_typing.final
+class LifecycleRules(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleRule]: ...
+    def __init__(
+        self,
+        *,
+        rules: _abc.Iterable[Global___LifecycleRule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LifecycleRules: _TypeAlias = LifecycleRules  # noqa: Y015
+
+@_typing.final
+class ConfigureBucketRequest(_message.Message):
+    """what is not set stays as it is"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSIONING_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    LIFECYCLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    versioning: Global___Versioning.ValueType
+    @_builtins.property
+    def quota(self) -> Global___Quota: ...
+    @_builtins.property
+    def lifecycle(self) -> Global___LifecycleRules: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        versioning: Global___Versioning.ValueType = ...,
+        quota: Global___Quota | None = ...,
+        lifecycle: Global___LifecycleRules | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifecycle", b"lifecycle", "quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifecycle", b"lifecycle", "name", b"name", "quota", b"quota", "versioning", b"versioning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureBucketRequest: _TypeAlias = ConfigureBucketRequest  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_COUNT_FIELD_NUMBER: _builtins.int
+    OBJECT_BYTES_FIELD_NUMBER: _builtins.int
+    MARKER_COUNT_FIELD_NUMBER: _builtins.int
+    UPLOAD_COUNT_FIELD_NUMBER: _builtins.int
+    PART_COUNT_FIELD_NUMBER: _builtins.int
+    PART_BYTES_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    object_count: _builtins.int
+    """versions with bytes of their own, current or not"""
+    object_bytes: _builtins.int
+    marker_count: _builtins.int
+    upload_count: _builtins.int
+    """in progress"""
+    part_count: _builtins.int
+    """of uploads in progress"""
+    part_bytes: _builtins.int
+    @_builtins.property
+    def quota(self) -> Global___Quota: ...
+    def __init__(
+        self,
+        *,
+        object_count: _builtins.int = ...,
+        object_bytes: _builtins.int = ...,
+        marker_count: _builtins.int = ...,
+        upload_count: _builtins.int = ...,
+        part_count: _builtins.int = ...,
+        part_bytes: _builtins.int = ...,
+        quota: Global___Quota | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["marker_count", b"marker_count", "object_bytes", b"object_bytes", "object_count", b"object_count", "part_bytes", b"part_bytes", "part_count", b"part_count", "quota", b"quota", "upload_count", b"upload_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """of one of them"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class SetTenantQuotaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    @_builtins.property
+    def quota(self) -> Global___Quota: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        quota: Global___Quota | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTenantQuotaRequest: _TypeAlias = SetTenantQuotaRequest  # noqa: Y015
+
+@_typing.final
+class CheckUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUsageRequest: _TypeAlias = CheckUsageRequest  # noqa: Y015
+
+@_typing.final
+class CheckUsageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    equal: _builtins.bool
+    @_builtins.property
+    def counters(self) -> Global___Usage:
+        """what the counters say"""
+
+    @_builtins.property
+    def counted(self) -> Global___Usage:
+        """what the rows say, in the same snapshot"""
+
+    def __init__(
+        self,
+        *,
+        counters: Global___Usage | None = ...,
+        counted: Global___Usage | None = ...,
+        equal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "counters", b"counters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "counters", b"counters", "equal", b"equal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUsageResponse: _TypeAlias = CheckUsageResponse  # noqa: Y015
+
+@_typing.final
+class Move(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    BUCKET_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    COPIED_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    BEGUN_S_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    bucket_id: _builtins.int
+    source: _builtins.str
+    target: _builtins.str
+    phase: Global___MovePhase.ValueType
+    token: _builtins.int
+    copied_row_count: _builtins.int
+    begun_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+        bucket_id: _builtins.int = ...,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        phase: Global___MovePhase.ValueType = ...,
+        token: _builtins.int = ...,
+        copied_row_count: _builtins.int = ...,
+        begun_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "bucket", b"bucket", "bucket_id", b"bucket_id", "copied_row_count", b"copied_row_count", "phase", b"phase", "source", b"source", "target", b"target", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
+
+@_typing.final
+class MoveBucketRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    target: _builtins.str
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveBucketRequest: _TypeAlias = MoveBucketRequest  # noqa: Y015
+
+@_typing.final
+class CancelMoveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelMoveRequest: _TypeAlias = CancelMoveRequest  # noqa: Y015
+
+@_typing.final
+class ListMovesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMovesRequest: _TypeAlias = ListMovesRequest  # noqa: Y015
+
+@_typing.final
+class ListMovesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]: ...
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___Move] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMovesResponse: _TypeAlias = ListMovesResponse  # noqa: Y015
 
 @_typing.final
 class GetBucketRequest(_message.Message):
@@ -637,6 +1185,26 @@ class Object(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BUCKET_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
@@ -650,10 +1218,20 @@ class Object(_message.Message):
     INLINE_DATA_FIELD_NUMBER: _builtins.int
     EXTENTS_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    DELETE_MARKER_FIELD_NUMBER: _builtins.int
+    IS_LATEST_FIELD_NUMBER: _builtins.int
+    VERSIONED_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    DUE_MS_FIELD_NUMBER: _builtins.int
+    NONCURRENT_S_FIELD_NUMBER: _builtins.int
+    IN_ROWS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     version_id: _builtins.str
-    """chosen by the gateway; makes the commit idempotent"""
+    """Chosen by the gateway, makes the commit idempotent. Answers about a bucket with versioning have 16 digits before
+    it, which fall with every version of the key, so that the ids of newer versions sort first.
+    """
     size_bytes: _builtins.int
     etag: _builtins.str
     """without quotes"""
@@ -662,6 +1240,19 @@ class Object(_message.Message):
     content_type: _builtins.str
     inline_data: _builtins.bytes
     """the whole object when it is tiny"""
+    delete_marker: _builtins.bool
+    is_latest: _builtins.bool
+    """in listings of versions"""
+    versioned: _builtins.bool
+    """written while versioning was enabled; else it is the null version"""
+    order: _builtins.int
+    """grows from version to version of a key; 0: follows from modified_s"""
+    due_ms: _builtins.int
+    """when lifecycle acts on it, Unix time; 0: never"""
+    noncurrent_s: _builtins.float
+    """when it was replaced; 0: current"""
+    in_rows: _builtins.bool
+    """bytes and extents are kept apart from this record"""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Cache-Control, Content-Disposition, Content-Encoding, ..."""
@@ -682,6 +1273,8 @@ class Object(_message.Message):
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartInfo]:
         """of a multipart object"""
 
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -698,10 +1291,18 @@ class Object(_message.Message):
         inline_data: _builtins.bytes = ...,
         extents: _abc.Iterable[_common_pb2.Extent] | None = ...,
         parts: _abc.Iterable[Global___PartInfo] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        delete_marker: _builtins.bool = ...,
+        is_latest: _builtins.bool = ...,
+        versioned: _builtins.bool = ...,
+        order: _builtins.int = ...,
+        due_ms: _builtins.int = ...,
+        noncurrent_s: _builtins.float = ...,
+        in_rows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "checksums", b"checksums", "content_type", b"content_type", "etag", b"etag", "extents", b"extents", "headers", b"headers", "inline_data", b"inline_data", "key", b"key", "modified_s", b"modified_s", "parts", b"parts", "size_bytes", b"size_bytes", "user_metadata", b"user_metadata", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "checksums", b"checksums", "content_type", b"content_type", "delete_marker", b"delete_marker", "due_ms", b"due_ms", "etag", b"etag", "extents", b"extents", "headers", b"headers", "in_rows", b"in_rows", "inline_data", b"inline_data", "is_latest", b"is_latest", "key", b"key", "modified_s", b"modified_s", "noncurrent_s", b"noncurrent_s", "order", b"order", "parts", b"parts", "size_bytes", b"size_bytes", "tags", b"tags", "user_metadata", b"user_metadata", "version_id", b"version_id", "versioned", b"versioned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -787,20 +1388,24 @@ class GetObjectRequest(_message.Message):
     BUCKET_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     HEAD_ONLY_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     head_only: _builtins.bool
     """leave out inline_data and extents"""
+    version_id: _builtins.str
+    """empty: the current one; "null": the null version"""
     def __init__(
         self,
         *,
         bucket: _builtins.str = ...,
         key: _builtins.str = ...,
         head_only: _builtins.bool = ...,
+        version_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "head_only", b"head_only", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "head_only", b"head_only", "key", b"key", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -812,44 +1417,270 @@ class DeleteObjectsRequest(_message.Message):
 
     BUCKET_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
+    request_id: _builtins.str
+    """chosen by the gateway; a repeated request gets the first answer"""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """at most 1,000"""
+        """at most 1,000 together with items"""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeleteItem]:
+        """after keys"""
 
     def __init__(
         self,
         *,
         bucket: _builtins.str = ...,
         keys: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___DeleteItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "items", b"items", "keys", b"keys", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteObjectsRequest: _TypeAlias = DeleteObjectsRequest  # noqa: Y015
 
 @_typing.final
+class DeleteItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    IF_MATCH_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    version_id: _builtins.str
+    """delete this version for good; empty: the current one"""
+    if_match: _builtins.str
+    """ETag; empty: no condition"""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        if_match: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["if_match", b"if_match", "key", b"key", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteItem: _TypeAlias = DeleteItem  # noqa: Y015
+
+@_typing.final
 class DeleteObjectsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXISTED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def existed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]: ...
+    @_builtins.property
+    def deleted(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeletedItem]:
+        """one for each key and item"""
+
     def __init__(
         self,
         *,
         existed: _abc.Iterable[_builtins.bool] | None = ...,
+        deleted: _abc.Iterable[Global___DeletedItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["existed", b"existed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "existed", b"existed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteObjectsResponse: _TypeAlias = DeleteObjectsResponse  # noqa: Y015
+
+@_typing.final
+class DeletedItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTED_FIELD_NUMBER: _builtins.int
+    DELETE_MARKER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    existed: _builtins.bool
+    delete_marker: _builtins.bool
+    """a marker was made, or the version deleted was one"""
+    version_id: _builtins.str
+    """of the marker made or the version deleted"""
+    reason: Global___ErrorReason.ValueType
+    """why this item was refused; unspecified: it was not"""
+    def __init__(
+        self,
+        *,
+        existed: _builtins.bool = ...,
+        delete_marker: _builtins.bool = ...,
+        version_id: _builtins.str = ...,
+        reason: Global___ErrorReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_marker", b"delete_marker", "existed", b"existed", "reason", b"reason", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletedItem: _TypeAlias = DeletedItem  # noqa: Y015
+
+@_typing.final
+class ListVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    DELIMITER_FIELD_NUMBER: _builtins.int
+    KEY_MARKER_FIELD_NUMBER: _builtins.int
+    VERSION_ID_MARKER_FIELD_NUMBER: _builtins.int
+    MAX_KEYS_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    prefix: _builtins.str
+    delimiter: _builtins.str
+    key_marker: _builtins.str
+    """exclusive, unless version_id_marker is set"""
+    version_id_marker: _builtins.str
+    """exclusive: goes on behind this version of key_marker"""
+    max_keys: _builtins.int
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        delimiter: _builtins.str = ...,
+        key_marker: _builtins.str = ...,
+        version_id_marker: _builtins.str = ...,
+        max_keys: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "delimiter", b"delimiter", "key_marker", b"key_marker", "max_keys", b"max_keys", "prefix", b"prefix", "version_id_marker", b"version_id_marker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListVersionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    COMMON_PREFIXES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    NEXT_KEY_MARKER_FIELD_NUMBER: _builtins.int
+    NEXT_VERSION_ID_MARKER_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    next_key_marker: _builtins.str
+    next_version_id_marker: _builtins.str
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Object]:
+        """by key, newest first; without extents and inline data"""
+
+    @_builtins.property
+    def common_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___Object] | None = ...,
+        common_prefixes: _abc.Iterable[_builtins.str] | None = ...,
+        truncated: _builtins.bool = ...,
+        next_key_marker: _builtins.str = ...,
+        next_version_id_marker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["common_prefixes", b"common_prefixes", "next_key_marker", b"next_key_marker", "next_version_id_marker", b"next_version_id_marker", "truncated", b"truncated", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVersionsResponse: _TypeAlias = ListVersionsResponse  # noqa: Y015
+
+@_typing.final
+class PutTagsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    key: _builtins.str
+    version_id: _builtins.str
+    """empty: the current one"""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """replace what there is; at most 10"""
+
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+        key: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "key", b"key", "tags", b"tags", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutTagsRequest: _TypeAlias = PutTagsRequest  # noqa: Y015
+
+@_typing.final
+class StoredResult(_message.Message):
+    """What the server keeps about a request that was done, so that its repetition gets the same answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPIRES_S_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    expires_s: _builtins.float
+    @_builtins.property
+    def object(self) -> Global___Object: ...
+    @_builtins.property
+    def deleted(self) -> Global___DeleteObjectsResponse: ...
+    def __init__(
+        self,
+        *,
+        expires_s: _builtins.float = ...,
+        object: Global___Object | None = ...,
+        deleted: Global___DeleteObjectsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "object", b"object"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "expires_s", b"expires_s", "object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredResult: _TypeAlias = StoredResult  # noqa: Y015
 
 @_typing.final
 class ListObjectsRequest(_message.Message):
@@ -927,13 +1758,16 @@ class Upload(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     INITIATED_S_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    DUE_MS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     upload_id: _builtins.str
     initiated_s: _builtins.float
+    due_ms: _builtins.int
+    """when lifecycle aborts it, Unix time; 0: never"""
     @_builtins.property
     def attributes(self) -> Global___Object:
-        """content type, headers, metadata of the object to be"""
+        """content type, headers, metadata, tags of the object to be"""
 
     def __init__(
         self,
@@ -943,10 +1777,11 @@ class Upload(_message.Message):
         upload_id: _builtins.str = ...,
         initiated_s: _builtins.float = ...,
         attributes: Global___Object | None = ...,
+        due_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "initiated_s", b"initiated_s", "key", b"key", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "due_ms", b"due_ms", "initiated_s", b"initiated_s", "key", b"key", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1232,17 +2067,32 @@ class ListUploadsRequest(_message.Message):
 
     BUCKET_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    DELIMITER_FIELD_NUMBER: _builtins.int
+    KEY_MARKER_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_MARKER_FIELD_NUMBER: _builtins.int
+    MAX_UPLOADS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     prefix: _builtins.str
+    delimiter: _builtins.str
+    key_marker: _builtins.str
+    """exclusive, unless upload_id_marker is set"""
+    upload_id_marker: _builtins.str
+    """exclusive: goes on behind this upload of key_marker"""
+    max_uploads: _builtins.int
+    """0: 1,000"""
     def __init__(
         self,
         *,
         bucket: _builtins.str = ...,
         prefix: _builtins.str = ...,
+        delimiter: _builtins.str = ...,
+        key_marker: _builtins.str = ...,
+        upload_id_marker: _builtins.str = ...,
+        max_uploads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "delimiter", b"delimiter", "key_marker", b"key_marker", "max_uploads", b"max_uploads", "prefix", b"prefix", "upload_id_marker", b"upload_id_marker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1253,16 +2103,29 @@ class ListUploadsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UPLOADS_FIELD_NUMBER: _builtins.int
+    COMMON_PREFIXES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    NEXT_KEY_MARKER_FIELD_NUMBER: _builtins.int
+    NEXT_UPLOAD_ID_MARKER_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    next_key_marker: _builtins.str
+    next_upload_id_marker: _builtins.str
     @_builtins.property
     def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Upload]: ...
+    @_builtins.property
+    def common_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         uploads: _abc.Iterable[Global___Upload] | None = ...,
+        common_prefixes: _abc.Iterable[_builtins.str] | None = ...,
+        truncated: _builtins.bool = ...,
+        next_key_marker: _builtins.str = ...,
+        next_upload_id_marker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["common_prefixes", b"common_prefixes", "next_key_marker", b"next_key_marker", "next_upload_id_marker", b"next_upload_id_marker", "truncated", b"truncated", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

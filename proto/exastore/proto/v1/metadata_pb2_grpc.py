@@ -85,6 +85,41 @@ class MetadataServiceStub:
                 request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListBucketsRequest.SerializeToString,
                 response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListBucketsResponse.FromString,
                 _registered_method=True)
+        self.ConfigureBucket = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/ConfigureBucket',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ConfigureBucketRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Bucket.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/GetUsage',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Usage.FromString,
+                _registered_method=True)
+        self.SetTenantQuota = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/SetTenantQuota',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.SetTenantQuotaRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Usage.FromString,
+                _registered_method=True)
+        self.CheckUsage = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/CheckUsage',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CheckUsageRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CheckUsageResponse.FromString,
+                _registered_method=True)
+        self.MoveBucket = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/MoveBucket',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.MoveBucketRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Move.FromString,
+                _registered_method=True)
+        self.CancelMove = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/CancelMove',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CancelMoveRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Move.FromString,
+                _registered_method=True)
+        self.ListMoves = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/ListMoves',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListMovesRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListMovesResponse.FromString,
+                _registered_method=True)
         self.CommitObject = channel.unary_unary(
                 '/exastore.proto.v1.MetadataService/CommitObject',
                 request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CommitObjectRequest.SerializeToString,
@@ -104,6 +139,16 @@ class MetadataServiceStub:
                 '/exastore.proto.v1.MetadataService/ListObjects',
                 request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListObjectsRequest.SerializeToString,
                 response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListObjectsResponse.FromString,
+                _registered_method=True)
+        self.ListVersions = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/ListVersions',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListVersionsRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListVersionsResponse.FromString,
+                _registered_method=True)
+        self.PutTags = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/PutTags',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.PutTagsRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Object.FromString,
                 _registered_method=True)
         self.CreateUpload = channel.unary_unary(
                 '/exastore.proto.v1.MetadataService/CreateUpload',
@@ -203,6 +248,53 @@ class MetadataServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfigureBucket(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """Usage and quotas
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTenantQuota(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckUsage(self, request, context):
+        """recounts a bucket; reads all of it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveBucket(self, request, context):
+        """Partitions: which engine holds a bucket
+        begins, the holder of the lease carries it out
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMove(self, request, context):
+        """until the bucket is frozen for the switch
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMoves(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CommitObject(self, request, context):
         """Objects
         """
@@ -223,6 +315,18 @@ class MetadataServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListObjects(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVersions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutTags(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -318,6 +422,41 @@ def add_MetadataServiceServicer_to_server(servicer, server):
                     request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListBucketsRequest.FromString,
                     response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListBucketsResponse.SerializeToString,
             ),
+            'ConfigureBucket': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureBucket,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ConfigureBucketRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Bucket.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.GetUsageRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Usage.SerializeToString,
+            ),
+            'SetTenantQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenantQuota,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.SetTenantQuotaRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Usage.SerializeToString,
+            ),
+            'CheckUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckUsage,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CheckUsageRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CheckUsageResponse.SerializeToString,
+            ),
+            'MoveBucket': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveBucket,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.MoveBucketRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Move.SerializeToString,
+            ),
+            'CancelMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMove,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CancelMoveRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Move.SerializeToString,
+            ),
+            'ListMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMoves,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListMovesRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListMovesResponse.SerializeToString,
+            ),
             'CommitObject': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitObject,
                     request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.CommitObjectRequest.FromString,
@@ -337,6 +476,16 @@ def add_MetadataServiceServicer_to_server(servicer, server):
                     servicer.ListObjects,
                     request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListObjectsRequest.FromString,
                     response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListObjectsResponse.SerializeToString,
+            ),
+            'ListVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVersions,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListVersionsRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListVersionsResponse.SerializeToString,
+            ),
+            'PutTags': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutTags,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.PutTagsRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.Object.SerializeToString,
             ),
             'CreateUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateUpload,
@@ -650,6 +799,195 @@ class MetadataService:
             _registered_method=True)
 
     @staticmethod
+    def ConfigureBucket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/ConfigureBucket',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.ConfigureBucketRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.Bucket.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/GetUsage',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.GetUsageRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.Usage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenantQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/SetTenantQuota',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.SetTenantQuotaRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.Usage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/CheckUsage',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.CheckUsageRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.CheckUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveBucket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/MoveBucket',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.MoveBucketRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.Move.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/CancelMove',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.CancelMoveRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.Move.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/ListMoves',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.ListMovesRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.ListMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CommitObject(request,
             target,
             options=(),
@@ -747,6 +1085,60 @@ class MetadataService:
             '/exastore.proto.v1.MetadataService/ListObjects',
             exastore_dot_proto_dot_v1_dot_metadata__pb2.ListObjectsRequest.SerializeToString,
             exastore_dot_proto_dot_v1_dot_metadata__pb2.ListObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/ListVersions',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.ListVersionsRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.ListVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutTags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/PutTags',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.PutTagsRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.Object.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,11 +49,26 @@ class MetadataServiceStub:
     GetBucket: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.GetBucketRequest, _metadata_pb2.Bucket]
     DeleteBucket: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.DeleteBucketRequest, _metadata_pb2.DeleteBucketResponse]
     ListBuckets: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.ListBucketsRequest, _metadata_pb2.ListBucketsResponse]
+    ConfigureBucket: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.ConfigureBucketRequest, _metadata_pb2.Bucket]
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.GetUsageRequest, _metadata_pb2.Usage]
+    """Usage and quotas"""
+    SetTenantQuota: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.SetTenantQuotaRequest, _metadata_pb2.Usage]
+    CheckUsage: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.CheckUsageRequest, _metadata_pb2.CheckUsageResponse]
+    """recounts a bucket; reads all of it"""
+    MoveBucket: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.MoveBucketRequest, _metadata_pb2.Move]
+    """Partitions: which engine holds a bucket
+    begins, the holder of the lease carries it out
+    """
+    CancelMove: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.CancelMoveRequest, _metadata_pb2.Move]
+    """until the bucket is frozen for the switch"""
+    ListMoves: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.ListMovesRequest, _metadata_pb2.ListMovesResponse]
     CommitObject: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.CommitObjectRequest, _metadata_pb2.Object]
     """Objects"""
     GetObject: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.GetObjectRequest, _metadata_pb2.Object]
     DeleteObjects: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.DeleteObjectsRequest, _metadata_pb2.DeleteObjectsResponse]
     ListObjects: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.ListObjectsRequest, _metadata_pb2.ListObjectsResponse]
+    ListVersions: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.ListVersionsRequest, _metadata_pb2.ListVersionsResponse]
+    PutTags: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.PutTagsRequest, _metadata_pb2.Object]
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.CreateUploadRequest, _metadata_pb2.Upload]
     """Multipart uploads"""
     CommitPart: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.CommitPartRequest, _metadata_pb2.Part]
@@ -78,11 +93,26 @@ class MetadataServiceAsyncStub(MetadataServiceStub):
     GetBucket: _aio.UnaryUnaryMultiCallable[_metadata_pb2.GetBucketRequest, _metadata_pb2.Bucket]  # type: ignore[assignment]
     DeleteBucket: _aio.UnaryUnaryMultiCallable[_metadata_pb2.DeleteBucketRequest, _metadata_pb2.DeleteBucketResponse]  # type: ignore[assignment]
     ListBuckets: _aio.UnaryUnaryMultiCallable[_metadata_pb2.ListBucketsRequest, _metadata_pb2.ListBucketsResponse]  # type: ignore[assignment]
+    ConfigureBucket: _aio.UnaryUnaryMultiCallable[_metadata_pb2.ConfigureBucketRequest, _metadata_pb2.Bucket]  # type: ignore[assignment]
+    GetUsage: _aio.UnaryUnaryMultiCallable[_metadata_pb2.GetUsageRequest, _metadata_pb2.Usage]  # type: ignore[assignment]
+    """Usage and quotas"""
+    SetTenantQuota: _aio.UnaryUnaryMultiCallable[_metadata_pb2.SetTenantQuotaRequest, _metadata_pb2.Usage]  # type: ignore[assignment]
+    CheckUsage: _aio.UnaryUnaryMultiCallable[_metadata_pb2.CheckUsageRequest, _metadata_pb2.CheckUsageResponse]  # type: ignore[assignment]
+    """recounts a bucket; reads all of it"""
+    MoveBucket: _aio.UnaryUnaryMultiCallable[_metadata_pb2.MoveBucketRequest, _metadata_pb2.Move]  # type: ignore[assignment]
+    """Partitions: which engine holds a bucket
+    begins, the holder of the lease carries it out
+    """
+    CancelMove: _aio.UnaryUnaryMultiCallable[_metadata_pb2.CancelMoveRequest, _metadata_pb2.Move]  # type: ignore[assignment]
+    """until the bucket is frozen for the switch"""
+    ListMoves: _aio.UnaryUnaryMultiCallable[_metadata_pb2.ListMovesRequest, _metadata_pb2.ListMovesResponse]  # type: ignore[assignment]
     CommitObject: _aio.UnaryUnaryMultiCallable[_metadata_pb2.CommitObjectRequest, _metadata_pb2.Object]  # type: ignore[assignment]
     """Objects"""
     GetObject: _aio.UnaryUnaryMultiCallable[_metadata_pb2.GetObjectRequest, _metadata_pb2.Object]  # type: ignore[assignment]
     DeleteObjects: _aio.UnaryUnaryMultiCallable[_metadata_pb2.DeleteObjectsRequest, _metadata_pb2.DeleteObjectsResponse]  # type: ignore[assignment]
     ListObjects: _aio.UnaryUnaryMultiCallable[_metadata_pb2.ListObjectsRequest, _metadata_pb2.ListObjectsResponse]  # type: ignore[assignment]
+    ListVersions: _aio.UnaryUnaryMultiCallable[_metadata_pb2.ListVersionsRequest, _metadata_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    PutTags: _aio.UnaryUnaryMultiCallable[_metadata_pb2.PutTagsRequest, _metadata_pb2.Object]  # type: ignore[assignment]
     CreateUpload: _aio.UnaryUnaryMultiCallable[_metadata_pb2.CreateUploadRequest, _metadata_pb2.Upload]  # type: ignore[assignment]
     """Multipart uploads"""
     CommitPart: _aio.UnaryUnaryMultiCallable[_metadata_pb2.CommitPartRequest, _metadata_pb2.Part]  # type: ignore[assignment]
@@ -166,6 +196,61 @@ class MetadataServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_metadata_pb2.ListBucketsResponse, _abc.Awaitable[_metadata_pb2.ListBucketsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def ConfigureBucket(
+        self,
+        request: _metadata_pb2.ConfigureBucketRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.Bucket, _abc.Awaitable[_metadata_pb2.Bucket]]: ...
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _metadata_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.Usage, _abc.Awaitable[_metadata_pb2.Usage]]:
+        """Usage and quotas"""
+
+    @_abc_1.abstractmethod
+    def SetTenantQuota(
+        self,
+        request: _metadata_pb2.SetTenantQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.Usage, _abc.Awaitable[_metadata_pb2.Usage]]: ...
+
+    @_abc_1.abstractmethod
+    def CheckUsage(
+        self,
+        request: _metadata_pb2.CheckUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.CheckUsageResponse, _abc.Awaitable[_metadata_pb2.CheckUsageResponse]]:
+        """recounts a bucket; reads all of it"""
+
+    @_abc_1.abstractmethod
+    def MoveBucket(
+        self,
+        request: _metadata_pb2.MoveBucketRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.Move, _abc.Awaitable[_metadata_pb2.Move]]:
+        """Partitions: which engine holds a bucket
+        begins, the holder of the lease carries it out
+        """
+
+    @_abc_1.abstractmethod
+    def CancelMove(
+        self,
+        request: _metadata_pb2.CancelMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.Move, _abc.Awaitable[_metadata_pb2.Move]]:
+        """until the bucket is frozen for the switch"""
+
+    @_abc_1.abstractmethod
+    def ListMoves(
+        self,
+        request: _metadata_pb2.ListMovesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.ListMovesResponse, _abc.Awaitable[_metadata_pb2.ListMovesResponse]]: ...
+
+    @_abc_1.abstractmethod
     def CommitObject(
         self,
         request: _metadata_pb2.CommitObjectRequest,
@@ -193,6 +278,20 @@ class MetadataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metadata_pb2.ListObjectsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_metadata_pb2.ListObjectsResponse, _abc.Awaitable[_metadata_pb2.ListObjectsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListVersions(
+        self,
+        request: _metadata_pb2.ListVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.ListVersionsResponse, _abc.Awaitable[_metadata_pb2.ListVersionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PutTags(
+        self,
+        request: _metadata_pb2.PutTagsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.Object, _abc.Awaitable[_metadata_pb2.Object]]: ...
 
     @_abc_1.abstractmethod
     def CreateUpload(
