@@ -262,6 +262,8 @@ def validate_cluster_map(cluster_map: ClusterMap) -> None:
     _require(bool(in_range.all()), "a slot was held by a device that does not exist")
     is_clean = cluster_map.pg_slot_state == SlotState.CLEAN
     _require(not (has_previous & is_clean).any(), "a CLEAN slot names a previous device")
+    is_moving = cluster_map.pg_slot_state == SlotState.MOVING
+    _require(not (is_moving & ~has_previous).any(), "a MOVING slot names no previous device")
     broken = np.flatnonzero(rule_violations(topology, cluster_map.rule, rows))
     if len(broken):
         pg = int(broken[0])

@@ -4,17 +4,20 @@ Set algebra, per placement group, over its slots S (|S| = n):
 
     Held       = slots whose device is UP or DRAINING
     Readable   = Held and CLEAN                      every chunk can be read there
+               + MOVING slots of which both devices serve: every chunk is on one of the two
     Waiting    = CLEAN slots on DOWN devices         not readable now, and not given up
+               + MOVING slots of which one device is DOWN and none OUT
     Homeless   = slots on OUT devices, or without a device: need a new device
     Unfinished = REBUILDING slots not Homeless       have their device, need their chunks
+               + MOVING slots not Homeless whose previous device is OUT
     Lost       = Homeless + Unfinished               S = Readable + Waiting + Lost, disjoint
 
     remaining redundancy = |Readable| - k            < 0: the data cannot be read now
 
-    A slot that moves keeps the name of the device that held it CLEAN, its *previous* device, until
-    it is CLEAN again. Of the REBUILDING slots,
+    A slot that is lost or moves keeps the name of the device that held it CLEAN, its *previous*
+    device, until it is CLEAN again. Of the lost slots,
 
-    Returning  = previous device serves (UP or DRAINING) again, and the slot is elsewhere
+    Returning  = previous device serves (UP or DRAINING), and the slot is elsewhere
     Returned   = the slot is on its previous device again, which serves and catches up
 
 Laws:
@@ -33,8 +36,8 @@ Laws:
    as it stands; what was rebuilt stays where it is. Going back costs only what was written
    meanwhile, so it is preferred to a rebuild however far that has come. `returns_home` decides.
 
-DRAINING devices count as readable and are not emptied yet: moving their slots while they still
-serve is planned with balancing, not with repair.
+DRAINING devices count as readable; `moves` empties them. A move whose source goes OUT becomes a
+repair where it goes to; one whose target goes OUT becomes a return to its source.
 """
 
 from dataclasses import dataclass, replace
@@ -133,13 +136,22 @@ def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
     homeless = state == DeviceState.OUT
     down = state == DeviceState.DOWN
     readable = clean & ~homeless & ~down
-    readable_count = readable.sum(axis=1).astype(np.int32)
+    waiting = clean & down
+    unfinished = ~clean & ~homeless
     is_home_back = ~clean & serves[previous]
+    moving = cluster_map.pg_slot_state == SlotState.MOVING
+    if moving.any():
+        is_whole = is_home_back & moving & serves[rows]
+        readable |= is_whole
+        waiting |= moving & ~homeless & ~is_whole & (padded_state[previous] != DeviceState.OUT)
+        unfinished &= ~(readable | waiting)
+        is_home_back &= homeless | unfinished
+    readable_count = readable.sum(axis=1).astype(np.int32)
     return PgHealth(
         readable=readable,
-        waiting=clean & down,
+        waiting=waiting,
         homeless=homeless,
-        unfinished=~clean & ~homeless,
+        unfinished=unfinished,
         returning=is_home_back & (previous != rows),
         returned=is_home_back & (previous == rows),
         readable_count=readable_count,
@@ -174,6 +186,26 @@ class RepairPlan:
 
     def __len__(self) -> int:
         return len(self.pg)
+
+    def first_moves(self, count: int) -> "RepairPlan":
+        """The plan's first tasks with about `count` slots that change their device.
+
+        The slots of a PG stay together: their targets keep the rule together, not one by one.
+        """
+        moves = np.cumsum(self.source_device != self.target_device)
+        if not len(moves) or moves[-1] <= count:
+            return self
+        end = int(np.searchsorted(moves, count, side="right"))
+        while 0 < end < len(self.pg) and self.pg[end - 1] == self.pg[end]:
+            end += 1
+        return replace(
+            self,
+            pg=self.pg[:end],
+            slot=self.slot[:end],
+            source_device=self.source_device[:end],
+            target_device=self.target_device[:end],
+            remaining_redundancy=self.remaining_redundancy[:end],
+        )
 
 
 @njit

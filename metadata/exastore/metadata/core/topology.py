@@ -40,6 +40,7 @@ class SlotState(IntEnum):
 
     CLEAN = 0
     REBUILDING = 1
+    MOVING = 2
 
 
 class DomainLevel(IntEnum):
@@ -140,7 +141,8 @@ class ClusterMap:
             under an older epoch are fenced.
         pg_previous: Shape (P, n), dtype int32. Of a slot that is REBUILDING, the device that held
             it CLEAN before; NO_DEVICE where there is none. It equals `pg_devices` while that
-            device, returned, catches up.
+            device, returned, catches up. Of a slot that is MOVING, the device that it leaves, which
+            keeps every chunk written before the move until the slot is CLEAN again.
     """
 
     epoch: int

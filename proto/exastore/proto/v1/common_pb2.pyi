@@ -59,6 +59,8 @@ class _SlotStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlotState.V
     """the device holds every chunk of this slot"""
     SLOT_STATE_REBUILDING: _SlotState.ValueType  # 1
     """the device takes new chunks, older ones are still being rebuilt"""
+    SLOT_STATE_MOVING: _SlotState.ValueType  # 2
+    """the device takes new chunks, older ones are still on the previous device, which serves"""
 
 class SlotState(_SlotState, metaclass=_SlotStateEnumTypeWrapper):
     """State of one slot of a placement group."""
@@ -67,6 +69,8 @@ SLOT_STATE_CLEAN: SlotState.ValueType  # 0
 """the device holds every chunk of this slot"""
 SLOT_STATE_REBUILDING: SlotState.ValueType  # 1
 """the device takes new chunks, older ones are still being rebuilt"""
+SLOT_STATE_MOVING: SlotState.ValueType  # 2
+"""the device takes new chunks, older ones are still on the previous device, which serves"""
 Global___SlotState: _TypeAlias = SlotState  # noqa: Y015
 
 @_typing.final
@@ -165,7 +169,9 @@ class PlacementGroup(_message.Message):
 
     @_builtins.property
     def previous_device_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Of REBUILDING slots: the device that held the slot CLEAN before, 4294967295 where there is none. n, or empty: none."""
+        """Of REBUILDING and MOVING slots: the device that held the slot CLEAN before, 4294967295 where there is none. n, or
+        empty: none.
+        """
 
     def __init__(
         self,
