@@ -12,7 +12,8 @@ Set algebra, per placement group, over its slots S (|S| = n):
                + MOVING slots not Homeless whose previous device is OUT
     Lost       = Homeless + Unfinished               S = Readable + Waiting + Lost, disjoint
 
-    remaining redundancy = |Readable| - k            < 0: the data cannot be read now
+    remaining redundancy = how many further losses are survived, whichever they are: |Readable| - k
+                           if the code is MDS, else see `redundancy`; < 0: the data cannot be read
 
     A slot that is lost or moves keeps the name of the device that held it CLEAN, its *previous*
     device, until it is CLEAN again. Of the lost slots,
@@ -53,6 +54,7 @@ from exastore.metadata.core.placement import (
     keeps_rule,
     placement_columns,
 )
+from exastore.metadata.core.redundancy import remaining_of_rows
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,
@@ -96,7 +98,7 @@ class PgHealth:
         returning: Shape (P, n), dtype bool. Subset of `lost`.
         returned: Shape (P, n), dtype bool. Subset of `unfinished`; not counted as readable.
         readable_count: Shape (P,), dtype int32.
-        remaining_redundancy: Shape (P,), dtype int32. readable_count - k.
+        remaining_redundancy: Shape (P,), dtype int32. Of the slots that are not readable.
     """
 
     readable: BoolArray
@@ -120,14 +122,13 @@ class PgHealth:
 
     @property
     def is_unreadable(self) -> BoolArray:
-        """Shape (P,): fewer than k slots are readable."""
+        """Shape (P,): the readable slots do not give back the data."""
         return self.remaining_redundancy < 0
 
 
 def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
     """Classifies every PG of a map whose code has m parity chunks. Vectorised, O(P n)."""
     rows, previous = cluster_map.pg_devices, cluster_map.pg_previous
-    k = rows.shape[1] - m
     # One more state at the end, so that NO_DEVICE (-1) reads as OUT.
     padded_state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))
     state = padded_state[rows]
@@ -155,7 +156,7 @@ def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
         returning=is_home_back & (previous != rows),
         returned=is_home_back & (previous == rows),
         readable_count=readable_count,
-        remaining_redundancy=(readable_count - k).astype(np.int32),
+        remaining_redundancy=remaining_of_rows(cluster_map.code, ~readable, m),
     )
 
 
