@@ -7,8 +7,9 @@ coefficients:
 - *Equal coefficients.* a·x + a·y = a·(x + y). Cauchy matrices 1 / (r + c) are full of them after a
   change of basis of the rows: with rows r and s, column c has in the row r + s the same coefficient
   as column c + r + s, if that is a column too. So a pair of rows needs 3 products where there were
-  4, and four rows r, s, t, r + s + t need 9 where there were 16 (Karatsuba's trick, as the matrix
-  [[a, b], [b, a]] is a polynomial product modulo x^2 + 1).
+  4, three rows r, s, t need 8 where there were 12, and four rows r, s, t, r + s + t need 9 where
+  there were 16 (Karatsuba's trick, as the matrix [[a, b], [b, a]] is a polynomial product modulo
+  x^2 + 1).
 - *Syndromes.* A matrix that decodes is B·[A | I] where A is a part of the generator. So A, full of
   equal coefficients, comes first, and then the small dense B.
 
@@ -16,7 +17,7 @@ The shape of a program does not depend on the coefficients but on which are equa
 few shapes are compiled. Columns and rows are renamed for the same reason, see `Program.columns`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
@@ -82,7 +83,9 @@ def make_program(matrix: Bytes, *, accumulate: bool = False, plain: bool = False
     simplest = _Writer(rows, accumulate, dense).write(_plain_groups(rows), share=False)
     candidates = [simplest]
     if matrix.shape[0] > 1 and not plain:
-        candidates.append(_Writer(rows, accumulate).write(_row_groups(rows), share=True))
+        candidates.extend(
+            _Writer(rows, accumulate).write(groups, share=True) for groups in _groupings(rows)
+        )
         if not accumulate:
             candidates.extend(_by_syndromes(matrix))
     best = min(candidates, key=lambda program: program.cost)
@@ -91,9 +94,13 @@ def make_program(matrix: Bytes, *, accumulate: bool = False, plain: bool = False
 
 # A group of rows, as numbers of rows and the sums of them that are accumulated instead: sum `i` is
 # the XOR of the rows at the positions `sums[i]` of the group.
-_SUMS: Final = {1: ((0,),), 2: ((0,), (0, 1)), 4: ((0,), (0, 1), (0, 2), (0, 1, 2, 3))}
-# How the rows come back from the sums: row `i` is the XOR of the sums `_BACK[size][i]`.
-_BACK: Final = {1: ((0,),), 2: ((0,), (0, 1)), 4: ((0,), (0, 1), (0, 2), (0, 1, 2, 3))}
+# The same sets give the rows back: row `i` is the XOR of the sums at the positions `sums[i]`.
+_SUMS: Final = {
+    1: ((0,),),
+    2: ((0,), (0, 1)),
+    3: ((0,), (0, 1), (0, 2)),
+    4: ((0,), (0, 1), (0, 2), (0, 1, 2, 3)),
+}
 
 _Group = tuple[int, ...]
 
@@ -115,23 +122,35 @@ def _repeats(row: bytes) -> int:
     return len(used) - len(set(used))
 
 
+def _sums(rows: Sequence[bytes], groups: Sequence[_Group]) -> list[bytes]:
+    """What is accumulated for these groups: their rows, or sums of them."""
+    return [
+        _xor(*(rows[group[i]] for i in positions))
+        for group in groups
+        for positions in _SUMS[len(group)]
+    ]
+
+
 def _saving(rows: Sequence[bytes], group: _Group) -> int:
-    sums = (_xor(*(rows[group[i]] for i in positions)) for positions in _SUMS[len(group)])
-    return sum(map(_repeats, sums))
+    return sum(map(_repeats, _sums(rows, [group])))
 
 
-def _row_groups(rows: Sequence[bytes]) -> list[_Group]:
-    """Rows that save most together: by four, then by two, then alone; rows of ones stay alone."""
+def _groupings(rows: Sequence[bytes]) -> list[list[_Group]]:
+    """Ways to group the rows that may be the cheapest."""
+    found = [_row_groups(rows, (4, 2))]
+    # Two pairs save as many products as three rows and one, with fewer XORs.
+    if len(rows) % 2:
+        found.append(_row_groups(rows, (4, 3, 2)))
+    return found
+
+
+def _row_groups(rows: Sequence[bytes], sizes: Sequence[int]) -> list[_Group]:
+    """Rows that save most together: by these sizes, then alone; rows of ones stay alone."""
     free = [row for row, coefficients in enumerate(rows) if max(coefficients) > 1]
     groups: list[_Group] = []
-    for size in (4, 2):
+    for size in sizes:
         while len(free) >= size:
-            options = [
-                order
-                for chosen in combinations(free, size)
-                # The first row is any; then only the second one makes a difference.
-                for order in ((chosen,) if size == 2 else _orders_of_four(chosen))
-            ]
+            options = [order for chosen in combinations(free, size) for order in _orders(chosen)]
             best = max(options, key=lambda group: _saving(rows, group))
             if _saving(rows, best) < len(rows[0]) // 2:
                 break
@@ -141,9 +160,15 @@ def _row_groups(rows: Sequence[bytes]) -> list[_Group]:
     return groups + [(row,) for row in range(len(rows)) if row not in grouped]
 
 
-def _orders_of_four(chosen: _Group) -> list[_Group]:
-    a, b, c, d = chosen
-    return [(a, b, c, d), (a, c, b, d), (a, d, b, c)]
+def _orders(chosen: _Group) -> list[_Group]:
+    """The orders of a group that differ in what they save."""
+    match chosen:
+        case (a, b, c, d):
+            return [(a, b, c, d), (a, c, b, d), (a, d, b, c)]
+        case (a, b, c):
+            return [(a, b, c), (b, a, c), (c, a, b)]
+        case _:
+            return [chosen]
 
 
 def _by_syndromes(matrix: Bytes) -> list[Program]:
@@ -160,7 +185,9 @@ def _by_syndromes(matrix: Bytes) -> list[Program]:
     if any(max(row) <= 1 for row in inner):
         return []
     outer = [row.tobytes() for row in matrix[:, first:]]
-    return [_Writer(inner, False).write(_row_groups(inner), share=True, outer=outer)]
+    return [
+        _Writer(inner, False).write(groups, share=True, outer=outer) for groups in _groupings(inner)
+    ]
 
 
 class _Writer:
@@ -181,20 +208,17 @@ class _Writer:
         self, groups: Sequence[_Group], *, share: bool, outer: Sequence[bytes] | None = None
     ) -> Program:
         """Rows by groups; then, with `outer`, that matrix times (rows + further inputs)."""
-        sums = [
-            _xor(*(self._rows[group[i]] for i in positions))
-            for group in groups
-            for positions in _SUMS[len(group)]
-        ]
+        sums = _sums(self._rows, groups)
+        clusters = _clusters(sums) if share else [[c] for c in range(len(sums[0]))]
+        values = self._rows_back(groups, self._totals(sums, clusters, self._load))
         order = [row for group in groups for row in group]
-        totals: list[int | None] = [None] * len(sums)
-        for cluster in _clusters(sums) if share else [[c] for c in range(len(sums[0]))]:
-            self._add_cluster(cluster, sums, totals)
-        # A row of zeros is a product by zero, so that every output is written.
-        made = [self._op("mul", 0, self._slot(0)) if v is None else v for v in totals]
-        values = self._rows_back(groups, made)
         if outer is not None:
-            values = self._apply_outer(order, values, outer)
+            inner, first = dict(zip(order, values, strict=True)), len(self._rows[0])
+            values = self._totals(
+                outer,
+                [[row] for row in order],
+                lambda row: self._op("xor", inner[row], self._load(first + row)),
+            )
             order = list(range(len(outer)))
         for position, value in enumerate(values):
             if self._accumulate:
@@ -218,6 +242,22 @@ class _Writer:
         self._coefficients.append(coefficient)
         return len(self._coefficients) - 1
 
+    def _totals(
+        self,
+        sums: Sequence[bytes],
+        clusters: Sequence[Sequence[int]],
+        source: Callable[[int], int],
+    ) -> list[int]:
+        """The products of sums of rows with all columns, whose variables `source` makes."""
+        totals: list[int | None] = [None] * len(sums)
+        self._sums = {}
+        for cluster in clusters:
+            for column in cluster:
+                self._sums[(column,)] = source(column)
+            self._add_cluster(cluster, sums, totals)
+        # A row of zeros is a product by zero, so that every output is written.
+        return [self._op("mul", 0, self._slot(0)) if v is None else v for v in totals]
+
     def _accumulated(self, total: int | None, value: int, coefficient: int, plain: bool) -> int:
         if plain:
             return value if total is None else self._op("xor", total, value)
@@ -229,9 +269,7 @@ class _Writer:
     def _add_cluster(
         self, cluster: Sequence[int], sums: Sequence[bytes], totals: list[int | None]
     ) -> None:
-        """Load the columns of a cluster and add their products to all totals."""
-        for column in cluster:
-            self._sums[(column,)] = self._load(column)
+        """Add the products of the columns of a cluster to all totals."""
         for position, row in enumerate(sums):
             # A row of nothing but ones and zeros is a plain sum.
             plain = max(row) == 1
@@ -255,26 +293,13 @@ class _Writer:
         values: list[int] = []
         first = 0
         for group in groups:
-            for parts in _BACK[len(group)]:
+            for parts in _SUMS[len(group)]:
                 value = totals[first + parts[0]]
                 for part in parts[1:]:
                     value = self._op("xor", value, totals[first + part])
                 values.append(value)
             first += len(group)
         return values
-
-    def _apply_outer(
-        self, order: Sequence[int], values: Sequence[int], outer: Sequence[bytes]
-    ) -> list[int]:
-        column_count = len(self._rows[0])
-        totals: list[int | None] = [None] * len(outer)
-        for row, value in zip(order, values, strict=True):
-            syndrome = self._op("xor", value, self._load(column_count + row))
-            for position, coefficients in enumerate(outer):
-                totals[position] = self._accumulated(
-                    totals[position], syndrome, coefficients[row], plain=False
-                )
-        return [total for total in totals if total is not None]
 
 
 def _classes(row: bytes, cluster: Sequence[int], *, split: bool) -> list[tuple[int, ...]]:
