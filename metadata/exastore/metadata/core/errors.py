@@ -6,9 +6,12 @@ CoreError
 │   ├── StaleBalancePlan    moves of slots that are elsewhere by now
 │   └── UnknownIndex        a device, node or domain that the map does not have
 ├── impossible request
-│   └── TooFewDomains       the rule cannot place a single placement group
+│   ├── ImpossibleRule      a field of a rule that no placement can keep
+│   │   └── TooFewDomains   the rule cannot place a single placement group
+│   └── PolicyBrokeRule     a policy's own rows do not keep the rule
 └── corruption
-    └── InvalidClusterMap   a map that breaks its laws
+    ├── InvalidClusterMap   a map that breaks its laws
+    └── InvalidMapDelta     a map delta that is damaged, or does not fit the map at hand
 """
 
 
@@ -47,16 +50,43 @@ class UnknownIndex(CoreError):
         self.count = count
 
 
-class TooFewDomains(CoreError):
+class ImpossibleRule(CoreError):
+    """No placement keeps the rule: `field` has `value`; `remedy` says what would do."""
+
+    def __init__(self, field: str, value: object, reason: str, remedy: str) -> None:
+        super().__init__(f"placement rule: {field} = {value}: {reason}: {remedy}")
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+
+
+class TooFewDomains(ImpossibleRule):
     """A placement group of `need` slots does not fit: only `have` slots keep the rule."""
 
-    def __init__(self, need: int, have: int, level: str, max_per_domain: int) -> None:
+    def __init__(
+        self, need: int, have: int, level: str, max_per_domain: int, field: str = "max_per_domain"
+    ) -> None:
         super().__init__(
+            field,
+            max_per_domain,
             f"{need} chunks of a stripe need a place, but at most {max_per_domain} per {level} "
-            f"leaves room for {have}: add {level}s, relax the rule, or choose a narrower code"
+            f"leaves room for {have}",
+            f"add {level}s, relax the rule, or choose a narrower code",
         )
         self.need = need
         self.have = have
+
+
+class PolicyBrokeRule(CoreError):
+    """Row `pg` that policy `policy` made breaks the placement rule."""
+
+    def __init__(self, policy: str, pg: int, row: list[int], broken_count: int) -> None:
+        super().__init__(
+            f"placement policy {policy}: {broken_count} rows break the rule, first PG {pg}: {row}"
+        )
+        self.policy = policy
+        self.pg = pg
+        self.row = row
 
 
 class InvalidClusterMap(CoreError):
@@ -65,3 +95,7 @@ class InvalidClusterMap(CoreError):
     def __init__(self, facts: str) -> None:
         super().__init__(f"invalid cluster map: {facts}")
         self.facts = facts
+
+
+class InvalidMapDelta(CoreError):
+    """The delta cannot be applied; a full map is needed."""
