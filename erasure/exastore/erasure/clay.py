@@ -7,22 +7,31 @@ the bytes that a repair reads are scattered: up to that many runs, unless sub-ch
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
 from exastore.erasure.chunks import Chunks, check_chunks, check_outputs
-from exastore.erasure.clay_program import Geometry, Planner, Program
+from exastore.erasure.clay_program import Geometry, Planner, Work
 from exastore.erasure.contract import VERIFY_ROUNDS, Codec
 from exastore.erasure.errors import TooFewChunks, WrongAlignment, WrongReads, WrongShape
 from exastore.erasure.field import Bytes
 from exastore.erasure.kernels import Kernel, select_kernel
 from exastore.erasure.matrix import random_checks
 from exastore.erasure.plan import RepairPlan, Run
+from exastore.erasure.steps import BLOCK_BYTES, Buffer
 
-#: Programs kept per codec: one per pattern of losses, of some 100 KB each.
-PROGRAMS_KEPT: Final = 256
+#: Work kept per codec: one per pattern of losses, of some 50 KB each.
+WORK_KEPT: Final = 256
+#: The workspace of a call at most, for what is made on the way: it stays in the cache.
+WORKSPACE_BYTES: Final = 1024 * 1024
+#: Threads share a call, and workspaces are cut, in whole cache lines.
+LINE_BYTES: Final = 64
+
+_ZEROS: Final = np.zeros((1, BLOCK_BYTES), dtype=np.uint8)
+_ZEROS.flags.writeable = False
 
 
 class ClayCode(Codec):
@@ -34,16 +43,16 @@ class ClayCode(Codec):
         chosen = kernel or select_kernel()
         super().__init__(name, k=k, m=m, kernel=chosen, sub_chunk_count=self._geometry.plane_count)
         self._planner: Final = Planner(self._geometry, chosen)
-        self._decoding = lru_cache(maxsize=PROGRAMS_KEPT)(self._planner.decoding)
-        self._repairing = lru_cache(maxsize=PROGRAMS_KEPT)(self._planner.repair)
-        #: Workspaces not in use; a list, as its pop and append are atomic.
-        self._pool: list[Bytes] = []
+        self._decoding = lru_cache(maxsize=WORK_KEPT)(self._planner.decoding)
+        self._repairing = lru_cache(maxsize=WORK_KEPT)(self._make_repairing)
+        self._updating = lru_cache(maxsize=k)(self._planner.updating)
 
     def encode(self, data: Bytes | Sequence[Bytes]) -> Bytes:
         """See `Codec.encode`."""
         inputs = self._check(data, self.k, "data")
         parity = np.empty((self.m, inputs.chunk_bytes), dtype=np.uint8)
-        self._make(dict(enumerate(inputs.arrays)), range(self.k, self.n), list(parity))
+        made = dict(zip(range(self.k, self.n), parity, strict=True))
+        self._make(dict(enumerate(inputs.arrays)), made)
         return parity
 
     def encode_into(
@@ -53,11 +62,12 @@ class ClayCode(Codec):
         *,
         threads: int = 1,
     ) -> None:
-        """See `Codec.encode_into`. One thread does it all."""
+        """See `Codec.encode_into`."""
         inputs = self._check(data_chunks, self.k, "data")
         outputs = check_chunks(parity_chunks, self.m, "parity")
         check_outputs(inputs, outputs, "parity")
-        self._make(dict(enumerate(inputs.arrays)), range(self.k, self.n), outputs.arrays)
+        made = dict(zip(range(self.k, self.n), outputs.arrays, strict=True))
+        self._make(dict(enumerate(inputs.arrays)), made, threads)
 
     def decode(
         self, chunks: Mapping[int, Bytes], want: Iterable[int] | None = None
@@ -67,15 +77,15 @@ class ClayCode(Codec):
         missing = [index for index in wanted if index not in chunks]
         given, chunk_bytes = self._given(chunks, needed=bool(missing))
         rebuilt = np.empty((len(missing), chunk_bytes), dtype=np.uint8)
-        if missing:
-            self._make(given, missing, list(rebuilt))
         made = dict(zip(missing, rebuilt, strict=True))
+        if missing:
+            self._make(given, made)
         return {index: made[index] if index in made else chunks[index] for index in wanted}
 
     def decode_into(
         self, chunks: Mapping[int, Bytes], out: Mapping[int, Bytes], *, threads: int = 1
     ) -> None:
-        """See `Codec.decode_into`. One thread does it all."""
+        """See `Codec.decode_into`."""
         wanted = self._checked(out)
         if not wanted:
             return
@@ -85,7 +95,7 @@ class ClayCode(Codec):
         inputs = check_chunks(list(given.values()), len(given), "given")
         outputs = check_chunks([out[index] for index in wanted], len(wanted), "wanted")
         check_outputs(inputs, outputs, "wanted")
-        self._make(given, wanted, outputs.arrays)
+        self._make(given, dict(zip(wanted, outputs.arrays, strict=True)), threads)
 
     def decodable(self, lost: Iterable[int]) -> bool:
         """See `Codec.decodable`."""
@@ -130,22 +140,25 @@ class ClayCode(Codec):
             )
         chunk_bytes = parts.chunk_bytes // plane_count * self.sub_chunk_count
         rebuilt = np.empty((len(plan.lost), chunk_bytes), dtype=np.uint8)
-        given = dict(zip(plan.reads, parts.arrays, strict=True))
-        self._repair_column(plan.lost, plan.lost, given, list(rebuilt))
-        return dict(zip(plan.lost, rebuilt, strict=True))
+        given = {
+            index: part.reshape(plane_count, -1)
+            for index, part in zip(plan.reads, parts.arrays, strict=True)
+        }
+        made = dict(zip(plan.lost, rebuilt, strict=True))
+        self._execute(self._repairing(plan.lost, packed=True), given, made)
+        return made
 
     def update_parity(
         self, index: int, old: Bytes, new: Bytes, parity: Bytes | Sequence[Bytes]
     ) -> None:
-        """See `Codec.update_parity`. Costs as much as encoding a stripe."""
+        """See `Codec.update_parity`."""
         data_index = self._check_data_index(index)
         change = self._check([old, new], 2, "changed")
         outputs = check_chunks(parity, self.m, "parity")
         check_outputs(change, outputs, "parity")
-        data = [np.zeros_like(old)] * self.k
-        data[data_index] = old ^ new
-        for target, difference in zip(outputs.arrays, self.encode(data), strict=True):
-            target ^= difference
+        made = dict(zip(range(self.k, self.n), outputs.arrays, strict=True))
+        given = {data_index: self._rows(old), self.n + 1 + self.m: self._rows(new)}
+        self._execute(self._updating(data_index), given, made)
 
     def verify(
         self, chunks: Bytes | Sequence[Bytes], seed: int, rounds: int = VERIFY_ROUNDS
@@ -156,14 +169,18 @@ class ClayCode(Codec):
         if check_count <= 0 or not inputs.chunk_bytes:
             return True
         rng = np.random.Generator(np.random.Philox(seed))
-        checks = random_checks(self._geometry.inner_check, check_count, rng)
-        pieces = self._planner.checking(checks).run(
-            self._by_node(dict(enumerate(inputs.arrays))), self._pool
-        )
-        # Rows are whole words; what is beyond the bytes of a piece is cut off only where need be.
-        return not any(
-            (sums.view(np.uint64) if sums.shape[2] % 8 == 0 else sums).any() for _, sums in pieces
-        )
+        work = self._planner.checking(random_checks(self._geometry.inner_check, check_count, rng))
+        given = {index: self._rows(chunk) for index, chunk in enumerate(inputs.arrays)}
+        size = inputs.chunk_bytes // self.sub_chunk_count
+        buffers, sums = self._buffers(work, given, {})
+        size, block = inputs.chunk_bytes // self.sub_chunk_count, sums.shape[2]
+        for begin in range(0, size, block):
+            end = min(begin + block, size)
+            work.run(buffers, begin, end)
+            # All of it, in whole words: beyond a last block that is short is what passed before.
+            if sums.view(np.uint64).any():
+                return False
+        return True
 
     def _check(self, source: Bytes | Sequence[Bytes], count: int, what: str) -> Chunks:
         chunks = check_chunks(source, count, what)
@@ -178,43 +195,77 @@ class ClayCode(Codec):
         inputs = self._check([chunks[index] for index in have], len(have), "given")
         return dict(zip(have, inputs.arrays, strict=True)), inputs.chunk_bytes
 
-    def _by_node(self, chunks: Mapping[int, Bytes]) -> dict[int, Bytes]:
-        return {self._geometry.node(index): chunk for index, chunk in chunks.items()}
+    def _rows(self, chunk: Bytes) -> Bytes:
+        return chunk.reshape(self.sub_chunk_count, -1)
 
     def _make(
-        self, given: Mapping[int, Bytes], want: Sequence[int], outputs: Sequence[Bytes]
+        self, given: Mapping[int, Bytes], made: Mapping[int, Bytes], threads: int = 1
     ) -> None:
-        """Make the chunks `want` of those given, the checks done."""
+        """Make chunks of those given, the checks done."""
         lost = tuple([index for index in range(self.n) if index not in given])
         y = self._geometry.column_of(lost)
-        if y is not None and len(lost) < self.m:
-            plan = self.repair_plan(lost)
-            if not plan.reads_whole_chunks:
-                parts = {index: plan.take(index, given[index]) for index in plan.reads}
-                self._repair_column(lost, want, parts, outputs)
-                return
-        self._execute(self._decoding(lost, tuple(want)), given, outputs)
+        if y is not None and len(lost) < min(self.m, self.k):
+            work = self._repairing(lost, packed=False)
+        else:
+            work = self._decoding(lost)
+        self._execute(
+            work, {index: self._rows(chunk) for index, chunk in given.items()}, made, threads
+        )
 
-    def _repair_column(
-        self,
-        lost: tuple[int, ...],
-        want: Sequence[int],
-        parts: Mapping[int, Bytes],
-        outputs: Sequence[Bytes],
-    ) -> None:
+    def _make_repairing(self, lost: tuple[int, ...], *, packed: bool) -> Work:
         y = self._geometry.column_of(lost)
         assert y is not None
-        self._execute(self._repairing(lost, tuple(want), y), parts, outputs)
+        return self._planner.repair(lost, y, packed=packed)
 
     def _execute(
-        self, program: Program, given: Mapping[int, Bytes], outputs: Sequence[Bytes]
+        self,
+        work: Work,
+        given: Mapping[int, Bytes],
+        made: Mapping[int, Bytes],
+        threads: int = 1,
     ) -> None:
-        if not outputs or not outputs[0].size:
+        """Do the work from rows of sub-chunks to chunks."""
+        end = next(iter(given.values())).shape[1]
+        part = -(-end // threads)
+        part += -part % LINE_BYTES
+
+        def run(begin: int) -> None:
+            buffers, _ = self._buffers(work, given, made)
+            work.run(buffers, begin, min(begin + part, end))
+
+        if part >= end:
+            run(0)
             return
-        targets = [output.reshape(self.sub_chunk_count, -1) for output in outputs]
-        for piece, results in program.run(self._by_node(given), self._pool):
-            for target, result in zip(targets, results, strict=True):
-                target[:, piece] = result
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(0, end, part)))
+
+    def _buffers(
+        self, work: Work, given: Mapping[int, Bytes], made: Mapping[int, Bytes]
+    ) -> tuple[list[Buffer], Bytes]:
+        """What `clay_program.Layout` says, and the memory of the workspaces.
+
+        Chunks that the work makes but nobody wants are in a workspace, too. Shape of the memory:
+        [workspaces, planes, bytes of a block].
+        """
+        indexes = range(self.n + 1 + work.workspace_count)
+        spaces = [
+            index
+            for index in indexes
+            if (index in work.makes or index > self.n) and index not in made and index not in given
+        ]
+        fitting = WORKSPACE_BYTES // max(1, len(spaces) * self.sub_chunk_count)
+        needed = next(iter(given.values())).shape[1]
+        block = min(max(fitting // LINE_BYTES, 1), -(-needed // LINE_BYTES)) * LINE_BYTES
+        block = min(max(block, LINE_BYTES), BLOCK_BYTES)
+        memory = np.zeros((len(spaces), self.sub_chunk_count, block), dtype=np.uint8)
+        buffers = [Buffer(_ZEROS, is_whole=False)] * len(indexes)
+        for index, chunk in made.items():
+            buffers[index] = Buffer(self._rows(chunk))
+        for index, rows in given.items():
+            buffers[index] = Buffer(rows)
+        for index, rows in zip(spaces, memory, strict=True):
+            buffers[index] = Buffer(rows, is_whole=False)
+        return buffers, memory
 
 
 def _runs(positions: Iterable[int]) -> tuple[Run, ...]:

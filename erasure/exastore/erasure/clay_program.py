@@ -1,45 +1,68 @@
-"""What a Clay code does, as lists of work: made once per pattern of losses, run on any length.
+"""What a Clay code does, as steps: made once per pattern of losses, run on any length.
 
 **Geometry.** q = m, and n + v = q t nodes, v of them virtual (chunks of zeros that are never
 stored). Node (x, y) is number y q + x: the data chunks, then the virtual nodes, then the parity
 chunks, which are the last column y = t - 1. A chunk has q^t sub-chunks, numbered by planes
 z = (z_0, ..., z_(t-1)), z_0 the most significant digit.
 
-**Code.** Sub-chunk C(x, y; z) with z_y = w != x is paired with C(w, y; z with z_y = x) as
-`coupling` says; with w = x it is single, and U = C. The U of a plane are a stripe of the inner
-code, Reed-Solomon with k + v data and m parity chunks [Vajha et al., "Clay Codes: Moulding MDS
-Codes to Yield an MSR Code", USENIX FAST 2018, sections 3 and 4].
+**Code.** Sub-chunk C(x, y; z) with z_y = w != x is paired with C* = C(w, y; z with z_y = x): the
+inner code sees U = C + 2 C* and U* = C* + 2 C. With w = x it is single, and U = C. The U of a plane
+are a stripe of the inner code, Reed-Solomon with k + v data and m parity chunks [Vajha et al.,
+"Clay Codes: Moulding MDS Codes to Yield an MSR Code", USENIX FAST 2018, sections 3 and 4].
 
-**Decoding** goes through the planes by the number of lost nodes (x, y) with z_y = x. In a plane, U
-of a node that is there follows from C and C*, or, where the partner is lost, from C and from U* of
-a plane with one such node less. Then the inner code gives U of the lost nodes, and all U give C.
+**Decoding** goes through the planes by their level, the number of lost nodes (x, y) with z_y = x.
+In a plane, U of a node that is there is C + 2 C*, where a lost C* was made in a plane of one level
+less. The inner code gives U of the lost nodes, and C = U + 2 C* if C* is there. Where both of a
+pair are lost, U takes the place of C until both planes, of one level, are done; then
+C = (U + 2 U*) / 5 and C* = (U* + 2 U) / 5. So one step does a plane, and no U is stored but these.
 
 **Repair** of nodes lost from one column y, at the places X, reads only the planes with z_y in X,
-|X| / q of them. There, everything outside of the column is coupled within these planes, the inner
-code gives U of the whole column, and with it C of the lost nodes in all planes. For |X| = 1 this is
-the least that any code can read; for several it is the bound for centralised repair.
+|X| / q of them. There, everything outside of the column is coupled within these planes, and the
+inner code gives U of the whole column. That of a lost node is its C, or makes it as above; that of
+any other, in plane z, gives the lost C* = (U + C) / 2 of its pair, in a plane that is not read.
+For |X| = 1 this is the least that any code can read; for several it is the bound for centralised
+repair.
+
+**Update.** As data chunk (x, y) changes by D, so does U(x, y; z) by D(z), and in the planes with
+z_y = x also U(w, y; z) by 2 D(z with z_y = w). So for q planes 2 q - 1 columns of the inner code
+are computed instead of q (k + v).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, lru_cache
+from itertools import combinations
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from exastore.erasure.chunks import Chunks, check_chunks
-from exastore.erasure.coupling import Jobs, Kind, Rows
-from exastore.erasure.field import Bytes
-from exastore.erasure.kernels import Kernel, LinearMap
+from exastore.erasure import field
+from exastore.erasure.field import MUL, Bytes
+from exastore.erasure.kernels import Kernel
 from exastore.erasure.matrix import cauchy_generator, parity_check, solve
+from exastore.erasure.steps import (
+    POSITION_BITS,
+    Family,
+    Runner,
+    Stage,
+    Steps,
+    coupled_family,
+    pair_family,
+    runner,
+    sum_family,
+)
 
-#: Memory of one pass: larger pieces cost fewer cache and TLB misses than a smaller workspace saves.
-WORKSPACE_BYTES = 6 * 1024 * 1024
-#: Bytes of a sub-chunk worked on at once, at least; shorter sub-chunks are padded to words.
-MIN_PIECE_BYTES = 64
-WORD_BYTES = 8
+Rows = NDArray[np.int64]
 
-Part = tuple[Kind, Rows, Rows, Rows]
+#: U = C + COUPLING C*.
+COUPLING: Final = 2
+#: 1 / (1 + COUPLING^2): C = UNCOUPLING (U + COUPLING U*).
+UNCOUPLING: Final = field.inverse(1 ^ field.multiply(COUPLING, COUPLING))
+#: 1 / COUPLING: C* = HALF (U + C).
+HALF: Final = field.inverse(COUPLING)
+#: Rows that a step makes at most: their sums stay in registers.
+MAX_MADE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,10 @@ class Geometry:
         """The node of a chunk."""
         return index if index < self.k else index + self.virtual_count
 
+    def is_virtual(self, node: int) -> bool:
+        """Whether a node has no chunk."""
+        return self.k <= node < self.k + self.virtual_count
+
     def step(self, y: int) -> int:
         """The distance of two planes that differ by 1 in digit y alone."""
         return int(self.m ** (self.digit_count - 1 - y))
@@ -98,267 +125,314 @@ class Geometry:
         return planes[np.isin(self.digit(planes, y), places)]
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Jobs, then the inner code over consecutive planes."""
+class Layout:
+    """Which buffers there are, and where the sub-chunks are in them.
 
-    jobs: Jobs
-    #: None: no inner code.
-    inner: LinearMap | None = None
-    #: Rows to use and to make, each the first of `plane_count` consecutive ones.
-    reads: tuple[int, ...] = ()
-    makes: tuple[int, ...] = ()
-    plane_count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Stages over a workspace of rows, each a piece of one sub-chunk.
-
-    Rows: C of every node and plane that is read, U of the same (planes perhaps in another order),
-    then the results.
+    Buffers are the chunks by their indexes, a row of zeros, and workspaces of a row per plane.
     """
 
-    node_count: int
-    #: Planes that are read.
-    plane_count: int
-    #: Rows of results, for one result after the other.
-    result_count: int
-    result_plane_count: int
-    stages: tuple[Stage, ...]
+    def __init__(self, geometry: Geometry, place: Rows) -> None:
+        """`place`: plane -> its position in the chunks that are read."""
+        self._geometry: Final = geometry
+        self._place: Final = place
+        self.zeros: Final = geometry.k + geometry.m
 
-    @property
-    def row_count(self) -> int:
-        """Rows of the workspace."""
-        return 2 * self.node_count * self.plane_count + self.result_count * self.result_plane_count
+    def workspace(self, number: int) -> int:
+        """A buffer of the workspace."""
+        return self.zeros + 1 + number
 
-    def run(self, chunks: dict[int, Bytes], pool: list[Bytes]) -> Iterator[tuple[slice, Bytes]]:
-        """Yield piece by piece of the sub-chunks: where it is in them, and the results there.
+    def buffer(self, node: int) -> int:
+        """The buffer of a node's chunk: zeros for a virtual node."""
+        geometry = self._geometry
+        if geometry.is_virtual(node):
+            return self.zeros
+        return node if node < geometry.k else node - geometry.virtual_count
 
-        Args:
-            chunks: node -> its planes that are read, one after the other; all equally long. Nodes
-                that are not among them must be virtual, or not used.
-            pool: workspaces to use again; one is taken, and given back at the end.
-        """
-        planes = {node: chunk.reshape(self.plane_count, -1) for node, chunk in chunks.items()}
-        sub_chunk_bytes = next(iter(planes.values())).shape[1]
-        piece_bytes = self._piece_bytes(sub_chunk_bytes)
-        size = self.row_count * piece_bytes
-        memory = pool.pop() if pool else np.empty(max(size, WORKSPACE_BYTES), dtype=np.uint8)
-        if memory.size < size:
-            memory = np.empty(size, dtype=np.uint8)
-        rows = memory[:size].reshape(self.row_count, piece_bytes)
-        stored = rows[: self.node_count * self.plane_count].reshape(
-            self.node_count, self.plane_count, piece_bytes
-        )
-        for node in range(self.node_count):
-            if node not in planes:
-                stored[node] = 0
-        results = rows[2 * self.node_count * self.plane_count :].reshape(
-            self.result_count, self.result_plane_count, piece_bytes
-        )
-        steps = [self._bind(stage, rows) for stage in self.stages]
-        words = rows.view(np.uint64)
-        for begin in range(0, sub_chunk_bytes, piece_bytes):
-            piece = slice(begin, min(begin + piece_bytes, sub_chunk_bytes))
-            width = piece.stop - begin
-            for node, source in planes.items():
-                stored[node, :, :width] = source[:, piece]
-            for jobs, inner in steps:
-                jobs.run(words)
-                if inner is not None:
-                    inner[0](inner[1], inner[2])
-            yield piece, results[:, :, :width]
-        pool.append(memory)
+    def row(self, buffer: int, positions: Rows) -> Rows:
+        """Codes of rows."""
+        if buffer == self.zeros:
+            return np.full_like(positions, self.zeros << POSITION_BITS)
+        return (buffer << POSITION_BITS) | positions
 
-    def _piece_bytes(self, sub_chunk_bytes: int) -> int:
-        fitting = WORKSPACE_BYTES // self.row_count // MIN_PIECE_BYTES * MIN_PIECE_BYTES
-        padded = -(-sub_chunk_bytes // WORD_BYTES) * WORD_BYTES
-        return max(WORD_BYTES, min(padded, max(fitting, MIN_PIECE_BYTES)))
+    def read(self, node: int, planes: Rows) -> Rows:
+        """A node's sub-chunks that are read."""
+        return self.row(self.buffer(node), self._place[planes])
 
-    def _bind(
-        self, stage: Stage, rows: Bytes
-    ) -> tuple[Jobs, tuple[LinearMap, Chunks, Chunks] | None]:
-        if stage.inner is None:
-            return stage.jobs, None
-        sources = [rows[row : row + stage.plane_count].reshape(-1) for row in stage.reads]
-        targets = [rows[row : row + stage.plane_count].reshape(-1) for row in stage.makes]
-        return stage.jobs, (
-            stage.inner,
-            check_chunks(sources, len(sources), "given"),
-            check_chunks(targets, len(targets), "made"),
-        )
+    def made(self, node: int, planes: Rows) -> Rows:
+        """A node's sub-chunks that are made: of a whole chunk."""
+        return self.row(self.buffer(node), planes)
 
-
-class Planner:
-    """Makes the programs of one code."""
-
-    def __init__(self, geometry: Geometry, kernel: Kernel) -> None:
-        self.geometry = geometry
-        self._kernel = kernel
-        #: U of all nodes in all planes: the same for every `checking`.
-        self._uncoupling: Jobs | None = None
-
-    def decoding(self, lost: Sequence[int], want: Sequence[int]) -> Program:
-        """From all chunks but `lost`, m at most, to `want`, some of these."""
-        geometry = self.geometry
-        nodes, planes = range(geometry.node_count), np.arange(geometry.plane_count)
-        erased = [geometry.node(index) for index in lost]
-        used = [node for node in nodes if node not in erased][: geometry.node_count - geometry.m]
-        level = np.zeros(geometry.plane_count, dtype=np.int64)
-        for node in erased:
-            level += geometry.digit(planes, node // geometry.m) == node % geometry.m
-        order = np.argsort(level, kind="stable")
-        place = np.empty_like(order)
-        place[order] = planes
-        layout = _Layout(geometry, geometry.plane_count, place, place_stored=planes)
-        inner = self._inner(used, erased)
-        bounds = [0, *(np.flatnonzero(np.diff(level[order])) + 1).tolist(), geometry.plane_count]
-        stages = [
-            Stage(
-                Jobs.of(
-                    part for node in used for part in layout.uncouple(node, order[a:b], erased)
-                ),
-                inner,
-                tuple(layout.inner_row(node, a) for node in used),
-                tuple(layout.inner_row(node, a) for node in erased),
-                b - a,
-            )
-            for a, b in pairwise(bounds)
-        ]
-        ends = Jobs.of(
-            part
-            for position, index in enumerate(want)
-            for part in layout.couple(geometry.node(index), position, planes, erased)
-        )
-        return Program(
-            geometry.node_count,
-            geometry.plane_count,
-            len(want),
-            geometry.plane_count,
-            (*stages, Stage(ends)),
-        )
-
-    def repair(self, lost: Sequence[int], want: Sequence[int], y: int) -> Program:
-        """From the `repair_planes` of all chunks but `lost`, all of column y, to `want` of them."""
-        geometry = self.geometry
-        q = geometry.m
-        planes = geometry.repair_planes(lost, y)
-        place = np.full(geometry.plane_count, -1)
-        place[planes] = np.arange(planes.size)
-        layout = _Layout(geometry, planes.size, place, place_stored=place)
-        column = list(range(y * q, (y + 1) * q))
-        used = [node for node in range(geometry.node_count) if node not in column]
-        first = Stage(
-            Jobs.of(part for node in used for part in layout.uncouple(node, planes, [])),
-            self._inner(used, column),
-            tuple(layout.inner_row(node, 0) for node in used),
-            tuple(layout.inner_row(node, 0) for node in column),
-            planes.size,
-        )
-        erased = [geometry.node(index) for index in lost]
-        ends = Jobs.of(
-            part
-            for position, index in enumerate(want)
-            for part in layout.finish(geometry.node(index), position, erased)
-        )
-        return Program(
-            geometry.node_count, planes.size, len(want), geometry.plane_count, (first, Stage(ends))
-        )
-
-    def checking(self, checks: Bytes) -> Program:
-        """From all chunks to these checks of the inner code. Shape of checks: [checks, nodes]."""
-        geometry = self.geometry
-        planes = np.arange(geometry.plane_count)
-        layout = _Layout(geometry, geometry.plane_count, planes, place_stored=planes)
-        nodes = range(geometry.node_count)
-        if self._uncoupling is None:
-            self._uncoupling = Jobs.of(
-                part for node in nodes for part in layout.uncouple(node, planes, [])
-            )
-        stage = Stage(
-            self._uncoupling,
-            self._kernel.prepare(checks),
-            tuple(layout.inner_row(node, 0) for node in nodes),
-            tuple(layout.result_row(check, 0) for check in range(len(checks))),
-            geometry.plane_count,
-        )
-        return Program(
-            geometry.node_count, geometry.plane_count, len(checks), geometry.plane_count, (stage,)
-        )
-
-    def _inner(self, used: Sequence[int], made: Sequence[int]) -> LinearMap:
-        unknown = [node for node in range(self.geometry.node_count) if node not in used]
-        solution = solve(self.geometry.inner_check, unknown, (), made)
-        assert solution is not None and list(solution[0]) == list(used)
-        return self._kernel.prepare(solution[1])
-
-
-class _Layout:
-    """Where the rows of a program are, and which jobs a node needs."""
-
-    def __init__(
-        self, geometry: Geometry, plane_count: int, place: Rows, *, place_stored: Rows
-    ) -> None:
-        """`place`, `place_stored`: plane -> its position among the U, among the C."""
-        self._geometry = geometry
-        self._plane_count = plane_count
-        self._place = place
-        self._place_stored = place_stored
-
-    def inner_row(self, node: int, position: int) -> int:
-        """The row of U."""
-        return (self._geometry.node_count + node) * self._plane_count + position
-
-    def result_row(self, result: int, plane: int) -> int:
-        """The row of a plane of a result."""
-        whole = self._geometry.plane_count
-        return 2 * self._geometry.node_count * self._plane_count + result * whole + plane
-
-    def _stored(self, node: int, planes: Rows) -> Rows:
-        return node * self._plane_count + self._place_stored[planes]
-
-    def _inner(self, node: int, planes: Rows) -> Rows:
-        return self.inner_row(node, 0) + self._place[planes]
-
-    def _pairs(self, node: int, planes: Rows) -> Iterator[tuple[int, Rows, Rows]]:
-        """Partner node, planes with this partner, planes of the partner."""
+    def partners(self, node: int, planes: Rows, absent: Container[int] = ()) -> Rows:
+        """What the sub-chunks are paired with: zeros if with nothing, or with an `absent` node."""
         q = self._geometry.m
         x, y = node % q, node // q
         digits = self._geometry.digit(planes, y)
+        codes = np.full_like(planes, self.zeros << POSITION_BITS)
         for w in range(q):
-            chosen = planes[digits == w]
-            yield y * q + w, chosen, chosen + (x - w) * self._geometry.step(y)
+            partner = y * q + w
+            if w != x and partner not in absent:
+                chosen = digits == w
+                other = planes[chosen] + (x - w) * self._geometry.step(y)
+                codes[chosen] = self.read(partner, other)
+        return codes
 
-    def uncouple(self, node: int, planes: Rows, erased: Sequence[int]) -> Iterator[Part]:
-        """U of a node that is there."""
-        for partner, own, other in self._pairs(node, planes):
-            made, stored = self._inner(node, own), self._stored(node, own)
-            if partner == node:
-                yield Kind.COPY, made, stored, stored
-            elif partner in erased:
-                yield Kind.REACH, made, stored, self._inner(partner, other)
-            else:
-                yield Kind.COUPLE, made, stored, self._stored(partner, other)
 
-    def couple(self, node: int, result: int, planes: Rows, erased: Sequence[int]) -> Iterator[Part]:
-        """C of a node whose U is known everywhere."""
-        for partner, own, other in self._pairs(node, planes):
-            made, inner = self.result_row(result, 0) + own, self._inner(node, own)
-            if partner == node:
-                yield Kind.COPY, made, inner, inner
-            elif partner in erased:
-                yield Kind.SOLVE, made, inner, self._inner(partner, other)
-            else:
-                yield Kind.COUPLE, made, inner, self._stored(partner, other)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What to do to some chunks."""
 
-    def finish(self, node: int, result: int, erased: Sequence[int]) -> Iterator[Part]:
-        """C of a lost node, in all planes, of its column's U in those that were read."""
-        for partner, own, other in self._pairs(node, np.arange(self._geometry.plane_count)):
-            made = self.result_row(result, 0) + own
-            if partner == node:
-                yield Kind.COPY, made, self._inner(node, own), self._inner(node, own)
-            elif partner in erased:
-                yield Kind.SOLVE, made, self._inner(node, own), self._inner(partner, other)
-            else:
-                yield Kind.HALVE, made, self._inner(partner, other), self._stored(partner, other)
+    run: Runner
+    #: The chunks that it makes.
+    makes: tuple[int, ...]
+    workspace_count: int = 0
+
+
+class Planner:
+    """Makes the work of one code."""
+
+    def __init__(self, geometry: Geometry, kernel: Kernel) -> None:
+        self.geometry: Final = geometry
+        self._kernel: Final = kernel
+        self._planes: Final = np.arange(geometry.plane_count)
+        self._whole: Final = Layout(geometry, self._planes)
+        self._checking_steps: Final = lru_cache(maxsize=geometry.m)(self._make_checking_steps)
+
+    def decoding(self, lost: Sequence[int]) -> Work:
+        """From all chunks but `lost`, 1 to m of them, to these."""
+        geometry, planes, layout = self.geometry, self._planes, self._whole
+        erased = [geometry.node(index) for index in lost]
+        alive = [node for node in range(geometry.node_count) if node not in erased]
+        # All virtual nodes, as they are not read, and any others.
+        alive.sort(key=lambda node: not geometry.is_virtual(node))
+        used = sorted(alive[: geometry.node_count - geometry.m])
+        level = np.zeros_like(planes)
+        for node in erased:
+            level += geometry.digit(planes, node // geometry.m) == node % geometry.m
+        # Encoding is worth a program of its own. No partner of the parity is there, and pairs are
+        # done as soon as their planes are, while they are in the cache.
+        is_encoding = min(erased) == geometry.node_count - geometry.m and len(erased) == geometry.m
+        keys = planes // geometry.m if is_encoding else level
+        families: list[Family] = [_pairs_family()]
+        tiles = list(
+            self._tiles(
+                self._inner(used, erased),
+                used,
+                late={} if is_encoding else dict.fromkeys(range(len(erased)), COUPLING),
+                structured=is_encoding,
+            )
+        )
+        families += [family for _, family in tiles]
+        pairs = self._pairs(erased)
+        pair_level = level[pairs[0]]
+        stages: list[Stage] = []
+        for step in np.unique(level):
+            chosen = planes[level == step]
+            for number, (first, family) in enumerate(tiles, 1):
+                made = erased[first:]
+                late = {row: layout.partners(node, chosen, erased) for row, node in enumerate(made)}
+                columns = self._inputs(family, layout, used, chosen, late)
+                columns += [layout.made(made[row], chosen) for row in family.outputs]
+                stages.append(_stage(number, columns, keys[chosen]))
+            own, partner = (rows[pair_level == step] for rows in pairs[1:])
+            stages.append(
+                _stage(0, [own, partner, own, partner], keys[pairs[0][pair_level == step]])
+            )
+        return Work(runner(self._kernel, families, Steps(stages)), tuple(lost))
+
+    def repair(self, lost: Sequence[int], y: int, *, packed: bool) -> Work:
+        """From the `repair_planes` of all chunks but `lost`, all of column y, to these.
+
+        Args:
+            lost: chunks.
+            y: their column.
+            packed: chunks that are read have these planes only, one after the other.
+        """
+        geometry = self.geometry
+        q = geometry.m
+        planes = geometry.repair_planes(lost, y)
+        place = self._planes
+        if packed:
+            place = np.full(geometry.plane_count, -1)
+            place[planes] = np.arange(planes.size)
+        layout = Layout(geometry, place)
+        column = list(range(y * q, (y + 1) * q))
+        used = [node for node in range(geometry.node_count) if node not in column]
+        erased = [geometry.node(index) for index in lost]
+        digits = geometry.digit(planes, y)
+        matrix = self._inner(used, column)
+        late: dict[int, int] = {}
+        made: list[Rows] = []
+        for x, node in enumerate(column):
+            if node in erased:
+                made.append(layout.made(node, planes))
+                continue
+            matrix[x] = MUL[HALF, matrix[x]]
+            late[x] = HALF
+            rows = np.empty_like(planes)
+            for other in erased:
+                w = other % q
+                chosen = digits == w
+                rows[chosen] = layout.made(other, planes[chosen] + (x - w) * geometry.step(y))
+            made.append(rows)
+        families: list[Family] = [_pairs_family()]
+        stages: list[Stage] = []
+        keys = np.zeros_like(planes)
+        for first, family in self._tiles(matrix, used, late=late):
+            stored = {row: layout.read(node, planes) for row, node in enumerate(column[first:])}
+            columns = self._inputs(family, layout, used, planes, stored)
+            columns += [made[first + row] for row in family.outputs]
+            stages.append(_stage(len(families), columns, keys))
+            families.append(family)
+        paired, own, partner = self._pairs(erased)
+        stages.append(_stage(0, [own, partner, own, partner], np.zeros_like(paired)))
+        return Work(runner(self._kernel, families, Steps(stages)), tuple(lost))
+
+    def checking(self, checks: Bytes) -> Work:
+        """From all chunks to these checks of the inner code, in the workspaces.
+
+        Shape of checks: [checks, nodes].
+        """
+        nodes = range(self.geometry.node_count)
+        families = [family for _, family in self._tiles(checks, nodes)]
+        steps = self._checking_steps(len(checks))
+        return Work(runner(self._kernel, families, steps), (), len(checks))
+
+    def _make_checking_steps(self, count: int) -> Steps:
+        nodes = range(self.geometry.node_count)
+        stages: list[Stage] = []
+        # The coefficients make no difference to the steps.
+        ones = np.ones((count, len(nodes)), dtype=np.uint8)
+        for number, (first, family) in enumerate(self._tiles(ones, nodes)):
+            columns = self._inputs(family, self._whole, nodes, self._planes, {})
+            columns += [
+                self._whole.row(self._whole.workspace(first + row), self._planes)
+                for row in family.outputs
+            ]
+            stages.append(_stage(number, columns, self._planes))
+        return Steps(stages)
+
+    def updating(self, index: int) -> Work:
+        """From a data chunk before and after a change, to the parity.
+
+        The new chunk is in workspace m; workspaces 0 to m - 1 take U of the parity.
+        """
+        geometry, layout, planes = self.geometry, self._whole, self._planes
+        q = geometry.m
+        x, y = index % q, index // q
+        column = list(range(y * q, (y + 1) * q))
+        parity = list(range(geometry.node_count - q, geometry.node_count))
+        matrix = geometry.inner_check[:, column]
+        others = [w for w in range(q) if w != x]
+        matrix[:, others] = MUL[COUPLING, matrix[:, others]]
+        digits = geometry.digit(planes, y)
+        families: list[Family] = [_pairs_family(accumulates=True), sum_family()]
+        stages: list[Stage] = []
+        for columns, chosen in (([x], planes[digits != x]), (range(q), planes[digits == x])):
+            part = np.ascontiguousarray(matrix[:, columns])
+            for first, family in self._tiles(part, [], factor=1):
+                codes: list[Rows] = []
+                for used in family.inputs:
+                    buffer = index if used.role == "own" else layout.workspace(q)
+                    shift = (columns[used.place] - x) * geometry.step(y)
+                    codes.append(layout.row(buffer, chosen + shift))
+                codes += [
+                    layout.row(layout.workspace(first + row), chosen) for row in family.outputs
+                ]
+                stages.append(_stage(len(families), codes, chosen // q))
+                families.append(family)
+        work = {node: layout.workspace(number) for number, node in enumerate(parity)}
+        paired, *made = self._pairs(parity)
+        _, *inner = self._pairs(parity, work)
+        stages.append(_stage(0, [*inner, *made], paired // q))
+        for node, buffer in work.items():
+            single = planes[geometry.digit(planes, node // q) == node % q]
+            codes = [layout.row(buffer, single), layout.made(node, single)]
+            stages.append(_stage(1, codes, single // q))
+        made_chunks = tuple(range(geometry.k, geometry.k + q))
+        return Work(runner(self._kernel, families, Steps(stages)), made_chunks, q + 1)
+
+    def _inner(self, used: Sequence[int], made: Sequence[int]) -> Bytes:
+        """The matrix that makes U of nodes from U of others, in the order of these."""
+        unknown = [node for node in range(self.geometry.node_count) if node not in used]
+        solution = solve(self.geometry.inner_check, unknown, (), made)
+        assert solution is not None and list(solution[0]) == list(used)
+        return solution[1]
+
+    def _tiles(
+        self,
+        matrix: Bytes,
+        used: Sequence[int],
+        *,
+        factor: int = COUPLING,
+        late: Mapping[int, int] | None = None,
+        structured: bool = False,
+    ) -> Iterator[tuple[int, Family]]:
+        """Families that make a few rows each: the first row, and the family. See there."""
+        virtual = [i for i, node in enumerate(used) if self.geometry.is_virtual(node)]
+        for first in range(0, len(matrix), MAX_MADE):
+            rows = range(first, min(first + MAX_MADE, len(matrix)))
+            yield (
+                first,
+                coupled_family(
+                    matrix[rows.start : rows.stop],
+                    factor=factor,
+                    without_own=virtual,
+                    late={row - first: late[row] for row in rows if row in late} if late else {},
+                    structured=structured,
+                ),
+            )
+
+    def _inputs(
+        self,
+        family: Family,
+        layout: Layout,
+        used: Sequence[int],
+        planes: Rows,
+        late: Mapping[int, Rows],
+    ) -> list[Rows]:
+        """The rows that a family reads in these planes."""
+        rows: list[Rows] = []
+        for place in family.inputs:
+            match place.role:
+                case "own":
+                    rows.append(layout.read(used[place.place], planes))
+                case "partner":
+                    rows.append(layout.partners(used[place.place], planes))
+                case _:
+                    rows.append(late[place.place])
+        return rows
+
+    def _pairs(
+        self, nodes: Sequence[int], buffers: Mapping[int, int] | None = None
+    ) -> tuple[Rows, Rows, Rows]:
+        """All pairs among these nodes: the plane of the first, its row, that of the second.
+
+        The rows are of the nodes' own buffers, or of these.
+        """
+        geometry, layout = self.geometry, self._whole
+        q = geometry.m
+        none = self._planes[:0]
+        found: list[tuple[Rows, Rows, Rows]] = [(none, none, none)]
+        for one, other in combinations(nodes, 2):
+            y = one // q
+            if other // q == y:
+                planes = self._planes[geometry.digit(self._planes, y) == other % q]
+                partner = planes + (one - other) * geometry.step(y)
+                places = [
+                    layout.buffer(node) if buffers is None else buffers[node]
+                    for node in (one, other)
+                ]
+                found.append(
+                    (planes, layout.row(places[0], planes), layout.row(places[1], partner))
+                )
+        planes, own, partner = (np.concatenate(rows) for rows in zip(*found, strict=True))
+        return planes, own, partner
+
+
+def _pairs_family(*, accumulates: bool = False) -> Family:
+    """C and C* of U and U*."""
+    return pair_family(UNCOUPLING, field.multiply(COUPLING, UNCOUPLING), accumulates=accumulates)
+
+
+def _stage(family: int, columns: Sequence[Rows], keys: Rows) -> Stage:
+    return Stage(family, np.stack(columns, axis=1).astype(np.int32), keys)

@@ -79,7 +79,7 @@ def _local(name: str, numbers: list[int], kernel: Kernel) -> Codec:
 
 
 def _clay(name: str, numbers: list[int], kernel: Kernel) -> Codec:
-    # Imported when needed: it loads numba.
+    # Imported when needed, as few processes do.
     from exastore.erasure.clay import ClayCode
     from exastore.erasure.clay_program import Geometry
 

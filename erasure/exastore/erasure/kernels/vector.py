@@ -298,3 +298,15 @@ class VectorKernel:
     def prepare(self, matrix: Bytes) -> VectorMap:
         """See `Kernel.prepare`."""
         return VectorMap(matrix, self._isa, self._shapes)
+
+    def compiled(self, program: Program) -> tuple[native.Code, int, Bytes]:
+        """A program's code, its function `FUNCTION` in there, and the tables that it wants.
+
+        For callers with addresses of their own: see `emit` for the arguments. The program is one
+        that many matrices share, so it is always compiled.
+        """
+        code = self._shapes.code(program, is_plain=True)
+        assert code is not None
+        coefficients = np.frombuffer(program.coefficients, np.uint8)
+        tables = np.ascontiguousarray(_tables(self._isa.has_gfni)[coefficients])
+        return code, code.address(FUNCTION), tables
