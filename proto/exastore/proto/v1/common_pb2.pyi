@@ -202,6 +202,7 @@ class ClusterMap(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     PGS_FIELD_NUMBER: _builtins.int
+    DELTAS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     cluster_id: _builtins.str
     code: _builtins.str
@@ -212,6 +213,10 @@ class ClusterMap(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     @_builtins.property
     def pgs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementGroup]: ...
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapDelta]:
+        """Set instead of nodes, devices and pgs if the receiver said that it takes deltas: in order, from the epoch it knows."""
+
     def __init__(
         self,
         *,
@@ -221,14 +226,61 @@ class ClusterMap(_message.Message):
         nodes: _abc.Iterable[Global___Node] | None = ...,
         devices: _abc.Iterable[Global___Device] | None = ...,
         pgs: _abc.Iterable[Global___PlacementGroup] | None = ...,
+        deltas: _abc.Iterable[Global___MapDelta] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "code", b"code", "devices", b"devices", "epoch", b"epoch", "nodes", b"nodes", "pgs", b"pgs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "code", b"code", "deltas", b"deltas", "devices", b"devices", "epoch", b"epoch", "nodes", b"nodes", "pgs", b"pgs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterMap: _TypeAlias = ClusterMap  # noqa: Y015
+
+@_typing.final
+class MapDelta(_message.Message):
+    """What changed from one epoch of the map to a later one. A receiver that cannot apply it, or finds another checksum, asks
+    for the full map.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_EPOCH_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    from_epoch: _builtins.int
+    epoch: _builtins.int
+    columns: _builtins.bytes
+    """device states and weights, PG table; see metadata.core.map_delta"""
+    checksum: _builtins.int
+    """of the table that results"""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
+        """new or changed"""
+
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """new, or in another node; state and weight are those of the columns"""
+
+    def __init__(
+        self,
+        *,
+        from_epoch: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        columns: _builtins.bytes = ...,
+        checksum: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___Node] | None = ...,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "columns", b"columns", "devices", b"devices", "epoch", b"epoch", "from_epoch", b"from_epoch", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapDelta: _TypeAlias = MapDelta  # noqa: Y015
 
 @_typing.final
 class ChunkId(_message.Message):

@@ -91,6 +91,47 @@ ERROR_REASON_MOVE_CONFLICT: ErrorReason.ValueType  # 21
 """the move cannot begin or be cancelled now"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
+class _Operation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPERATION_UNSPECIFIED: _Operation.ValueType  # 0
+    OPERATION_DRAIN: _Operation.ValueType  # 1
+    """empty the devices while they serve"""
+    OPERATION_UNDRAIN: _Operation.ValueType  # 2
+    """let draining devices take data again; what has moved stays where it is"""
+    OPERATION_REMOVE: _Operation.ValueType  # 3
+    """take empty devices out of the cluster for good"""
+    OPERATION_REPLACE: _Operation.ValueType  # 4
+    """give the slots of one device to another"""
+    OPERATION_BALANCE: _Operation.ValueType  # 5
+    """bring every device to its share"""
+    OPERATION_STOP_BALANCE: _Operation.ValueType  # 6
+    """begin no more moves; those under way are finished"""
+    OPERATION_REPAIR: _Operation.ValueType  # 7
+    """give up silent devices now, and try again at once what failed"""
+
+class Operation(_Operation, metaclass=_OperationEnumTypeWrapper): ...
+
+OPERATION_UNSPECIFIED: Operation.ValueType  # 0
+OPERATION_DRAIN: Operation.ValueType  # 1
+"""empty the devices while they serve"""
+OPERATION_UNDRAIN: Operation.ValueType  # 2
+"""let draining devices take data again; what has moved stays where it is"""
+OPERATION_REMOVE: Operation.ValueType  # 3
+"""take empty devices out of the cluster for good"""
+OPERATION_REPLACE: Operation.ValueType  # 4
+"""give the slots of one device to another"""
+OPERATION_BALANCE: Operation.ValueType  # 5
+"""bring every device to its share"""
+OPERATION_STOP_BALANCE: Operation.ValueType  # 6
+"""begin no more moves; those under way are finished"""
+OPERATION_REPAIR: Operation.ValueType  # 7
+"""give up silent devices now, and try again at once what failed"""
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
 class _Versioning:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -182,15 +223,20 @@ class GetMapRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KNOWN_EPOCH_FIELD_NUMBER: _builtins.int
+    TAKES_DELTAS_FIELD_NUMBER: _builtins.int
     known_epoch: _builtins.int
+    """0: send the full map"""
+    takes_deltas: _builtins.bool
+    """the answer may be deltas from known_epoch on"""
     def __init__(
         self,
         *,
         known_epoch: _builtins.int = ...,
+        takes_deltas: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known_epoch", b"known_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known_epoch", b"known_epoch", "takes_deltas", b"takes_deltas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,7 +284,10 @@ class HeartbeatRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     KNOWN_EPOCH_FIELD_NUMBER: _builtins.int
+    TAKES_DELTAS_FIELD_NUMBER: _builtins.int
     known_epoch: _builtins.int
+    takes_deltas: _builtins.bool
+    """the map in the answer may be deltas from known_epoch on"""
     @_builtins.property
     def node(self) -> _common_pb2.Node:
         """index is filled by the server"""
@@ -251,10 +300,11 @@ class HeartbeatRequest(_message.Message):
         node: _common_pb2.Node | None = ...,
         devices: _abc.Iterable[Global___DeviceReport] | None = ...,
         known_epoch: _builtins.int = ...,
+        takes_deltas: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "known_epoch", b"known_epoch", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "known_epoch", b"known_epoch", "node", b"node", "takes_deltas", b"takes_deltas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,9 +391,15 @@ class DeviceStatus(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     CHUNK_COUNT_FIELD_NUMBER: _builtins.int
     FENCED_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    LEAVING_SLOT_COUNT_FIELD_NUMBER: _builtins.int
     used_bytes: _builtins.int
     chunk_count: _builtins.int
     fenced: _builtins.bool
+    slot_count: _builtins.int
+    """PG slots that name it"""
+    leaving_slot_count: _builtins.int
+    """PG slots that are moving away from it"""
     @_builtins.property
     def device(self) -> _common_pb2.Device: ...
     def __init__(
@@ -353,14 +409,59 @@ class DeviceStatus(_message.Message):
         used_bytes: _builtins.int = ...,
         chunk_count: _builtins.int = ...,
         fenced: _builtins.bool = ...,
+        slot_count: _builtins.int = ...,
+        leaving_slot_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "device", b"device", "fenced", b"fenced", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_count", b"chunk_count", "device", b"device", "fenced", b"fenced", "leaving_slot_count", b"leaving_slot_count", "slot_count", b"slot_count", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
+
+@_typing.final
+class MoveStatus(_message.Message):
+    """Moves of slots between devices that serve: draining and balancing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    MOVING_SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    BALANCING_FIELD_NUMBER: _builtins.int
+    DRAINING_DEVICE_INDEXES_FIELD_NUMBER: _builtins.int
+    UNPLACED_SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    moving_slot_count: _builtins.int
+    """slots on their way now"""
+    waiting_slot_count: _builtins.int
+    """planned and not begun"""
+    balancing: _builtins.bool
+    unplaced_slot_count: _builtins.int
+    """slots that no device can take"""
+    @_builtins.property
+    def progress(self) -> Global___RepairStatus:
+        """its tasks are slots that move"""
+
+    @_builtins.property
+    def draining_device_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___RepairStatus | None = ...,
+        moving_slot_count: _builtins.int = ...,
+        waiting_slot_count: _builtins.int = ...,
+        balancing: _builtins.bool = ...,
+        draining_device_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        unplaced_slot_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "draining_device_indexes", b"draining_device_indexes", "moving_slot_count", b"moving_slot_count", "progress", b"progress", "unplaced_slot_count", b"unplaced_slot_count", "waiting_slot_count", b"waiting_slot_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveStatus: _TypeAlias = MoveStatus  # noqa: Y015
 
 @_typing.final
 class RepairStatus(_message.Message):
@@ -430,6 +531,7 @@ class ClusterStatus(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     BOOTSTRAP_DEVICE_COUNT_FIELD_NUMBER: _builtins.int
     TRASH_EXTENT_COUNT_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     code: _builtins.str
@@ -449,6 +551,8 @@ class ClusterStatus(_message.Message):
 
     @_builtins.property
     def repair(self) -> Global___RepairStatus: ...
+    @_builtins.property
+    def moves(self) -> Global___MoveStatus: ...
     def __init__(
         self,
         *,
@@ -463,14 +567,138 @@ class ClusterStatus(_message.Message):
         ready: _builtins.bool = ...,
         bootstrap_device_count: _builtins.int = ...,
         trash_extent_count: _builtins.int = ...,
+        moves: Global___MoveStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_device_count", b"bootstrap_device_count", "cluster_id", b"cluster_id", "code", b"code", "degraded_stripe_count", b"degraded_stripe_count", "epoch", b"epoch", "nodes", b"nodes", "pg_count", b"pg_count", "pgs_by_missing", b"pgs_by_missing", "ready", b"ready", "repair", b"repair", "trash_extent_count", b"trash_extent_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_device_count", b"bootstrap_device_count", "cluster_id", b"cluster_id", "code", b"code", "degraded_stripe_count", b"degraded_stripe_count", "epoch", b"epoch", "moves", b"moves", "nodes", b"nodes", "pg_count", b"pg_count", "pgs_by_missing", b"pgs_by_missing", "ready", b"ready", "repair", b"repair", "trash_extent_count", b"trash_extent_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterStatus: _TypeAlias = ClusterStatus  # noqa: Y015
+
+@_typing.final
+class OperateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    DEVICE_INDEXES_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_INDEX_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    operation: Global___Operation.ValueType
+    replacement_index: _builtins.int
+    """of OPERATION_REPLACE: who takes the slots of device_indexes[0]"""
+    apply: _builtins.bool
+    """false: tell the plan and change nothing"""
+    @_builtins.property
+    def device_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation.ValueType = ...,
+        device_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        replacement_index: _builtins.int = ...,
+        apply: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "device_indexes", b"device_indexes", "operation", b"operation", "replacement_index", b"replacement_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperateRequest: _TypeAlias = OperateRequest  # noqa: Y015
+
+@_typing.final
+class OperationPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    MOVE_COUNT_FIELD_NUMBER: _builtins.int
+    MINIMUM_MOVE_COUNT_FIELD_NUMBER: _builtins.int
+    MOVE_BYTES_FIELD_NUMBER: _builtins.int
+    VIOLATION_COUNT_FIELD_NUMBER: _builtins.int
+    UNPLACED_COUNT_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    ETA_S_FIELD_NUMBER: _builtins.int
+    DEVIATION_BEFORE_FIELD_NUMBER: _builtins.int
+    DEVIATION_AFTER_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """of the map it was made from"""
+    applied: _builtins.bool
+    message: _builtins.str
+    """what will happen, or has begun, in words"""
+    move_count: _builtins.int
+    """slots that move, or are rebuilt"""
+    minimum_move_count: _builtins.int
+    move_bytes: _builtins.int
+    """estimated from how full the devices are"""
+    violation_count: _builtins.int
+    """PGs that would break the placement rule afterwards"""
+    unplaced_count: _builtins.int
+    """slots that no device can take"""
+    bandwidth_bytes_per_s: _builtins.int
+    """the budget; 0: no limit"""
+    eta_s: _builtins.float
+    """at the budget; negative: there is none"""
+    deviation_before: _builtins.float
+    """largest distance of a device from its share, in slots"""
+    deviation_after: _builtins.float
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMoves]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        applied: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        move_count: _builtins.int = ...,
+        minimum_move_count: _builtins.int = ...,
+        move_bytes: _builtins.int = ...,
+        violation_count: _builtins.int = ...,
+        unplaced_count: _builtins.int = ...,
+        bandwidth_bytes_per_s: _builtins.int = ...,
+        eta_s: _builtins.float = ...,
+        deviation_before: _builtins.float = ...,
+        deviation_after: _builtins.float = ...,
+        devices: _abc.Iterable[Global___DeviceMoves] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "deviation_after", b"deviation_after", "deviation_before", b"deviation_before", "devices", b"devices", "epoch", b"epoch", "eta_s", b"eta_s", "message", b"message", "minimum_move_count", b"minimum_move_count", "move_bytes", b"move_bytes", "move_count", b"move_count", "unplaced_count", b"unplaced_count", "violation_count", b"violation_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationPlan: _TypeAlias = OperationPlan  # noqa: Y015
+
+@_typing.final
+class DeviceMoves(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_INDEX_FIELD_NUMBER: _builtins.int
+    IN_COUNT_FIELD_NUMBER: _builtins.int
+    OUT_COUNT_FIELD_NUMBER: _builtins.int
+    device_index: _builtins.int
+    in_count: _builtins.int
+    """slots that it gets"""
+    out_count: _builtins.int
+    """slots that it gives"""
+    def __init__(
+        self,
+        *,
+        device_index: _builtins.int = ...,
+        in_count: _builtins.int = ...,
+        out_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_index", b"device_index", "in_count", b"in_count", "out_count", b"out_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMoves: _TypeAlias = DeviceMoves  # noqa: Y015
 
 @_typing.final
 class SetDeviceStateRequest(_message.Message):

@@ -60,6 +60,11 @@ class MetadataServiceStub:
                 request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.SetDeviceStateRequest.SerializeToString,
                 response_deserializer=exastore_dot_proto_dot_v1_dot_common__pb2.ClusterMap.FromString,
                 _registered_method=True)
+        self.Operate = channel.unary_unary(
+                '/exastore.proto.v1.MetadataService/Operate',
+                request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.OperateRequest.SerializeToString,
+                response_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.OperationPlan.FromString,
+                _registered_method=True)
         self.ListExtents = channel.unary_stream(
                 '/exastore.proto.v1.MetadataService/ListExtents',
                 request_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.ListExtentsRequest.SerializeToString,
@@ -213,6 +218,13 @@ class MetadataServiceServicer:
 
     def SetDeviceState(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Operate(self, request, context):
+        """plans, and acts only if told to
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -396,6 +408,11 @@ def add_MetadataServiceServicer_to_server(servicer, server):
                     servicer.SetDeviceState,
                     request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.SetDeviceStateRequest.FromString,
                     response_serializer=exastore_dot_proto_dot_v1_dot_common__pb2.ClusterMap.SerializeToString,
+            ),
+            'Operate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Operate,
+                    request_deserializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.OperateRequest.FromString,
+                    response_serializer=exastore_dot_proto_dot_v1_dot_metadata__pb2.OperationPlan.SerializeToString,
             ),
             'ListExtents': grpc.unary_stream_rpc_method_handler(
                     servicer.ListExtents,
@@ -653,6 +670,33 @@ class MetadataService:
             '/exastore.proto.v1.MetadataService/SetDeviceState',
             exastore_dot_proto_dot_v1_dot_metadata__pb2.SetDeviceStateRequest.SerializeToString,
             exastore_dot_proto_dot_v1_dot_common__pb2.ClusterMap.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Operate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/exastore.proto.v1.MetadataService/Operate',
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.OperateRequest.SerializeToString,
+            exastore_dot_proto_dot_v1_dot_metadata__pb2.OperationPlan.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class MetadataServiceStub:
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.HeartbeatRequest, _metadata_pb2.HeartbeatResponse]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.GetStatusRequest, _metadata_pb2.ClusterStatus]
     SetDeviceState: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.SetDeviceStateRequest, _common_pb2.ClusterMap]
+    Operate: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.OperateRequest, _metadata_pb2.OperationPlan]
+    """plans, and acts only if told to"""
     ListExtents: _grpc.UnaryStreamMultiCallable[_metadata_pb2.ListExtentsRequest, _metadata_pb2.ListExtentsResponse]
     CreateBucket: _grpc.UnaryUnaryMultiCallable[_metadata_pb2.CreateBucketRequest, _metadata_pb2.Bucket]
     """Buckets"""
@@ -87,6 +89,8 @@ class MetadataServiceAsyncStub(MetadataServiceStub):
     Heartbeat: _aio.UnaryUnaryMultiCallable[_metadata_pb2.HeartbeatRequest, _metadata_pb2.HeartbeatResponse]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_metadata_pb2.GetStatusRequest, _metadata_pb2.ClusterStatus]  # type: ignore[assignment]
     SetDeviceState: _aio.UnaryUnaryMultiCallable[_metadata_pb2.SetDeviceStateRequest, _common_pb2.ClusterMap]  # type: ignore[assignment]
+    Operate: _aio.UnaryUnaryMultiCallable[_metadata_pb2.OperateRequest, _metadata_pb2.OperationPlan]  # type: ignore[assignment]
+    """plans, and acts only if told to"""
     ListExtents: _aio.UnaryStreamMultiCallable[_metadata_pb2.ListExtentsRequest, _metadata_pb2.ListExtentsResponse]  # type: ignore[assignment]
     CreateBucket: _aio.UnaryUnaryMultiCallable[_metadata_pb2.CreateBucketRequest, _metadata_pb2.Bucket]  # type: ignore[assignment]
     """Buckets"""
@@ -158,6 +162,14 @@ class MetadataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _metadata_pb2.SetDeviceStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_common_pb2.ClusterMap, _abc.Awaitable[_common_pb2.ClusterMap]]: ...
+
+    @_abc_1.abstractmethod
+    def Operate(
+        self,
+        request: _metadata_pb2.OperateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metadata_pb2.OperationPlan, _abc.Awaitable[_metadata_pb2.OperationPlan]]:
+        """plans, and acts only if told to"""
 
     @_abc_1.abstractmethod
     def ListExtents(
