@@ -4,6 +4,8 @@ import pytest
 
 from exastore.proto.channel import keep_grpc_running
 
+pytest_plugins = ["tests.support.engine_stores"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _grpc_keeps_running() -> None:

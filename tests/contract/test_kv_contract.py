@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from tests.support.engine_stores import KINDS, EngineStores
 
 from exastore.metadata.kv.contract import LIMITS, Engine, Transaction, counter_value
 from exastore.metadata.kv.errors import (
@@ -17,17 +16,15 @@ from exastore.metadata.kv.errors import (
     LimitExceeded,
     ReadOnly,
 )
-from exastore.metadata.kv.memory import MemoryEngine
 from exastore.metadata.kv.open import open_engine
 from exastore.metadata.kv.sqlite import SqliteEngine
 
-OpenEngine = Callable[[], Engine]
 
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
-    url = "memory:" if request.param == "memory" else f"sqlite://{tmp_path}/kv.db"
-    opened = open_engine(url)
+@pytest.fixture(params=KINDS)
+async def engine(
+    request: pytest.FixtureRequest, engine_stores: EngineStores
+) -> AsyncIterator[Engine]:
+    opened = open_engine(engine_stores.url(request.param))
     yield opened
     await opened.close()
 
@@ -156,6 +153,23 @@ def reads(count: int) -> Callable[[Transaction], None]:
     return fn
 
 
+def scans(count: int) -> Callable[[Transaction], None]:
+    def fn(txn: Transaction) -> None:
+        for _ in range(count):
+            txn.scan(b"", b"a", limit=1)
+
+    return fn
+
+
+def adds(count: int, reads_before: int) -> Callable[[Transaction], None]:
+    def fn(txn: Transaction) -> None:
+        txn.multi_get([b"%06d" % number for number in range(reads_before)])
+        for number in range(count):
+            txn.add(b"%06d" % number, 1)
+
+    return fn
+
+
 def put_one(key_bytes: int, value_bytes: int) -> Callable[[Transaction], None]:
     return lambda txn: txn.put(b"k" * key_bytes, b"v" * value_bytes)
 
@@ -174,6 +188,8 @@ SIXTEENTH_BYTES = LIMITS.transaction_bytes // 16 - 6  # with its key of 6 bytes
             reads(LIMITS.tracked_read_count),
             reads(LIMITS.tracked_read_count + 1),
         ),
+        ("scan_count", scans(LIMITS.scan_count), scans(LIMITS.scan_count + 1)),
+        ("tracked_read_count", adds(60, 40), adds(60, 41)),
         ("transaction_bytes", puts(16, bytes(SIXTEENTH_BYTES)), puts(17, bytes(SIXTEENTH_BYTES))),
     ],
 )
@@ -218,85 +234,6 @@ async def test_a_closed_engine_says_so(engine: Engine) -> None:
         await engine.transact(lambda txn: None)
     with pytest.raises(EngineClosed):
         await engine.read(lambda txn: None)
-
-
-Step = tuple[str, bytes, bytes]
-KEYS = st.binary(min_size=1, max_size=3)
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["put", "delete", "get", "scan", "fail"]), KEYS, KEYS), max_size=12
-)
-
-
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(transactions=st.lists(STEPS, max_size=8), conflicts=st.lists(st.booleans(), max_size=20))
-def test_random_transactions_behave_like_a_dictionary(
-    kind: str,
-    transactions: list[list[Step]],
-    conflicts: list[bool],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    pending = list(conflicts)
-    folder = tmp_path_factory.mktemp("kv")
-
-    async def run() -> None:
-        engine: Engine = (
-            MemoryEngine(conflicts=lambda: bool(pending) and pending.pop())
-            if kind == "memory"
-            else SqliteEngine(folder / "kv.db")
-        )
-        model: dict[bytes, bytes] = {}
-        for steps in transactions:
-            candidate = dict(model)
-            expected = apply_to_model(candidate, steps)
-            try:
-                assert await engine.transact(lambda txn, steps=steps: apply(txn, steps)) == expected  # type: ignore[misc]
-                model = candidate
-            except RuntimeError:
-                assert expected is None
-            assert await everything(engine) == sorted(model.items())
-        await engine.close()
-        if kind == "sqlite":
-            again = SqliteEngine(folder / "kv.db")
-            assert await everything(again) == sorted(model.items())
-            await again.close()
-
-    asyncio.run(run())
-
-
-def apply(txn: Transaction, steps: list[Step]) -> list[object]:
-    seen: list[object] = []
-    for what, key, other in steps:
-        if what == "put":
-            txn.put(key, other)
-        elif what == "delete":
-            txn.delete(key)
-        elif what == "get":
-            seen.append(txn.get(key))
-        elif what == "scan":
-            seen.append(txn.scan(key, other, limit=3))
-        else:
-            raise RuntimeError
-    return seen
-
-
-def apply_to_model(model: dict[bytes, bytes], steps: list[Step]) -> list[object] | None:
-    """What `apply` returns; None when it raises."""
-    seen: list[object] = []
-    for what, key, other in steps:
-        if what == "put":
-            model[key] = other
-        elif what == "delete":
-            model.pop(key, None)
-        elif what == "get":
-            seen.append(model.get(key))
-        elif what == "scan":
-            seen.append([(k, model[k]) for k in sorted(model) if key <= k < other][:3])
-        else:
-            return None
-    return seen
 
 
 # ---- what only SQLite has ----

@@ -10,6 +10,8 @@ Laws:
 5. An exception from `fn` stores nothing and reaches the caller.
 6. What `transact` returned from is durable, and so is what it read.
 7. A transaction over a limit raises `LimitExceeded`; no engine ever splits one.
+8. While an engine cannot be reached, calls are tried again for some seconds and then raise
+   `EngineUnavailable`: nothing of them was stored. Only `CommitUnknown` leaves that open.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +31,10 @@ class Limits:
     key_bytes: int = 2048
     value_bytes: int = 65536
     mutation_count: int = 100
-    #: Reads of a read-write transaction; every key that a scan returns counts.
+    #: Reads of a read-write transaction; every key that a scan returns counts, and every `add`.
     tracked_read_count: int = 100
+    #: Scans of a read-write transaction: etcd compares at most 128 things, keys read and ranges.
+    scan_count: int = 28
     #: Keys and values written.
     transaction_bytes: int = 1 << 20
 

@@ -5,9 +5,11 @@ EngineError
 ├── ReadOnly            a mutation in a read-only transaction: our mistake
 ├── EngineClosed        the engine was closed
 ├── EngineFull          the disk is full; nothing of the transaction was stored
+├── Conflict            internal: another transaction came first; the engine tries again
 ├── CommitUnknown       the answer to a commit was lost: it may or may not have been stored
 └── EngineUnavailable   the engine cannot be opened or reached, or is fenced after an I/O error
-    └── EngineCorrupt   what is on disk is not ours or is damaged
+    ├── EngineCorrupt   what is on disk is not ours or is damaged
+    └── Unreachable     internal: the server is gone, nothing was stored; the engine tries again
 """
 
 
@@ -40,6 +42,10 @@ class EngineFull(EngineError):
     """No space left; nothing of the transaction was stored, all that was acknowledged is kept."""
 
 
+class Conflict(EngineError):
+    """Another transaction committed first. Nothing was stored."""
+
+
 class CommitUnknown(EngineError):
     """The commit may or may not be durable; repeat it under the same request id."""
 
@@ -50,3 +56,7 @@ class EngineUnavailable(EngineError):
 
 class EngineCorrupt(EngineUnavailable):
     """The stored data is damaged, or was not written by this engine."""
+
+
+class Unreachable(EngineUnavailable):
+    """The server was lost before the commit was sent. Nothing was stored."""

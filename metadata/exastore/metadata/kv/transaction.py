@@ -15,6 +15,7 @@ class LimitedTransaction(ABC):
         "_mutation_count",
         "_open",
         "_read_only",
+        "_scan_count",
         "_tracked_read_count",
         "_written_bytes",
     )
@@ -25,6 +26,7 @@ class LimitedTransaction(ABC):
         #: Operations so far; never above the limits.
         self._mutation_count = 0
         self._tracked_read_count = 0
+        self._scan_count = 0
         self._written_bytes = 0
         #: False once `fn` has returned.
         self._open = True
@@ -45,7 +47,7 @@ class LimitedTransaction(ABC):
     def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         for key in keys:
             self._track_read(key, 1)
-        return [self._get(key) for key in keys]
+        return self._multi_get(keys)
 
     def scan(
         self,
@@ -58,6 +60,9 @@ class LimitedTransaction(ABC):
     ) -> list[tuple[bytes, bytes]]:
         assert self._open, "transaction used after its function returned"
         if not self._read_only:
+            self._scan_count += 1
+            if self._scan_count > self._limits.scan_count:
+                raise LimitExceeded("scan_count", self._limits.scan_count, self._scan_count)
             # One row more than allowed is enough to know that the limit is exceeded.
             room = self._limits.tracked_read_count - self._tracked_read_count + 1
             fetched = room if limit is None else min(limit, room)
@@ -79,6 +84,7 @@ class LimitedTransaction(ABC):
     def add(self, key: bytes, delta: int) -> None:
         value = counter_bytes(delta)
         self._track_mutation(key, len(value))
+        self._track_read(key, 1)
         self._put(key, counter_bytes(counter_value(self._get(key)) + delta))
 
     def _track_read(self, key: bytes, count: int) -> None:
@@ -107,6 +113,9 @@ class LimitedTransaction(ABC):
             raise LimitExceeded(
                 "transaction_bytes", self._limits.transaction_bytes, self._written_bytes
             )
+
+    def _multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._get(key) for key in keys]
 
     @abstractmethod
     def _get(self, key: bytes) -> bytes | None: ...
