@@ -1,5 +1,7 @@
 """Placement over random topologies: the laws, and equality with the plain twin."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,8 @@ from exastore.metadata.core._reference import ReferencePlacement
 from exastore.metadata.core._reference import hash2 as reference_hash2
 from exastore.metadata.core._reference import hash3 as reference_hash3
 from exastore.metadata.core.balance import rule_violations
-from exastore.metadata.core.cluster_map import placeable_slots
 from exastore.metadata.core.placement import choose_replacement, place_pgs, placement_columns
+from exastore.metadata.core.rules import placeable_slots
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     DeviceState,
@@ -51,8 +53,17 @@ def topologies(draw: st.DrawFn, device_count_max: int = 40) -> Topology:
 @st.composite
 def clusters(draw: st.DrawFn) -> tuple[Topology, PlacementRule, Uint8Array]:
     topology = draw(topologies())
-    rule = PlacementRule(draw(st.sampled_from(DomainLevel)), draw(st.integers(1, 3)))
     count = topology.device_count
+    if draw(st.booleans()):
+        classes = draw(st.lists(st.integers(0, 2), max_size=count))
+        topology = replace(topology, device_class=np.array(classes, dtype=np.int32))
+    rule = PlacementRule(
+        draw(st.sampled_from(DomainLevel)),
+        draw(st.integers(1, 3)),
+        tuple(draw(st.dictionaries(st.sampled_from(DomainLevel), st.integers(1, 4))).items()),
+        draw(st.sampled_from([None, None, (0,), (1,), (0, 1)])),
+        draw(st.sampled_from([None, None, (0,), (1, 2)])),
+    )
     state = draw(st.lists(states, min_size=count, max_size=count))
     return topology, rule, np.array(state, dtype=np.uint8)
 
@@ -87,6 +98,7 @@ def test_rows_keep_the_rule_and_leave_no_feasible_slot_empty(
     used = rows[rows != NO_DEVICE]
     assert (state[used] == DeviceState.UP).all()
     assert (topology.device_weight[used] > 0).all()
+    assert rule.allowed(topology)[used].all()
     filled = (rows != NO_DEVICE).sum(axis=1)
     assert (filled == min(n, placeable_slots(topology, rule, state))).all()
 

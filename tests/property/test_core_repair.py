@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from exastore.metadata.core.balance import rule_violations
 from exastore.metadata.core.cluster_map import (
     new_map,
-    placeable_slots,
     validate_cluster_map,
     with_device_state,
 )
@@ -19,6 +18,7 @@ from exastore.metadata.core.repair import (
     plan_repair,
     repair_priority,
 )
+from exastore.metadata.core.rules import placeable_slots
 from exastore.metadata.core.topology import (
     ClusterMap,
     DeviceState,

@@ -7,10 +7,8 @@ import pytest
 
 from exastore.metadata.core.balance import balance, balance_of, unplaced_slots, violations
 from exastore.metadata.core.cluster_map import (
-    check_placeable,
     empty_topology,
     new_map,
-    placeable_slots,
     topology_with_node,
     validate_cluster_map,
     with_device_state,
@@ -19,6 +17,7 @@ from exastore.metadata.core.cluster_map import (
     with_node,
 )
 from exastore.metadata.core.errors import InvalidClusterMap, TooFewDomains, UnknownIndex
+from exastore.metadata.core.rules import check_placeable, placeable_slots
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,

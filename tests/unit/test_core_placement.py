@@ -17,7 +17,7 @@ from exastore.metadata.core.placement import (
     place_with_columns,
     placement_columns,
 )
-from exastore.metadata.core.straw2 import log_draw_table
+from exastore.metadata.core.straw2 import log_draw_table, with_child_ids
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     DeviceState,
@@ -41,7 +41,7 @@ def with_ceph_ids(columns: PlacementColumns, node_count: int) -> PlacementColumn
         [level == 0, level == 1, level == 2], [index, -1 - index, -1 - node_count - index]
     )
     ids32 = (ceph & 0xFFFFFFFF).astype(np.uint32)
-    return columns._replace(tree=columns.tree._replace(child_id=ids32))
+    return columns._replace(tree=with_child_ids(columns.tree, ids32))
 
 
 def test_choices_are_those_of_crushtool() -> None:

@@ -83,7 +83,14 @@ class ReferencePlacement:
             topology.zone_region.tolist(),
             [0] * region_count,
         ]
-        weights: list[float] = topology.device_weight.tolist()
+        allowed = rule.allowed(topology).tolist()
+        weights: list[float] = [
+            weight if may else 0.0
+            for weight, may in zip(topology.device_weight.tolist(), allowed, strict=True)
+        ]
+        self.other_limits = [
+            (topology.domain_of_device(level).tolist(), most) for level, most in rule.also
+        ]
         self.device_weight = weights
         self.domain: list[int] = topology.domain_of_device(rule.level).tolist()
         self.domain_weight = weights
@@ -129,9 +136,14 @@ class ReferencePlacement:
         others = [device for i, device in enumerate(row) if i != slot and device != NO_DEVICE]
         return sum(self.domain[d] == domain for d in others) < self.rule.max_per_domain
 
-    def _is_eligible(self, row: list[int], device: int) -> bool:
-        is_up = self.device_state[device] == DeviceState.UP
-        return is_up and self.device_weight[device] > 0 and device not in row
+    def _is_eligible(self, row: list[int], slot: int, device: int) -> bool:
+        if self.device_state[device] != DeviceState.UP or self.device_weight[device] <= 0:
+            return False
+        others = [other for i, other in enumerate(row) if i != slot and other != NO_DEVICE]
+        return device not in row and all(
+            sum(domain[other] == domain[device] for other in others) < most
+            for domain, most in self.other_limits
+        )
 
     def _try(self, row: list[int], slot: int, x: int, r: int) -> int:
         item = 0
@@ -145,10 +157,10 @@ class ReferencePlacement:
             item = straw2(self.children[level][item], x, slot + r)
             if item == NO_DEVICE:
                 return NO_DEVICE
-        return item if self._is_eligible(row, item) else NO_DEVICE
+        return item if self._is_eligible(row, slot, item) else NO_DEVICE
 
     def _scan(self, row: list[int], slot: int, x: int, r: int) -> int:
-        devices = [d for d in range(len(self.domain)) if self._is_eligible(row, d)]
+        devices = [d for d in range(len(self.domain)) if self._is_eligible(row, slot, d)]
         domains = sorted({self.domain[d] for d in devices})
         children = [
             (domain, domain | self.rule.level << 28, self.domain_weight[domain])

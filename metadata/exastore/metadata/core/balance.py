@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
+from exastore.metadata.core.placement import PlacementColumns
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,
@@ -83,7 +84,7 @@ def balance(cluster_map: ClusterMap) -> BalanceStats:
 
 
 @njit
-def _row_breaks_rule(row: Int32Array, domain_of_device: Int32Array, max_per_domain: int) -> bool:
+def _row_breaks_limit(row: Int32Array, domain_of_device: Int32Array, most: int) -> bool:
     for i in range(len(row)):
         if row[i] < 0:
             continue
@@ -93,37 +94,44 @@ def _row_breaks_rule(row: Int32Array, domain_of_device: Int32Array, max_per_doma
                 return True
             if row[j] >= 0 and domain_of_device[row[j]] == domain_of_device[row[i]]:
                 in_domain += 1
-        if in_domain > max_per_domain:
+        if in_domain > most:
             return True
     return False
 
 
 @njit
 def _violations(
-    rows: Int32Array,
-    domain_of_device: Int32Array,
-    max_per_domain: int,
-    out: NDArray[np.bool_],
+    rows: Int32Array, domain_of_device: Int32Array, most: int, out: NDArray[np.bool_]
 ) -> None:
     for p in range(rows.shape[0]):
-        out[p] = _row_breaks_rule(rows[p], domain_of_device, max_per_domain)
-
-
-def row_violations(
-    pg_devices: Int32Array, domain_of_device: Int32Array, max_per_domain: int
-) -> NDArray[np.bool_]:
-    """As `rule_violations`, for columns that are at hand."""
-    out = np.zeros(len(pg_devices), dtype=np.bool_)
-    _violations(pg_devices, domain_of_device, max_per_domain, out)
-    return out
+        out[p] |= _row_breaks_limit(rows[p], domain_of_device, most)
 
 
 def rule_violations(
     topology: Topology, rule: PlacementRule, pg_devices: Int32Array
 ) -> NDArray[np.bool_]:
-    """Shape (P,): rows that name a device twice or overfill a domain. Empty slots break nothing."""
-    domain = topology.domain_of_device(rule.level)
-    return row_violations(pg_devices, domain, rule.max_per_domain)
+    """Shape (P,): rows that break the rule; empty slots break nothing.
+
+    A row breaks it by naming a device twice, by overfilling a domain of any level, or by a device
+    that residency or class do not allow.
+    """
+    out = np.zeros(len(pg_devices), dtype=np.bool_)
+    for level, most in rule.limits:
+        _violations(pg_devices, topology.domain_of_device(level), most, out)
+    if rule.regions is not None or rule.device_classes is not None:
+        # One more at the end, so that NO_DEVICE (-1) is allowed.
+        allowed = np.append(rule.allowed(topology), True)
+        out |= ~allowed[pg_devices].all(axis=1)
+    return out
+
+
+def row_violations(pg_devices: Int32Array, columns: PlacementColumns) -> NDArray[np.bool_]:
+    """As `rule_violations` for columns that are at hand, but for residency and class."""
+    out = np.zeros(len(pg_devices), dtype=np.bool_)
+    _violations(pg_devices, columns.domain_of_device, columns.max_per_domain, out)
+    for domain, most in zip(columns.limit_domain, columns.limit_max.tolist(), strict=True):
+        _violations(pg_devices, domain, most, out)
+    return out
 
 
 def violations(cluster_map: ClusterMap) -> int:

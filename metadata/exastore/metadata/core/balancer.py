@@ -455,7 +455,7 @@ def report_balance(
         return float(away.max(initial=0.0))
 
     def broken(table: Int32Array) -> int:
-        found = row_violations(table, columns.domain_of_device, columns.max_per_domain)
+        found = row_violations(table, columns)
         return int(found.sum())
 
     return BalanceReport(

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from exastore.metadata.core.balance import rule_violations
-from exastore.metadata.core.errors import InvalidClusterMap, TooFewDomains, UnknownIndex
-from exastore.metadata.core.placement import all_up, place_pgs
+from exastore.metadata.core.errors import InvalidClusterMap, UnknownIndex
+from exastore.metadata.core.placement import all_up, check_placeable, place_pgs
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,
@@ -27,26 +27,6 @@ from exastore.metadata.core.topology import (
 
 #: The most failure-domain members that one hash identifier has room for.
 INDEX_COUNT_MAX = 1 << 28
-
-
-def placeable_slots(
-    topology: Topology, rule: PlacementRule, device_state: Uint8Array | None = None
-) -> int:
-    """How many slots one placement group can have: sum over domains of min(limit, devices)."""
-    usable = np.asarray(topology.device_weight) > 0
-    if device_state is not None:
-        usable &= device_state == DeviceState.UP
-    per_domain = np.bincount(topology.domain_of_device(rule.level)[usable])
-    return int(np.minimum(per_domain, rule.max_per_domain).sum())
-
-
-def check_placeable(
-    topology: Topology, rule: PlacementRule, n: int, device_state: Uint8Array | None = None
-) -> None:
-    """Raises TooFewDomains if a placement group of n slots cannot keep the rule."""
-    have = placeable_slots(topology, rule, device_state)
-    if have < n:
-        raise TooFewDomains(n, have, rule.level.name.lower(), rule.max_per_domain)
 
 
 def new_map(

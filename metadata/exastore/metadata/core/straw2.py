@@ -10,6 +10,11 @@ Deviations from Ceph's CRUSH, which the rest follows choice by choice:
 - Weights are float64, and a draw is divided in float64, not truncated to an integer.
 - Children of equal weight are compared by u alone, which is the same order and needs no table.
 
+Two ways lead down the tree, to the same choices: `descend` draws for one trial, its vectors run
+over the children of a bucket; `descend_many` draws for many trials at once, its vectors run over
+the trials, so that no bucket has to be filled up and the chains of dependent steps of two children
+overlap. It is bound by the 183 instructions that a hash takes, 16 lanes at a time.
+
 `Tree` holds it in CSR form: the children of bucket b are
 `child_item[bucket[b, START]:bucket[b, END]]`, filled up to whole vectors with copies of the first
 child, which never win because ties keep the earlier. Buckets are numbered nodes first, then racks,
@@ -17,9 +22,11 @@ zones, regions, and the root last; items below a node are device indexes.
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numba
 import numpy as np
+from numba import extending, types
 from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
@@ -32,15 +39,22 @@ ROOT_LEVEL = 5
 #: Children of a bucket are filled up to a multiple of this, two vectors of 8 words.
 LANES = 16
 #: Columns of `Tree.bucket`.
-START, END, COUNT, UNIFORM = 0, 1, 2, 3
+START, END, COUNT, UNIFORM, STEP = 0, 1, 2, 3, 4
+BUCKET_COLUMNS = 5
+#: Trials that `descend_many` takes at a time: their words stay in the first-level cache.
+BLOCK = 256
+#: Rows of the scratch of `descend_many`.
+FIRST_ID, ID_STEP, LAST, BEST = 0, 1, 2, 3
+SCRATCH_ROWS = 4
 
 
 class Tree(NamedTuple):
     """The buckets of a topology. B buckets.
 
     Attributes:
-        bucket: Shape (B, 4), dtype int32. START and END of its children, COUNT of them without the
-            filling, UNIFORM: 1 if all have the same positive weight.
+        bucket: Shape (B, BUCKET_COLUMNS), dtype int32. START and END of its children, COUNT of
+            them without the filling, UNIFORM: 1 if all have the same positive weight, STEP: the
+            difference of consecutive child_id, 0 if they are not evenly spaced.
         child_item: Bucket number, or device index below a node, of each child.
         child_id: What is hashed for each child.
         child_weight_inverse: 1 / weight, inf for weight 0.
@@ -98,6 +112,30 @@ def log_draw_table() -> Float64Array:
     assert floor_is_certain
     table = np.array([log >> shift for log in logs[1:]], dtype=np.int64) - (1 << 48)
     return frozen(table.astype(np.float64))
+
+
+if numba.config.DISABLE_JIT:
+
+    def wide_vectors() -> None:
+        """Nothing, without the compiler."""
+
+else:
+
+    @cast(Any, extending.intrinsic)
+    def wide_vectors(_typing_context: Any) -> Any:
+        """Lets LLVM use vectors of 512 bits in the kernel that calls it, where there are any.
+
+        Left alone it keeps to 256 on processors that once slowed down; a hash then takes 1.6 times
+        as long. What is computed does not change.
+        """
+
+        def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+            # llvmlite's own `add` knows a fixed list of attributes only.
+            set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+            builder.function.attributes.add("noinline")  # the caller's attributes would count
+            return context.get_dummy_value()
+
+        return types.none(), generate
 
 
 @njit
@@ -179,6 +217,28 @@ def hash_all(ids: Uint32Array, x: np.uint32, r: np.uint32, out: Uint32Array) -> 
 
 
 @njit
+def _choose(tree: Tree, item: int, x: np.uint32, r: np.uint32, scratch: Uint32Array) -> int:
+    """The child of bucket `item` with the largest draw; -1 if it has no children."""
+    start = tree.bucket[item, START]
+    count = tree.bucket[item, COUNT]
+    if count == 1:
+        return int(tree.child_item[start])
+    if count == 0:
+        return -1
+    ids = tree.child_id[start : tree.bucket[item, END]]
+    if tree.bucket[item, UNIFORM] != 0 and count <= 65536:
+        return int(tree.child_item[start + first_largest(ids, x, r)])  # largest u wins
+    hash_all(ids, x, r, scratch)
+    best, best_draw = 0, -np.inf
+    for i in range(count):
+        # For weight 0 this is -inf, or NaN: neither is ever larger.
+        draw = tree.log_draw[scratch[i]] * tree.child_weight_inverse[start + i]
+        if draw > best_draw:
+            best, best_draw = i, draw
+    return int(tree.child_item[start + best])
+
+
+@njit
 def descend(
     tree: Tree, item: int, depth: int, x: np.uint32, r: np.uint32, scratch: Uint32Array
 ) -> int:
@@ -188,23 +248,121 @@ def descend(
     in a bucket without children, which only happens where nothing has weight.
     """
     for _ in range(depth):
-        start = tree.bucket[item, START]
-        count = tree.bucket[item, COUNT]
-        if count == 1:
-            item = int(tree.child_item[start])
-            continue
-        if count == 0:
+        if item < 0:
             return -1
-        ids = tree.child_id[start : tree.bucket[item, END]]
-        if tree.bucket[item, UNIFORM] != 0 and count <= 65536:
-            item = int(tree.child_item[start + first_largest(ids, x, r)])  # largest u wins
-            continue
-        hash_all(ids, x, r, scratch)
-        best, best_draw = 0, -np.inf
-        for i in range(count):
-            # For weight 0 this is -inf, or NaN: neither is ever larger.
-            draw = tree.log_draw[scratch[i]] * tree.child_weight_inverse[start + i]
-            if draw > best_draw:
-                best, best_draw = i, draw
-        item = int(tree.child_item[start + best])
+        item = _choose(tree, item, x, r, scratch)
     return item
+
+
+@njit
+def _largest_of_many(
+    count: int, begin: int, width: int, x: Uint32Array, r: Uint32Array, lanes: Uint32Array
+) -> None:
+    """lanes[BEST] = (largest low half) << 16 | 65535 - position, over `count` children each.
+
+    For `width` lanes, a multiple of LANES, that draw with x[begin], x[begin + 1], ... A lane with
+    fewer children looks at its last one again, which changes nothing: the first of equals wins.
+    """
+    wide_vectors()
+    first_id, id_step, last, best = lanes[FIRST_ID], lanes[ID_STEP], lanes[LAST], lanes[BEST]
+    for j in range(width):
+        best[j] = np.uint32(0)
+    for i in range(0, count, 2):
+        for j in range(width):
+            p = min(np.uint32(i), last[j])
+            q = min(np.uint32(i + 1), last[j])
+            a, c = x[begin + j], r[begin + j]
+            d, f = a, c
+            b = np.uint32(first_id[j] + np.uint32(p * id_step[j]))
+            e = np.uint32(first_id[j] + np.uint32(q * id_step[j]))
+            h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
+            k = np.uint32(np.uint32(1315423911) ^ d ^ e ^ f)
+            y, z = np.uint32(231232), np.uint32(1232)
+            v, w = y, z
+            a, b, h = _mix(a, b, h)
+            d, e, k = _mix(d, e, k)
+            c, y, h = _mix(c, y, h)
+            f, v, k = _mix(f, v, k)
+            z, a, h = _mix(z, a, h)
+            w, d, k = _mix(w, d, k)
+            b, y, h = _mix(b, y, h)
+            e, v, k = _mix(e, v, k)
+            z, c, h = _mix(z, c, h)
+            w, f, k = _mix(w, f, k)
+            one = np.uint32(np.uint32(h << np.uint32(16)) | np.uint32(np.uint32(65535) - p))
+            two = np.uint32(np.uint32(k << np.uint32(16)) | np.uint32(np.uint32(65535) - q))
+            best[j] = max(best[j], max(one, two))
+
+
+@njit
+def descend_many(
+    tree: Tree,
+    item: Int32Array,
+    count: int,
+    depth: int,
+    x: Uint32Array,
+    r: Uint32Array,
+    lanes: Uint32Array,
+    scratch: Uint32Array,
+) -> None:
+    """As `descend`, in place, for many trials: item[i] with (x[i], r[i]), i < count.
+
+    Args:
+        tree: The buckets.
+        item: Shape (>= count,). Bucket numbers, or -1, which stays; becomes what was chosen.
+        count: Trials.
+        depth: Levels down.
+        x: Shape (>= count, rounded up to whole LANES). First words.
+        r: Shape as `x`. Trial numbers.
+        lanes: Shape (SCRATCH_ROWS, BLOCK). Scratch.
+        scratch: As of `descend`.
+    """
+    bucket, child_item, child_id = tree.bucket, tree.child_item, tree.child_id
+    first_id, id_step, last, best = lanes[FIRST_ID], lanes[ID_STEP], lanes[LAST], lanes[BEST]
+    for _ in range(depth):
+        for begin in range(0, count, BLOCK):
+            size, most, is_odd = min(BLOCK, count - begin), 1, False
+            for j in range(size):
+                at = item[begin + j]
+                last[j] = np.uint32(0)
+                if at < 0 or bucket[at, STEP] == 0:
+                    is_odd = True
+                    continue
+                first_id[j] = child_id[bucket[at, START]]
+                id_step[j] = np.uint32(bucket[at, STEP])
+                last[j] = np.uint32(bucket[at, COUNT] - 1)
+                most = max(most, bucket[at, COUNT])
+            # Lanes from `size` on hold what they held: their result is not read.
+            _largest_of_many(most, begin, -(-size // LANES) * LANES, x, r, lanes)
+            for j in range(size):
+                at = item[begin + j]
+                if is_odd and (at < 0 or bucket[at, STEP] == 0):
+                    if at >= 0:
+                        chosen = _choose(tree, int(at), x[begin + j], r[begin + j], scratch)
+                        item[begin + j] = np.int32(chosen)
+                    continue
+                position = int(np.uint32(65535) - (best[j] & np.uint32(65535)))
+                item[begin + j] = child_item[bucket[at, START] + position]
+
+
+def with_child_ids(tree: Tree, child_id: Uint32Array) -> Tree:
+    """The tree with other identifiers, and the STEP of each bucket that `descend_many` relies on.
+
+    STEP is 0, too, where `descend_many` cannot do without `descend`: weights that differ, no
+    children, more than 65536.
+    """
+    bucket = tree.bucket.copy()
+    start, count = bucket[:, START], bucket[:, COUNT]
+    # differs[i]: whether child_id[i + 1] - child_id[i] is not the difference before.
+    difference = np.diff(child_id.astype(np.uint32))
+    differs = np.zeros(len(child_id) + 1, dtype=np.int64)
+    differs[2 : len(difference) + 1] = np.cumsum(difference[1:] != difference[:-1])
+    many = count > 1
+    step = np.where(count == 1, 1, 0)
+    first, last = start[many], start[many] + count[many] - 1
+    # Within a bucket, changes of difference between its second and its last child.
+    is_even = differs[last] == differs[first + 1]
+    found = difference[first].astype(np.uint32).view(np.int32)
+    step[many] = np.where(is_even, found, 0)
+    bucket[:, STEP] = np.where((bucket[:, UNIFORM] != 0) & (count <= 65536), step, 0)
+    return tree._replace(bucket=bucket, child_id=child_id)

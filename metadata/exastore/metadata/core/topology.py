@@ -8,7 +8,7 @@ Laws:
 Eight devices and ten million go through the same functions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
 
@@ -69,6 +69,8 @@ class Topology:
         rack_zone: Shape (R,). Zone of each rack.
         zone_region: Shape (Z,). Region of each zone.
         device_weight: Shape (D,). Relative share of data, by convention TiB; 0 takes none.
+        device_class: Shape (<= D,). What kind of device it is, for rules that ask; devices beyond
+            its end are of class 0, so that a topology without classes needs none.
     """
 
     device_node: Int32Array
@@ -76,10 +78,18 @@ class Topology:
     rack_zone: Int32Array
     zone_region: Int32Array
     device_weight: Float64Array
+    device_class: Int32Array = field(default_factory=lambda: frozen(np.zeros(0, dtype=np.int32)))
 
     @property
     def device_count(self) -> int:
         return len(self.device_node)
+
+    @property
+    def class_of_device(self) -> Int32Array:
+        """Shape (D,): `device_class`, with class 0 where it says nothing."""
+        classes = np.zeros(self.device_count, dtype=np.int32)
+        classes[: len(self.device_class)] = self.device_class
+        return classes
 
     def domain_of_device(self, level: DomainLevel) -> Int32Array:
         """Shape (D,): the index of each device's domain at `level`."""
@@ -119,10 +129,60 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class PlacementRule:
-    """At most `max_per_domain` chunks of a stripe per domain; never two on one device."""
+    """What every row keeps; never two slots on one device, besides.
+
+    The limits hold all at once. As domains are nested, they form a laminar family: filling slots
+    one by one, in any order, fills as many as can be filled.
+
+    Attributes:
+        level: Where a draw spreads the slots of a row first.
+        max_per_domain: The most slots of one row in a domain of that level.
+        also: The most slots at other levels.
+        regions: Indexes of the regions that may hold the data (residency); None: all.
+        device_classes: Classes of the devices that may hold the data; None: all.
+    """
 
     level: DomainLevel = DomainLevel.NODE
     max_per_domain: int = 1
+    also: tuple[tuple[DomainLevel, int], ...] = ()
+    regions: tuple[int, ...] | None = None
+    device_classes: tuple[int, ...] | None = None
+
+    @property
+    def limits(self) -> tuple[tuple[DomainLevel, int], ...]:
+        """All limits, that of `level` first."""
+        return (self.level, self.max_per_domain), *self.also
+
+    def allowed(self, topology: Topology) -> NDArray[np.bool_]:
+        """Shape (D,): devices that residency and class let hold the data."""
+        may = np.ones(topology.device_count, dtype=np.bool_)
+        if self.regions is not None:
+            may &= np.isin(topology.domain_of_device(DomainLevel.REGION), self.regions)
+        if self.device_classes is not None:
+            may &= np.isin(topology.class_of_device, self.device_classes)
+        return may
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Placement groups first_pg, first_pg + 1, ... under one rule: where some buckets may live.
+
+    Attributes:
+        name: What buckets and operators call it.
+        rule: What its rows keep.
+        first_pg: Its first placement group.
+        pg_count: How many it has.
+    """
+
+    name: str
+    rule: PlacementRule
+    first_pg: int
+    pg_count: int
+
+    @property
+    def pgs(self) -> slice:
+        """Its rows in the PG table."""
+        return slice(self.first_pg, self.first_pg + self.pg_count)
 
 
 @dataclass(frozen=True, slots=True)
