@@ -247,7 +247,8 @@ def test_scrub_reads_every_chunk(cluster: LiveCluster) -> None:
     [
         (("--nodes", "5"), 2, "rs-4-2 needs 6 nodes, you asked for 5: use --nodes 6 or more"),
         (("--code", "rs-4"), 2, "unknown code 'rs-4'; valid forms: rs-K-M"),
-        (("--code", "lrc-6-2-2", "--nodes", "10"), 2, "a cluster cannot use lrc-6-2-2 yet"),
+        (("--code", "lrc-6-2-2", "--nodes", "9"), 2, "lrc-6-2-2 needs 10 nodes, you asked for 9"),
+        (("--code", "clay-4-2-4"), 2, "only with all 5 other chunks as helpers"),
         (("--nodes", "none"), 2, "Invalid value for '--nodes'"),
         (("--out-after-s", "1"), 2, "--out-after-s 1 must be at least --down-after-s 3"),
     ],

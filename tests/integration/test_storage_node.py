@@ -159,11 +159,11 @@ class Cluster:
         return [answers[request.request_id] for request in requests]
 
     async def store_stripes(
-        self, pg: int, count: int, chunk_bytes: int
+        self, pg: int, count: int, chunk_bytes: int, code_name: str = CODE
     ) -> dict[bytes, list[bytes]]:
         """Random stripes, all n chunks written; stripe id -> chunks."""
         generator = np.random.default_rng(pg * 1000 + count)
-        code = codec(CODE)
+        code = codec(code_name)
         stripes: dict[bytes, list[bytes]] = {}
         for number in range(count):
             data = generator.integers(0, 256, (code.k, chunk_bytes), dtype=np.uint8)
@@ -185,21 +185,24 @@ class Cluster:
         assert self.metadata.map is not None
         return self.metadata.map.pgs[pg].device_indexes
 
-    def rebuild_request(self, pg: int, slot: int, **fields: Any) -> storage_pb2.RebuildRequest:
+    def rebuild_request(
+        self, pg: int, slot: int, *, gone: Sequence[int] = (), code: str = CODE, **fields: Any
+    ) -> storage_pb2.RebuildRequest:
+        """Of one slot, from all others but those in `gone`."""
         assert self.metadata.map is not None
         devices = self.pg_devices(pg)
         return storage_pb2.RebuildRequest(
             pg=pg,
             index=slot,
             device_index=devices[slot],
-            code=CODE,
+            code=code,
             epoch=self.metadata.map.epoch,
             sources=[
                 storage_pb2.RebuildSource(
                     index=index, device_index=device, address=self.node_of(device).address
                 )
                 for index, device in enumerate(devices)
-                if index != slot
+                if index != slot and index not in gone
             ],
             **fields,
         )
@@ -458,6 +461,87 @@ async def test_a_lost_slot_is_rebuilt_bit_for_bit(cluster: Cluster) -> None:
     assert [r.data for r in reads] == [chunks[3] for chunks in stripes.values()]
 
 
+@pytest.mark.parametrize(
+    ("code", "slot", "gone", "chunks_read"),
+    [
+        # A part 1 / (d - k + 1) of each of the d = 5 others; k whole chunks with another loss.
+        ("clay-4-2-5", 0, [], 2.5),
+        ("clay-4-2-5", 3, [], 2.5),
+        ("clay-4-2-5", 5, [], 2.5),
+        ("clay-4-2-5", 0, [4], 4),
+        # Groups of two data chunks and one local parity: chunk 4 is that of 0 and 1.
+        ("lrc-4-2-0", 0, [], 2),
+        ("lrc-4-2-0", 4, [3], 2),
+        # Groups of one data chunk: chunk 2 is the local parity of 0; 4 and 5 are global.
+        ("lrc-2-2-2", 0, [1, 3], 1),
+        ("lrc-2-2-2", 0, [2], 2),
+        ("lrc-2-2-2", 5, [], 2),
+        ("rep-6", 2, [0, 1], 1),
+    ],
+)
+async def test_a_rebuild_pulls_the_bytes_that_the_code_needs(
+    cluster: Cluster, code: str, slot: int, gone: list[int], chunks_read: float
+) -> None:
+    stripes = await cluster.store_stripes(pg=1, count=3, chunk_bytes=8 * 17_000, code_name=code)
+    device = cluster.pg_devices(1)[slot]
+    await cluster.wipe(device, pg=1)
+    progress = await cluster.rebuild(cluster.rebuild_request(1, slot, gone=gone, code=code))
+    assert (progress.chunk_count, progress.failed_chunk_count) == (3, 0), progress.message
+    assert progress.read_bytes == 3 * chunks_read * 8 * 17_000
+    node = cluster.node_of(device)
+    reads = [read_request(n, device, 1, stripe_id, slot) for n, stripe_id in enumerate(stripes)]
+    answers = await cluster.read_all(node, reads)
+    assert [a.data for a in answers] == [chunks[slot] for chunks in stripes.values()]
+
+
+async def test_a_clay_rebuild_reads_whole_chunks_when_a_source_is_rotten(cluster: Cluster) -> None:
+    size = 8 * 70_000
+    plan_of = codec("clay-4-2-5").repair_plan
+    # A slot whose rebuild reads the middle of the chunk of slot 5, which is where the rot is.
+    lost = next(
+        slot
+        for slot in range(5)
+        if any(at <= size // 2 < at + count for at, count in plan_of([slot]).byte_runs(5, size))
+    )
+    stripes = await cluster.store_stripes(pg=0, count=2, chunk_bytes=size, code_name="clay-4-2-5")
+    devices = cluster.pg_devices(0)
+    await cluster.wipe(devices[lost], pg=0)
+    flip_byte_of_chunk(cluster.node_of(devices[5]), 0, next(iter(stripes)))
+    progress = await cluster.rebuild(cluster.rebuild_request(0, lost, code="clay-4-2-5"))
+    assert (progress.chunk_count, progress.failed_chunk_count) == (2, 0)
+    # The sound stripe as planned; of the other, parts of four chunks in vain, then k whole ones.
+    assert progress.read_bytes == (2.5 + 4 * 0.5 + 4) * size
+    reads = [
+        read_request(n, devices[lost], 0, stripe_id, lost) for n, stripe_id in enumerate(stripes)
+    ]
+    answers = await cluster.read_all(cluster.node_of(devices[lost]), reads)
+    assert [a.data for a in answers] == [chunks[lost] for chunks in stripes.values()]
+
+
+async def test_runs_of_a_chunk_are_read_and_verified_by_themselves(cluster: Cluster) -> None:
+    device = cluster.pg_devices(0)[0]
+    node = cluster.node_of(device)
+    (stripe_id, chunks), *_ = (await cluster.store_stripes(0, 1, 300_000)).items()
+    data = chunks[0]
+
+    async def read(*runs: tuple[int, int]) -> storage_pb2.ReadChunkResponse:
+        request = read_request(1, device, 0, stripe_id, 0)
+        request.runs.extend(storage_pb2.ByteRun(offset=at, length=size) for at, size in runs)
+        (answer,) = await cluster.read_all(node, [request])
+        return answer
+
+    for runs in ([(0, 1)], [(70_000, 60_000), (290_000, 10_000)], [(0, 9), (9, 1), (65_535, 2)]):
+        answer = await read(*runs)
+        expected = b"".join(data[at : at + size] for at, size in runs)
+        assert (answer.status, answer.data) == (S.CHUNK_STATUS_OK, expected)
+        assert answer.crc32c == crc32c(expected)
+    for bad in ([(0, 0)], [(299_999, 2)], [(10, 5), (12, 1)], [(400_000, 1)]):
+        assert (await read(*bad)).status == S.CHUNK_STATUS_INVALID
+    flip_byte_of_chunk(node, 0, stripe_id)  # in the third block of five
+    assert (await read((0, 131_072), (196_608, 100))).status == S.CHUNK_STATUS_OK
+    assert (await read((0, 10), (131_072, 1))).status == S.CHUNK_STATUS_CORRUPT
+
+
 async def test_what_is_there_is_not_rebuilt_again(cluster: Cluster) -> None:
     await cluster.store_stripes(pg=0, count=4, chunk_bytes=1000)
     progress = await cluster.rebuild(cluster.rebuild_request(0, 1))
@@ -502,7 +586,7 @@ async def test_a_stripe_with_too_few_chunks_fails_alone(cluster: Cluster) -> Non
     progress = await cluster.rebuild(cluster.rebuild_request(0, 5))
     assert (progress.chunk_count, progress.failed_chunk_count) == (5, 1)
     assert doomed.hex() in progress.message
-    assert "4 needed" in progress.message
+    assert "need 4 chunks, have 3; slot 1: corrupt" in progress.message
 
 
 async def test_rebuild_goes_on_without_one_source_and_fails_without_two(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from exastore.storage.errors import (
 from exastore.storage.index import Entry, PgUsage
 from exastore.storage.log import StoreOptions
 from exastore.storage.record import ChunkKey
+from exastore.storage.runs import ByteRun
 
 SMALL = StoreOptions(segment_bytes=100_000, allocate_bytes=20_000)
 
@@ -282,10 +284,10 @@ def test_a_read_that_loses_the_race_against_a_delete_finds_nothing(
     put(store, key(1), b"x" * 100_000)
     read = store._read  # pyright: ignore[reportPrivateUsage]  # the race is inside
 
-    def slow_read(where: ChunkKey, entry: Entry) -> StoredChunk:
+    def slow_read(where: ChunkKey, entry: Entry, runs: Sequence[ByteRun]) -> StoredChunk:
         store.delete([where])
         store.close()  # the flusher has given back the space
-        return read(where, entry)
+        return read(where, entry, runs)
 
     monkeypatch.setattr(store, "_read", slow_read)
     with pytest.raises(ChunkNotFound):

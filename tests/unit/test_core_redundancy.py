@@ -11,7 +11,7 @@ from exastore.metadata.core.cluster_map import new_map, with_device_state
 from exastore.metadata.core.redundancy import (
     redundancy_of,
     remaining_of_rows,
-    slot_repair_plan,
+    repair_plan_for,
     survives,
 )
 from exastore.metadata.core.redundancy_kernels import (
@@ -73,7 +73,7 @@ def test_an_lrc_has_as_many_lost_patterns_of_four_as_its_paper_says() -> None:
     lost = [pattern for pattern in patterns if redundancy.of(pattern) < 0]
     assert len(lost) == 252 and len(patterns) == 1820
     assert all(remaining_redundancy(columns, flags(16, pattern)) < 0 for pattern in lost)
-    assert redundancy.sure == 3
+    assert redundancy.sure == redundancy.of([]) == 3
 
 
 def test_losses_in_different_groups_of_an_lrc_are_less_urgent() -> None:
@@ -136,7 +136,7 @@ def test_compiled_plans_are_the_plans_of_the_code(name: str) -> None:
         slot = int(rng.integers(code.n))
         share = plan_slot_repair(columns, slot, flags(code.n, lost), reads)
         try:
-            plan = slot_repair_plan(code, slot, lost)
+            plan = repair_plan_for(code, [slot], lost)
         except TooFewChunks:
             assert share == 0.0 and not reads.any()
             continue
@@ -147,16 +147,16 @@ def test_compiled_plans_are_the_plans_of_the_code(name: str) -> None:
 
 def test_a_group_repairs_its_chunk_whatever_is_lost_elsewhere() -> None:
     code = codec("lrc-12-2-2")
-    assert list(slot_repair_plan(code, 0, [6, 14]).reads) == [1, 2, 3, 4, 5, 12]
-    assert len(slot_repair_plan(code, 0, [1]).reads) == 12
+    assert list(repair_plan_for(code, [0], [6, 14]).reads) == [1, 2, 3, 4, 5, 12]
+    assert len(repair_plan_for(code, [0], [1]).reads) == 12
     # Both groups are asked if the loss in the other one hides data from the global parity.
-    assert slot_repair_plan(code, 0, [1, 6]).lost == (0, 1, 6)
+    assert repair_plan_for(code, [0], [1, 6]).lost == (0, 1, 6)
 
 
 def test_a_clay_repair_with_another_loss_reads_k_chunks_or_the_part_for_both() -> None:
     code = codec("clay-4-2-5")
-    assert slot_repair_plan(code, 0, []).bytes_fraction == 2.5
-    assert slot_repair_plan(code, 0, [2]).bytes_fraction == 4.0
+    assert repair_plan_for(code, [0], []).bytes_fraction == 2.5
+    assert repair_plan_for(code, [0], [2]).bytes_fraction == 4.0
 
 
 def test_a_wide_code_beyond_its_plans_reads_k_chunks() -> None:

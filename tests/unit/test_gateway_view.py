@@ -55,8 +55,8 @@ def test_groups_without_the_failed_devices_come_first() -> None:
     chooser = PgChooser()
     assert {chooser.choose(view, NONE) for _ in range(4)} == {1, 2}
     assert {chooser.choose(view, frozenset({7})) for _ in range(4)} == {1}
-    assert chooser.writable_count(view, frozenset({7}), 1) == 6
-    assert chooser.writable_count(view, frozenset({7}), 3) == 4
+    assert chooser.writable(view, frozenset({7}), 1) == [0, 1, 2, 3, 4, 5]
+    assert len(chooser.writable(view, frozenset({7}), 3)) == 4
 
 
 def test_groups_under_repair_come_after_clean_ones() -> None:

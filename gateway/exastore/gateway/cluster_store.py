@@ -48,7 +48,7 @@ from exastore.gateway.store import (
 )
 from exastore.gateway.stripe_reader import StripeReader
 from exastore.gateway.stripe_writer import StripeWriter
-from exastore.gateway.striping import CHUNK_ALIGN_BYTES
+from exastore.gateway.striping import chunk_step_bytes
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2, metadata_pb2
@@ -73,9 +73,11 @@ def warm_up(code_name: str) -> None:
     except UnknownCode as error:
         logger.error("the cluster map names a code that this gateway does not know: %s", error)
         return
-    data = np.zeros((code.k, CHUNK_ALIGN_BYTES), dtype=np.uint8)
+    data = np.zeros((code.k, chunk_step_bytes(code.alignment_bytes)), dtype=np.uint8)
     chunks = dict(enumerate((*data, *code.encode(data))))
     for lost_count in range(1, min(code.k, code.m) + 1):
+        if not code.decodable(range(lost_count)):
+            break
         kept = {index: chunk for index, chunk in chunks.items() if index >= lost_count}
         code.decode(kept, want=range(lost_count))
 
@@ -329,7 +331,7 @@ class ClusterStore:
             if view.pg_epoch[extent.pg] <= extent.epoch:
                 extents.append(extent)
                 continue
-            _, capacity = await self._stripe_writer.extent_capacity()
+            capacity = await self._stripe_writer.extent_capacity()
             buffer = np.empty(max(capacity, extent.data_bytes), dtype=np.uint8)
             await self._stripe_reader.read_into(extent, buffer)
             extents.append(await self._stripe_writer.write(buffer, extent.data_bytes))

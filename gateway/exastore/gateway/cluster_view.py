@@ -5,12 +5,14 @@ Laws:
 2. A choice depends on the view, the devices to avoid, the groups tried and a turn counter alone.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exastore.metadata.core.errors import InvalidMapDelta
+from exastore.metadata.core.map_delta import MapTable, apply_deltas, table_of_message
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     DeviceState,
@@ -18,7 +20,6 @@ from exastore.metadata.core.topology import (
     Int64Array,
     SlotState,
     Uint8Array,
-    frozen,
 )
 from exastore.proto.v1 import common_pb2
 
@@ -30,22 +31,43 @@ class ClusterView:
     """P placement groups of n slots over D devices.
 
     Attributes:
-        epoch: Version of the map.
         code: Codec name.
-        device_address: host:port of the node of each device; length D.
-        device_state: Shape (D,). Values of DeviceState.
-        pg_devices: Shape (P, n). Device of each slot, or NO_DEVICE.
-        pg_slot_state: Shape (P, n). Values of SlotState.
-        pg_epoch: Shape (P,). The epoch at which the entry last changed.
+        node_address: host:port of each node, by its index.
+        device_node: Node of each device, by its index.
+        device_address: host:port of the node of each device.
+        table: What changes in the life of the cluster.
     """
 
-    epoch: int
     code: str
+    node_address: tuple[str, ...]
+    device_node: tuple[int, ...]
     device_address: tuple[str, ...]
-    device_state: Uint8Array
-    pg_devices: Int32Array
-    pg_slot_state: Uint8Array
-    pg_epoch: Int64Array
+    table: MapTable
+
+    @property
+    def epoch(self) -> int:
+        """Version of the map."""
+        return self.table.epoch
+
+    @property
+    def device_state(self) -> Uint8Array:
+        """Shape (D,). Values of DeviceState."""
+        return self.table.device_state
+
+    @property
+    def pg_devices(self) -> Int32Array:
+        """Shape (P, n). Device of each slot, or NO_DEVICE."""
+        return self.table.pg_devices
+
+    @property
+    def pg_slot_state(self) -> Uint8Array:
+        """Shape (P, n). Values of SlotState."""
+        return self.table.pg_slot_state
+
+    @property
+    def pg_epoch(self) -> Int64Array:
+        """Shape (P,). The epoch at which the row's devices last changed."""
+        return self.table.pg_epoch
 
     @property
     def pg_count(self) -> int:
@@ -60,26 +82,69 @@ class ClusterView:
         row: list[int] = self.pg_devices[pg].tolist()
         return row
 
+    def holders(self, pg: int, slot: int, written_epoch: int) -> tuple[int, ...]:
+        """The devices that may hold a chunk, the likeliest first.
+
+        A slot that moves has two: what was written before the move is on the device it leaves.
+        """
+        table = self.table
+        device = int(table.pg_devices[pg, slot])
+        if table.pg_slot_state[pg, slot] != SlotState.MOVING:
+            return (device,)
+        previous = int(table.pg_previous[pg, slot])
+        is_older = written_epoch < table.pg_epoch[pg]
+        return (previous, device) if is_older else (device, previous)
+
     @classmethod
     def from_message(cls, message: common_pb2.ClusterMap) -> "ClusterView":
-        """The columns of a map as a metadata server sends it."""
-        nodes = {node.index: node.address for node in message.nodes}
-        devices = sorted(message.devices, key=lambda device: device.index)
+        """The view of a map as a metadata server sends it.
+
+        Raises:
+            InvalidMapDelta: Its groups differ in their number of slots.
+        """
+        devices, pgs = message.devices, message.pgs
         assert [device.index for device in devices] == list(range(len(devices)))
-        pgs = sorted(message.pgs, key=lambda pg: pg.index)
         assert [pg.index for pg in pgs] == list(range(len(pgs)))
-        shape = (len(pgs), len(pgs[0].device_indexes) if pgs else 0)
-        # An absent device travels as 0xffffffff, which is NO_DEVICE as a signed number.
-        slots = np.array([list(pg.device_indexes) for pg in pgs], dtype=np.uint32).astype(np.int32)
-        states = np.array([list(pg.slot_states) for pg in pgs], dtype=np.uint8)
+        return cls._of(
+            message.code,
+            [node.address for node in message.nodes],
+            [device.node_index for device in devices],
+            table_of_message(message.epoch, devices, pgs),
+        )
+
+    def after(self, message: common_pb2.ClusterMap) -> "ClusterView":
+        """The view that the deltas of the message lead to.
+
+        Raises:
+            InvalidMapDelta: They do not fit this view: the full map is needed.
+        """
+        table = apply_deltas(self.table, message.deltas)
+        addresses = dict(enumerate(self.node_address))
+        nodes = dict(enumerate(self.device_node))
+        for delta in message.deltas:
+            addresses.update({node.index: node.address for node in delta.nodes})
+            nodes.update({device.index: device.node_index for device in delta.devices})
+        if len(nodes) != len(table.device_state):
+            raise InvalidMapDelta("a new device without its node")
+        return self._of(
+            message.code,
+            [addresses[index] for index in range(len(addresses))],
+            [nodes[index] for index in range(len(nodes))],
+            table,
+        )
+
+    @classmethod
+    def _of(
+        cls, code: str, addresses: Sequence[str], nodes: Sequence[int], table: MapTable
+    ) -> "ClusterView":
         return cls(
-            epoch=message.epoch,
-            code=message.code,
-            device_address=tuple(nodes.get(device.node_index, "") for device in devices),
-            device_state=frozen(np.array([device.state for device in devices], dtype=np.uint8)),
-            pg_devices=frozen(slots.reshape(shape)),
-            pg_slot_state=frozen(states.reshape(shape)),
-            pg_epoch=frozen(np.array([pg.epoch for pg in pgs], dtype=np.int64)),
+            code=code,
+            node_address=tuple(addresses),
+            device_node=tuple(nodes),
+            device_address=tuple(
+                addresses[node] if node < len(addresses) else "" for node in nodes
+            ),
+            table=table,
         )
 
 
@@ -111,7 +176,7 @@ class PgChooser:
         self._key: tuple[int, frozenset[int]] | None = None
         self._best: Int64Array = np.empty(0, np.int64)
         self._score: Int64Array = np.empty(0, np.int64)
-        self._writable: Int64Array = np.empty(0, np.int64)
+        self._writable: BoolArray = np.empty((0, 0), np.bool_)
 
     def choose(
         self, view: ClusterView, avoided: frozenset[int], tried: Collection[int] = ()
@@ -131,10 +196,11 @@ class PgChooser:
             return None
         return int(candidates[self._turn % len(candidates)])
 
-    def writable_count(self, view: ClusterView, avoided: frozenset[int], pg: int) -> int:
-        """How many slots of `pg` take chunks now."""
+    def writable(self, view: ClusterView, avoided: frozenset[int], pg: int) -> list[int]:
+        """The slots of `pg` that take chunks now."""
         self._rank(view, avoided)
-        return int(self._writable[pg])
+        slots: list[int] = np.flatnonzero(self._writable[pg]).tolist()
+        return slots
 
     def _rank(self, view: ClusterView, avoided: frozenset[int]) -> None:
         key = (view.epoch, avoided)
@@ -144,10 +210,11 @@ class PgChooser:
         placed = np.where(view.pg_devices != NO_DEVICE, view.pg_devices, 0)
         settled = (
             slots
-            & (view.pg_slot_state == SlotState.CLEAN)
+            & (view.pg_slot_state != SlotState.REBUILDING)
             & (view.device_state[placed] == DeviceState.UP)
         )
-        self._writable = slots.sum(axis=1).astype(np.int64)
-        self._score = self._writable * (view.slot_count + 1) + settled.sum(axis=1)
+        self._writable = slots
+        self._score = slots.sum(axis=1, dtype=np.int64) * (view.slot_count + 1)
+        self._score += settled.sum(axis=1)
         self._best = np.flatnonzero(self._score == self._score.max(initial=0))
         self._key = key

@@ -28,7 +28,8 @@ class GatewayConfig:
     chunk_bytes: int = 1 << 20
     """The most bytes of one chunk."""
     write_quorum_extra: int = 1
-    """Chunks beyond k that must be durable before a write is acknowledged, if the code has them."""
+    """Losses that the durable chunks of a write must survive before it is acknowledged, whichever
+    chunks are lost; fewer if the code has no more to give."""
     max_in_flight_bytes: int = 32 << 20
     """Bytes of extents that one request reads ahead or writes behind; two extents at least."""
     max_node_in_flight_bytes: int = 64 << 20

@@ -1,14 +1,14 @@
-"""Reads bytes of one extent: from its data chunks, or decoded from any k chunks.
+"""Reads bytes of one extent: from its data chunks, or decoded from chunks that suffice.
 
 Laws:
 1. A chunk counts only when its size and CRC-32C are those the metadata recorded at commit.
 2. Bytes that cannot be proven right are not returned: TooFewChunks instead.
 
 Theory of operation: chunks are sought in order of trust. First the wanted data chunks on slots that
-should answer. Each one that fails, or is slow, is answered by reading as many others as make the
-stripe decodable without it. Slots in doubt (missing at commit, under repair, suspect, down) come
-last. When all fails and the cluster map has changed since, everything is tried once more: a repair
-may have moved the slots.
+should answer. Each one that fails, or is slow, is answered by reading the others that give it back
+as cheaply as the code can: any k, or its local group of an LRC. Slots in doubt (missing at commit,
+under repair, suspect, down) come last. When all fails and the cluster map has changed since,
+everything is tried once more: a repair may have moved the slots.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from exastore.erasure import Codec, codec
+from exastore.erasure import Codec, RepairPlan, codec
+from exastore.erasure import TooFewChunks as TooFewSurvivors
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
@@ -28,6 +29,7 @@ from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import ChunkAddress, NodePool
 from exastore.gateway.striping import chunk_slices
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.redundancy import repair_plan_for
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState, SlotState, Uint8Array
 from exastore.proto.v1 import common_pb2, storage_pb2
 
@@ -47,10 +49,12 @@ def ranked_slots(
         if device == NO_DEVICE:
             continue
         good = (
-            view.device_state[device] in READABLE
-            and states[index] == SlotState.CLEAN
-            and device not in avoided
+            states[index] != SlotState.REBUILDING
             and index not in extent.missing_indexes
+            and all(
+                view.device_state[holder] in READABLE and holder not in avoided
+                for holder in view.holders(extent.pg, index, extent.epoch)
+            )
         )
         (trusted if good else doubtful).append(index)
     return trusted, doubtful
@@ -64,12 +68,18 @@ def next_reads(
 ) -> list[int] | None:
     """What to read beyond `counted` (had or on their way), in the order of `candidates`.
 
-    Wanted chunks alone when all of them can be had; else the fewest that make the stripe decodable.
+    Wanted chunks alone when all of them can be had; else the fewest that make up for the others.
     None when the candidates do not suffice.
     """
     direct = [index for index in wanted if index not in counted]
     if all(index in candidates for index in direct):
         return direct
+    if not code.is_mds:
+        plan = _plan(code, direct, {*counted, *candidates})
+        if plan is None:
+            return None
+        needed = {*direct, *plan.reads}.difference(counted)
+        return [index for index in candidates if index in needed]
     lost = {index for index in range(code.n) if index not in counted}
     reads: list[int] = []
     for index in candidates:
@@ -81,6 +91,15 @@ def next_reads(
     return reads if code.decodable(lost) else None
 
 
+def _plan(code: Codec, wanted: Collection[int], there: Collection[int]) -> RepairPlan | None:
+    """How to get the wanted chunks that are not there from those that are; None: not at all."""
+    gone = [index for index in range(code.n) if index not in there]
+    try:
+        return repair_plan_for(code, [index for index in wanted if index in gone], gone)
+    except TooFewSurvivors:
+        return None
+
+
 @dataclass(slots=True)
 class _Search:
     """The chunks of one extent as they come in."""
@@ -90,14 +109,17 @@ class _Search:
     have: dict[int, memoryview] = field(default_factory=dict[int, memoryview])
     #: Chunk index -> why it cannot be had.
     failures: dict[int, str] = field(default_factory=dict[int, str])
-    not_found_count: int = 0
+    #: Chunk indexes that no device has: all failures are of this kind when the object is gone.
+    not_found: set[int] = field(default_factory=set[int])
     running: dict[asyncio.Task[None], int] = field(default_factory=dict[asyncio.Task[None], int])
 
     def complete(self, code: Codec) -> bool:
         """Whether the wanted chunks are there or can be computed."""
         if all(index in self.have for index in self.wanted):
             return True
-        return code.decodable([index for index in range(code.n) if index not in self.have])
+        if code.is_mds:
+            return len(self.have) >= code.k
+        return _plan(code, self.wanted, self.have) is not None
 
 
 class StripeReader:
@@ -158,7 +180,7 @@ class StripeReader:
                     break
                 view, search = newer, _Search(wanted, have=search.have)
         logger.warning("stripe %s: %s", extent.stripe_id.hex(), search.failures)
-        if not search.have and search.not_found_count == len(search.failures):
+        if not search.have and len(search.not_found) == len(search.failures):
             raise ObjectChanged("the object was replaced or deleted while it was being read")
         raise TooFewChunks(code.k, code.n - len(search.failures), extent.stripe_id)
 
@@ -176,7 +198,12 @@ class StripeReader:
         if all(index in have for index in search.wanted):
             return have
         self._metrics.degraded_reads.inc()
-        arrays = {index: np.frombuffer(chunk, dtype=np.uint8) for index, chunk in have.items()}
+        used: Collection[int] = have
+        if not code.is_mds:
+            plan = _plan(code, search.wanted, have)
+            assert plan is not None, "the search was complete"
+            used = {*plan.reads, *have.keys() & search.wanted}
+        arrays = {index: np.frombuffer(have[index], dtype=np.uint8) for index in used}
         decoded = code.decode(arrays, want=search.wanted)
         return {index: array.data for index, array in decoded.items()}
 
@@ -218,10 +245,19 @@ class StripeReader:
     def _start(
         self, view: ClusterView, extent: common_pb2.Extent, index: int, search: _Search
     ) -> None:
-        device = view.devices_of(extent.pg)[index]
-        address = ChunkAddress(device, extent.pg, extent.stripe_id, index)
-        task = asyncio.create_task(self._read_chunk(view, extent, address, search))
+        task = asyncio.create_task(self._read_slot(view, extent, index, search))
         search.running[task] = index
+
+    async def _read_slot(
+        self, view: ClusterView, extent: common_pb2.Extent, index: int, search: _Search
+    ) -> None:
+        """The chunk from the first device that has it: a slot that moves is on two."""
+        for device in view.holders(extent.pg, index, extent.epoch):
+            address = ChunkAddress(device, extent.pg, extent.stripe_id, index)
+            await self._read_chunk(view, extent, address, search)
+            if index in search.have:
+                search.failures.pop(index, None)
+                return
 
     async def _read_chunk(
         self,
@@ -239,7 +275,8 @@ class StripeReader:
         if response.status != storage_pb2.CHUNK_STATUS_OK:
             name = storage_pb2.ChunkStatus.Name(response.status).removeprefix("CHUNK_STATUS_")
             search.failures[index] = f"{name}: {response.message}"
-            search.not_found_count += response.status == storage_pb2.CHUNK_STATUS_NOT_FOUND
+            if response.status == storage_pb2.CHUNK_STATUS_NOT_FOUND:
+                search.not_found.add(index)
             return
         data = response.data
         if len(data) != extent.chunk_bytes or crc32c(data) != extent.chunk_crc32c[index]:

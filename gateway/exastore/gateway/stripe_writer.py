@@ -1,7 +1,9 @@
 """Writes one extent as a stripe: encode, choose a placement group, send n chunks, judge.
 
 Laws:
-1. An extent is returned only when at least the quorum of its chunks is acknowledged, so durable.
+1. An extent is returned only when the chunks that were acknowledged, so durable, give back its data
+   and survive `write_quorum_extra` further losses, whichever they are: of an MDS code any k + 1, of
+   an LRC it depends on which ones are missing.
 2. Chunks that were not acknowledged are named in `missing_indexes`; only those.
 3. Every attempt has its own stripe id: chunks of an abandoned attempt can never be taken for these.
 
@@ -24,8 +26,9 @@ from exastore.gateway.errors import NodeSlow, NodeUnavailable, NoSpace, ServiceE
 from exastore.gateway.map_cache import MapCache
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import ChunkAddress, ChunkWrite, NodePool
-from exastore.gateway.striping import chunk_bytes_for
+from exastore.gateway.striping import chunk_bytes_for, largest_chunk_bytes
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.redundancy import sure_losses, survives
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState, Uint8Array
 from exastore.proto.v1 import common_pb2, storage_pb2
 
@@ -81,7 +84,7 @@ def encode_stripe(code: Codec, buffer: Uint8Array, data_bytes: int) -> Stripe:
 
     Aliasing: the data chunks are views of the buffer, and the padding behind the data is zeroed.
     """
-    chunk_bytes = chunk_bytes_for(data_bytes, code.k)
+    chunk_bytes = chunk_bytes_for(data_bytes, code.k, code.alignment_bytes)
     padded_bytes = chunk_bytes * code.k
     assert 0 < data_bytes <= padded_bytes <= len(buffer)
     buffer[data_bytes:padded_bytes] = 0
@@ -115,10 +118,10 @@ class StripeWriter:
         #: Deletions of abandoned chunks under way; they may fail, which leaves unused bytes.
         self._discards: set[asyncio.Task[None]] = set()
 
-    async def extent_capacity(self) -> tuple[int, int]:
-        """k and the most data bytes of an extent under the current map."""
-        k = codec((await self._maps.view()).code).k
-        return k, k * self._config.chunk_bytes
+    async def extent_capacity(self) -> int:
+        """The most data bytes of an extent under the current map."""
+        code = codec((await self._maps.view()).code)
+        return code.k * largest_chunk_bytes(self._config.chunk_bytes, code.alignment_bytes)
 
     async def write(self, buffer: Uint8Array, data_bytes: int) -> common_pb2.Extent:
         """Store the first `data_bytes` of `buffer` and describe where they are.
@@ -133,9 +136,10 @@ class StripeWriter:
         self._metrics.extent_seconds.labels("write").observe(self._clock.monotonic_s() - began_s)
         return extent
 
-    def quorum(self, code: Codec) -> int:
-        """How many durable chunks make a write."""
-        return min(code.n, code.k + self._config.write_quorum_extra)
+    def is_enough(self, code: Codec, durable: Collection[int]) -> bool:
+        """Whether these durable chunks make a write."""
+        lost = [index for index in range(code.n) if index not in durable]
+        return not lost or survives(code, lost, self._config.write_quorum_extra)
 
     def discard(self, extents: Sequence[common_pb2.Extent]) -> None:
         """Delete, in the background, the chunks of extents that nothing refers to."""
@@ -153,7 +157,7 @@ class StripeWriter:
         await asyncio.gather(*self._discards, return_exceptions=True)
 
     async def _write_stripe(self, view: ClusterView, stripe: Stripe) -> common_pb2.Extent:
-        quorum = self.quorum(stripe.code)
+        code = stripe.code
         tried: set[int] = set()
         stale_count = 0
         best = Attempt()
@@ -163,22 +167,22 @@ class StripeWriter:
             if pg is None:
                 break
             tried.add(pg)
-            if self._chooser.writable_count(view, avoided, pg) < quorum:
+            if not self.is_enough(code, self._chooser.writable(view, avoided, pg)):
                 # Suspicion is a guess: rather than to fail because of it, ask the suspects too.
                 avoided = frozenset()
             stripe_id = self._new_id()
-            attempt = await self._send(view, pg, stripe_id, stripe, quorum, avoided)
+            attempt = await self._send(view, pg, stripe_id, stripe, avoided)
             extent = _describe(view, pg, stripe_id, stripe, attempt)
-            if len(attempt.durable) == stripe.code.n:
+            if len(attempt.durable) == code.n:
                 return extent
             if attempt.newer_epoch and stale_count < MAX_STALE_COUNT:
                 stale_count += 1
                 tried.discard(pg)
                 self._metrics.write_retries.labels("stale_epoch").inc()
                 view = await self._newer_view(view)
-            elif len(attempt.durable) >= quorum and (
+            elif self.is_enough(code, attempt.durable) and (
                 # Slow is not failed: to send everything again would make that worse.
-                len(attempt.durable) + len(attempt.slow) == stripe.code.n
+                len(attempt.durable) + len(attempt.slow) == code.n
                 or not self._better_exists(view, stripe, tried)
             ):
                 self._metrics.partial_writes.inc()
@@ -191,7 +195,8 @@ class StripeWriter:
                 best = attempt
         if best.no_space_count:
             raise NoSpace(f"the devices are full: {best.summary()}")
-        raise TooFewDevices(quorum, len(best.durable), best.summary())
+        need = min(code.n, code.n - sure_losses(code) + self._config.write_quorum_extra)
+        raise TooFewDevices(need, len(best.durable), best.summary())
 
     def _better_exists(self, view: ClusterView, stripe: Stripe, tried: Collection[int]) -> bool:
         """Whether a group not yet tried can be expected to take all chunks."""
@@ -199,7 +204,7 @@ class StripeWriter:
             return False
         avoided = self._nodes.avoided(view)
         pg = self._chooser.choose(view, avoided, tried)
-        return pg is not None and (self._chooser.writable_count(view, avoided, pg) == stripe.code.n)
+        return pg is not None and len(self._chooser.writable(view, avoided, pg)) == stripe.code.n
 
     async def _newer_view(self, view: ClusterView) -> ClusterView:
         """The map that a node spoke of; it may be on its way to the metadata server we ask."""
@@ -214,7 +219,6 @@ class StripeWriter:
         pg: int,
         stripe_id: bytes,
         stripe: Stripe,
-        quorum: int,
         avoided: Collection[int],
     ) -> Attempt:
         attempt = Attempt()
@@ -237,7 +241,7 @@ class StripeWriter:
                 tasks.add(asyncio.create_task(self._send_chunk(view, chunk, attempt)))
         try:
             pending = tasks
-            while pending and len(attempt.durable) < quorum:
+            while pending and not self.is_enough(stripe.code, attempt.durable):
                 _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if pending:
                 await asyncio.wait(pending, timeout=self._config.straggler_wait_s)

@@ -8,9 +8,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import lcm
 
 #: Chunk sizes are multiples of this: what one step of the widest kernel takes.
-CHUNK_ALIGN_BYTES = 64
+KERNEL_ALIGN_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,22 @@ class ChunkSlice:
     stop: int
 
 
-def chunk_bytes_for(data_bytes: int, k: int) -> int:
+def chunk_step_bytes(alignment_bytes: int) -> int:
+    """What chunk sizes are multiples of, for a code whose chunks are multiples of so many bytes."""
+    return lcm(KERNEL_ALIGN_BYTES, alignment_bytes)
+
+
+def chunk_bytes_for(data_bytes: int, k: int, alignment_bytes: int = 1) -> int:
     """The smallest chunk size with which k chunks hold `data_bytes`."""
     assert data_bytes >= 0 and k >= 1
-    per_chunk = -(-data_bytes // k)
-    aligned = -(-per_chunk // CHUNK_ALIGN_BYTES) * CHUNK_ALIGN_BYTES
-    return max(CHUNK_ALIGN_BYTES, aligned)
+    step = chunk_step_bytes(alignment_bytes)
+    return max(1, -(-data_bytes // (k * step))) * step
+
+
+def largest_chunk_bytes(limit_bytes: int, alignment_bytes: int = 1) -> int:
+    """The largest chunk size within the limit; one step if that is beyond it."""
+    step = chunk_step_bytes(alignment_bytes)
+    return max(1, limit_bytes // step) * step
 
 
 class ExtentIndex:

@@ -77,7 +77,7 @@ class BodyWriter:
             Whatever the body or `admit` raises; ServiceError when the cluster does not take the
             bytes.
         """
-        _, capacity = await self._stripes.extent_capacity()
+        capacity = await self._stripes.extent_capacity()
         behind = max(2, self._config.max_in_flight_bytes // capacity)
         upload = _Upload(self, capacity, behind, inline_bytes)
         try:

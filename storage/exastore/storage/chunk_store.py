@@ -21,11 +21,12 @@ very last group before a crash looks like a torn tail (reported as torn, and rep
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from exastore.storage.crc import crc32c as crc32c_of
 from exastore.storage.disk import Disk
 from exastore.storage.errors import (
     BadRecord,
@@ -50,8 +51,9 @@ from exastore.storage.record import (
     block_crcs,
     check_key,
     decode_header,
-    verify_data,
+    verify_blocks,
 )
+from exastore.storage.runs import ByteRun, block_spans, cut_runs
 from exastore.storage.segment import Damaged
 
 _log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ Done = Callable[[StorageError | None], None]
 
 
 class StoredChunk(NamedTuple):
-    """A chunk as read and verified."""
+    """A chunk, or runs of it, as read and verified; `crc32c` is that of `data`."""
 
     generation: int
     code: str
@@ -338,39 +340,47 @@ class ChunkStore:
 
     # ---- reading ----
 
-    def read(self, key: ChunkKey) -> StoredChunk:
-        """Read a chunk and verify identity and CRCs.
+    def read(self, key: ChunkKey, runs: Sequence[ByteRun] = ()) -> StoredChunk:
+        """Read a chunk, or these runs of it, and verify identity and the CRCs of what is read.
 
         Raises:
             ChunkNotFound, ChunkCorrupt, DeviceReadFailed.
+            InvalidChunk: the chunk has no such runs.
         """
         while True:
             entry = self.get(key)
             if entry is None:
                 raise ChunkNotFound(f"no chunk {key.chunk_index} of stripe {key.stripe_id.hex()}")
             try:
-                return self._read(key, entry)
+                return self._read(key, entry, runs)
             except ChunkCorrupt:
                 # If it was deleted or replaced meanwhile, its space may be given back already.
                 if self.get(key) == entry:
                     raise
 
-    def _read(self, key: ChunkKey, entry: Entry) -> StoredChunk:
+    def _read(self, key: ChunkKey, entry: Entry, runs: Sequence[ByteRun] = ()) -> StoredChunk:
+        spans = block_spans(runs, entry.data_bytes)
         place = Place(self.device_uuid, entry.segment, entry.offset_bytes)
         try:
             file = self._log.file_of(entry.segment)
             head = file.pread(entry.header_bytes, entry.offset_bytes)
-            data = file.pread(entry.data_bytes, entry.offset_bytes + entry.header_bytes)
+            start = entry.offset_bytes + entry.header_bytes
+            blocks = [file.pread(span.length_bytes, start + span.offset_bytes) for span in spans]
         except OSError as error:
             raise DeviceReadFailed(f"segment {entry.segment}: {error}") from error
         try:
             header = decode_header(head, place)
         except BadRecord as error:
             raise ChunkCorrupt(f"segment {entry.segment}: {error}") from error
-        if header.key != key or header.generation != entry.generation:
+        identity = (header.key, header.generation, header.data_bytes)
+        if identity != (key, entry.generation, entry.data_bytes):
             raise ChunkCorrupt(f"another chunk lies at {entry.offset_bytes}: {header.key}")
-        verify_data(header, data)
-        return StoredChunk(header.generation, header.code, header.crc32c, data)
+        for span, data in zip(spans, blocks, strict=True):
+            verify_blocks(header, span.first_block, data, span.length_bytes)
+        if not runs:
+            return StoredChunk(header.generation, header.code, header.crc32c, blocks[0])
+        data = cut_runs(runs, spans, blocks)
+        return StoredChunk(header.generation, header.code, crc32c_of(data), data)
 
     # ---- group commit ----
 

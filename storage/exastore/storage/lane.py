@@ -7,13 +7,14 @@ costs one wake-up. Reads run in a pool that the devices of a node share.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
 from exastore.storage.chunk_store import ChunkStore, Done, StoredChunk
 from exastore.storage.errors import DeviceClosed, StorageError
 from exastore.storage.record import ChunkKey
+from exastore.storage.runs import ByteRun
 
 
 class ChunkWrite(NamedTuple):
@@ -86,9 +87,9 @@ class DeviceLane:
             self._wake.notify()
         await future
 
-    async def read(self, key: ChunkKey) -> StoredChunk:
+    async def read(self, key: ChunkKey, runs: Sequence[ByteRun] = ()) -> StoredChunk:
         """Raises what `ChunkStore.read` raises."""
-        return await self._loop.run_in_executor(self._executor, self.store.read, key)
+        return await self._loop.run_in_executor(self._executor, self.store.read, key, runs)
 
     async def delete(self, keys: Iterable[ChunkKey]) -> int:
         return await self._loop.run_in_executor(self._executor, self.store.delete, list(keys))

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
@@ -10,6 +11,7 @@ from exastore.proto.v1 import common_pb2, storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
 from exastore.storage.channel import open_channel
 from exastore.storage.errors import PeerFailure
+from exastore.storage.runs import ByteRun
 
 if TYPE_CHECKING:
     from exastore.proto.v1.storage_pb2_grpc import (
@@ -35,11 +37,26 @@ class Peer:
         self._waiting: dict[int, asyncio.Future[storage_pb2.ReadChunkResponse]] = {}
 
     async def read(
-        self, device_index: int, chunk: common_pb2.ChunkId
+        self,
+        device_index: int,
+        chunk: common_pb2.ChunkId,
+        runs: Iterable[ByteRun] = (),
     ) -> storage_pb2.ReadChunkResponse:
-        """The answer, whatever its status. Raises PeerFailure when there is none in time."""
+        """The answer, whatever its status. Raises PeerFailure when there is none in time.
+
+        Args:
+            device_index: Where the chunk is.
+            chunk: Which one.
+            runs: What to read of it; nothing: all.
+        """
         request = storage_pb2.ReadChunkRequest(
-            request_id=next(self._request_ids), device_index=device_index, chunk=chunk
+            request_id=next(self._request_ids),
+            device_index=device_index,
+            chunk=chunk,
+            runs=[
+                storage_pb2.ByteRun(offset=run.offset_bytes, length=run.length_bytes)
+                for run in runs
+            ],
         )
         answer: asyncio.Future[storage_pb2.ReadChunkResponse]
         answer = asyncio.get_running_loop().create_future()

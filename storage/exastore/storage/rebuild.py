@@ -1,4 +1,4 @@
-"""Rebuilding the chunks of one slot on a device of this node, from any k chunks of each stripe.
+"""Rebuilding the chunks of one slot on a device of this node, reading what the code's plan reads.
 
 Laws:
 1. A chunk counts as rebuilt only after it was read back from the device and compared.
@@ -6,21 +6,26 @@ Laws:
 3. A stripe that fails stops no other; it is counted, and the first failure is told in words.
 4. The end is never reported clean if the list of stripes may have holes.
 
-Memory: at most `parallelism` stripes are worked on at once, each with its k chunks. The k sources
-of a stripe rotate, so that all source devices share the reading.
+Theory of operation: the chunks that no source holds are lost, and `repair_plan_for` says what to
+read for the slot without them: its local group of an LRC, parts of all other chunks of a Clay code,
+any k chunks of the others. When a source fails, its chunk is lost for this stripe, too, and the
+plan is made anew; what was read already is not read again. Where any k chunks will do they rotate
+from stripe to stripe, so that all source devices share the reading.
+
+Memory: at most `parallelism` stripes are worked on at once, each with what its plan reads.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.redundancy import repair_plan_for
 from exastore.proto.v1 import storage_pb2
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import (
@@ -35,21 +40,11 @@ from exastore.storage.metrics import StorageMetrics
 from exastore.storage.pacing import Pacer
 from exastore.storage.peers import Peers
 from exastore.storage.record import ChunkKey
+from exastore.storage.runs import ByteRun
 from exastore.storage.status import ChunkStatus, id_of, status_label
 
 _log = logging.getLogger(__name__)
 _REPORT_S = 0.25
-
-Chunk = NDArray[np.uint8]
-
-
-class Codec(Protocol):
-    """What is used of `exastore.erasure`."""
-
-    @property
-    def k(self) -> int: ...
-
-    def decode(self, chunks: Mapping[int, Chunk], want: Sequence[int]) -> dict[int, Chunk]: ...
 
 
 class StripeFailure(StorageError):
@@ -157,17 +152,21 @@ class Rebuilder:
             return_exceptions=True,
         )
         failures: list[str] = []
+        silent: set[int] = set()
         for source, answer in zip(sources, answers, strict=True):
             if isinstance(answer, BaseException):
                 if not isinstance(answer, PeerFailure):
                     raise answer
                 failures.append(str(answer))
+                silent.add(source.index)
                 continue
             for info in answer:
                 if info.chunk.index == source.index:
                     task.copies.setdefault(info.chunk.stripe_id, []).append(_copy(source, info))
-        # A readable stripe has chunks on k slots or more: it shows up unless k sources are silent.
-        missed = len(sources) - len(failures) == 0 or len(failures) >= task.codec.k
+        # The chunks of a readable stripe suffice to decode it: it shows up unless so many can be on
+        # silent sources alone.
+        others = set(range(task.codec.n)) - silent
+        missed = len(silent) == len(sources) or task.codec.decodable(others)
         if missed and not task.request.stripe_ids:
             task.fail("cannot list the stripes of the PG: " + "; ".join(failures or ["no source"]))
 
@@ -186,13 +185,13 @@ class Rebuilder:
         if await _is_present(task.lane, key, copies):
             progress.chunk_count += 1
             return
-        if len(copies) < task.codec.k:
-            raise StripeFailure(f"{len(copies)} chunks found, {task.codec.k} needed")
+        if not copies:
+            raise StripeFailure("no source holds a chunk of it")
         chunk_bytes, generation = copies[0].chunk_bytes, copies[0].generation
         await task.pacer.take(chunk_bytes)
-        chunks = await self._pull(task, key, copies)
-        data = await asyncio.to_thread(_decode, task.codec, chunks, request.index)
-        del chunks
+        plan, parts = await self._pull(task, key, copies)
+        data = await asyncio.to_thread(_rebuilt, task.codec, plan, parts, request.index)
+        del parts
         crc = crc32c(data)
         await task.lane.write(ChunkWrite(key, generation, copies[0].code, data, crc))
         stored = await task.lane.read(key)
@@ -203,36 +202,47 @@ class Rebuilder:
         self._metrics.rebuilt_chunks.inc()
         self._metrics.rebuilt_bytes.inc(chunk_bytes)
 
-    async def _pull(self, task: _Task, key: ChunkKey, copies: list[_Copy]) -> dict[int, bytes]:
-        """k chunks of the stripe; where a source fails, the next one is asked."""
-        k = task.codec.k
-        first = int.from_bytes(key.stripe_id[-4:], "little") % len(copies)
-        waiting = copies[first:] + copies[:first]
-        chunks: dict[int, bytes] = {}
+    async def _pull(
+        self, task: _Task, key: ChunkKey, copies: list[_Copy]
+    ) -> tuple[RepairPlan, dict[int, bytes]]:
+        """A plan for the chunk, and what it reads."""
+        available = {copy.source.index: copy for copy in copies}
+        turn = int.from_bytes(key.stripe_id[-4:], "little")
+        parts: dict[int, bytes] = {}
         failures: list[str] = []
-        while len(chunks) < k:
-            needed = k - len(chunks)
-            if len(waiting) < needed:
-                raise StripeFailure(
-                    f"{len(chunks) + len(waiting)} chunks readable, {k} needed: "
-                    + "; ".join(failures)
-                )
-            batch, waiting = waiting[:needed], waiting[needed:]
-            answers = await asyncio.gather(*(self._pull_one(task, key, copy) for copy in batch))
-            for copy, answer in zip(batch, answers, strict=True):
+        runs = None
+        while True:
+            try:
+                plan = _plan(task.codec, key.chunk_index, available, parts, turn)
+            except TooFewChunks as error:
+                raise StripeFailure("; ".join([str(error), *failures])) from error
+            if runs != plan.runs:
+                runs, parts = plan.runs, {}
+            wanted = [available[index] for index in plan.reads if index not in parts]
+            if not wanted:
+                return plan, parts
+            answers = await asyncio.gather(
+                *(self._pull_one(task, key, copy, plan) for copy in wanted)
+            )
+            for copy, answer in zip(wanted, answers, strict=True):
                 if isinstance(answer, str):
                     failures.append(answer)
+                    del available[copy.source.index]
                 else:
-                    chunks[copy.source.index] = answer
-        return chunks
+                    parts[copy.source.index] = answer
 
-    async def _pull_one(self, task: _Task, key: ChunkKey, copy: _Copy) -> bytes | str:
-        """The data, or why there is none."""
+    async def _pull_one(
+        self, task: _Task, key: ChunkKey, copy: _Copy, plan: RepairPlan
+    ) -> bytes | str:
+        """What the plan reads of this chunk, or why there is none."""
         source = copy.source
         chunk_id = id_of(key._replace(chunk_index=source.index), copy.generation)
+        runs: list[ByteRun] = []
+        if not plan.reads_whole_chunks:
+            runs = [ByteRun(*run) for run in plan.byte_runs(source.index, copy.chunk_bytes)]
         try:
             peer = self._peers.get(source.address)
-            response = await peer.read(source.device_index, chunk_id)
+            response = await peer.read(source.device_index, chunk_id, runs)
         except PeerFailure as error:
             return str(error)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
@@ -240,10 +250,30 @@ class Rebuilder:
         data = response.data
         task.progress.read_bytes += len(data)
         self._metrics.rebuild_read_bytes.inc(len(data))
+        expected_bytes = sum(run.length_bytes for run in runs) if runs else copy.chunk_bytes
+        is_intact = len(data) == expected_bytes and crc32c(data) == response.crc32c
         # The checksum of the list is another copy than the one beside the data: compare both.
-        if len(data) != copy.chunk_bytes or not crc32c(data) == response.crc32c == copy.crc32c:
+        if not is_intact or (not runs and response.crc32c != copy.crc32c):
             return f"slot {source.index}: the bytes do not match their checksum"
         return data
+
+
+def _plan(
+    codec: Codec, index: int, available: Iterable[int], held: Iterable[int], turn: int
+) -> RepairPlan:
+    """What to read for chunk `index` if only the `available` ones are there.
+
+    Raises:
+        TooFewChunks: the chunk cannot be rebuilt from them.
+    """
+    sources = sorted(available)
+    plan = repair_plan_for(codec, [index], set(range(codec.n)).difference(sources))
+    if not codec.is_mds or not plan.reads_whole_chunks:
+        return plan
+    first = turn % len(sources)
+    order = [*held, *sources[first:], *sources[:first]]
+    chosen = sorted(list(dict.fromkeys(order))[: codec.k])
+    return RepairPlan((index,), dict.fromkeys(chosen, 1.0), plan.sub_chunk_count, plan.runs)
 
 
 def _copy(source: storage_pb2.RebuildSource, info: storage_pb2.ChunkInfo) -> _Copy:
@@ -272,6 +302,12 @@ async def _is_present(lane: DeviceLane, key: ChunkKey, copies: list[_Copy]) -> b
     return False
 
 
-def _decode(codec: Codec, chunks: Mapping[int, bytes], index: int) -> bytes:
-    arrays = {number: np.frombuffer(data, dtype=np.uint8) for number, data in chunks.items()}
-    return codec.decode(arrays, [index])[index].tobytes()
+def _rebuilt(codec: Codec, plan: RepairPlan, parts: Mapping[int, bytes], index: int) -> bytes:
+    """Chunk `index` from what its plan reads. Raises StripeFailure if the parts do not fit."""
+    reads = {number: np.frombuffer(parts[number], dtype=np.uint8) for number in plan.reads}
+    try:
+        if plan.reads_whole_chunks:
+            return codec.decode(reads, [index])[index].tobytes()
+        return codec.repair(plan.lost, reads)[index].tobytes()
+    except ErasureError as error:
+        raise StripeFailure(str(error)) from error

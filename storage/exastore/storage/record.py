@@ -199,9 +199,15 @@ def decode_header(buffer: Buffer, place: Place) -> RecordHeader:
 
 def verify_data(header: RecordHeader, data: Buffer) -> None:
     """Raise ChunkCorrupt unless `data` is what the header says."""
-    if len(data) != header.data_bytes:
-        raise ChunkCorrupt(f"{len(data)} bytes of {header.data_bytes}")
+    verify_blocks(header, 0, data, header.data_bytes)
+
+
+def verify_blocks(header: RecordHeader, first: int, data: Buffer, expected_bytes: int) -> None:
+    """Raise ChunkCorrupt unless `data` is what the header says of the blocks from `first` on."""
+    if len(data) != expected_bytes:
+        raise ChunkCorrupt(f"{len(data)} bytes of {expected_bytes}")
     found = block_crcs(data)
-    if found != header.block_crcs:
-        bad = [n for n, (a, b) in enumerate(zip(found, header.block_crcs, strict=True)) if a != b]
-        raise ChunkCorrupt(f"blocks {bad} of {len(found)} do not match their CRC")
+    stored = header.block_crcs[first : first + len(found)]
+    if found != stored:
+        bad = [first + i for i, (a, b) in enumerate(zip(found, stored, strict=True)) if a != b]
+        raise ChunkCorrupt(f"blocks {bad} of {len(header.block_crcs)} do not match their CRC")

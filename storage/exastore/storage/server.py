@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
+from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2
 from exastore.proto.v1.storage_pb2_grpc import add_StorageServiceServicer_to_server
@@ -23,17 +24,10 @@ from exastore.storage.lane import DeviceLane
 from exastore.storage.log import StoreOptions
 from exastore.storage.metrics import DeviceSample, StorageMetrics
 from exastore.storage.peers import Peers
-from exastore.storage.rebuild import Codec, Rebuilder
+from exastore.storage.rebuild import Rebuilder
 from exastore.storage.servicer import StorageServicer
 
 _log = logging.getLogger(__name__)
-
-
-def _erasure_codec(name: str) -> Codec:
-    # Imported when first needed: it loads numba, and a node that only stores needs none of it.
-    from exastore.erasure import codec
-
-    return codec(name)
 
 
 class _Observer:
@@ -62,7 +56,7 @@ class StorageNode:
         clock: Clock,
         registry: CollectorRegistry,
         make_disk: Callable[[Path], Disk] = PosixDisk,
-        codec_of: Callable[[str], Codec] = _erasure_codec,
+        codec_of: Callable[[str], Codec] = codec,
     ) -> None:
         self._config = config
         self._clock = clock

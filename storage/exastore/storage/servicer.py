@@ -14,6 +14,7 @@ from exastore.storage.errors import ChunkCorrupt, ChunkNotFound, StorageError, T
 from exastore.storage.lane import ChunkWrite
 from exastore.storage.metrics import StorageMetrics
 from exastore.storage.rebuild import Rebuilder
+from exastore.storage.runs import ByteRun
 from exastore.storage.scrub import scrub
 from exastore.storage.status import ChunkStatus, Status, id_of, key_of, status_label, status_of
 from exastore.storage.streams import answer_stream
@@ -102,6 +103,8 @@ class StorageServicer(StorageServiceServicer):
             entry = self._devices.lane(request.device_index).store.get(key_of(request.chunk))
         except StorageError:
             entry = None
+        if request.runs:
+            return _REQUEST_BYTES + sum(run.length for run in request.runs)
         return _REQUEST_BYTES + (entry.data_bytes if entry else 0)
 
     async def _read(self, request: storage_pb2.ReadChunkRequest) -> storage_pb2.ReadChunkResponse:
@@ -110,7 +113,9 @@ class StorageServicer(StorageServiceServicer):
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK
         )
         try:
-            chunk = await self._devices.lane(request.device_index).read(key_of(request.chunk))
+            runs = [ByteRun(run.offset, run.length) for run in request.runs]
+            lane = self._devices.lane(request.device_index)
+            chunk = await lane.read(key_of(request.chunk), runs)
             if chunk.generation != request.chunk.generation:
                 raise ChunkNotFound(f"generation {chunk.generation} is stored")
             response.crc32c, response.data = chunk.crc32c, chunk.data

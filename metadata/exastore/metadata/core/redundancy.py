@@ -50,7 +50,7 @@ class Redundancy:
         #: By the mask of lost chunks (bit i: chunk i); empty for MDS codes and for wide ones.
         self.table: Final = np.empty(0, np.int8) if code.is_mds else _table(code)
         #: How many losses of a whole stripe are survived, whichever they are.
-        self.sure: Final = _sure(code, self.table)
+        self.sure: Final = sure_losses(code)
 
     def of(self, lost: Iterable[int]) -> int:
         """The remaining redundancy with these chunks lost."""
@@ -103,26 +103,28 @@ def survives(code: Codec, lost: Collection[int], further: int) -> bool:
 
     Needs no table: it asks the code about every way to lose that many more.
     """
-    if code.is_mds:
-        return len(set(lost)) + further <= code.m
+    count = len(set(lost)) + further
+    if code.is_mds or count <= sure_losses(code) or count > code.m:
+        return count <= code.m
     left = [index for index in range(code.n) if index not in lost]
     return len(left) >= further and all(
         code.decodable({*lost, *more}) for more in combinations(left, further)
     )
 
 
-def slot_repair_plan(code: Codec, slot: int, unreadable: Collection[int]) -> RepairPlan:
-    """What to read to rebuild one chunk as cheaply as known, if `unreadable` ones are not there.
+def repair_plan_for(code: Codec, wanted: Iterable[int], unreadable: Collection[int]) -> RepairPlan:
+    """What to read to rebuild some chunks as cheaply as known, if `unreadable` ones are not there.
 
-    The code's plan for the chunk alone is taken, if it reads none of those; otherwise the ones that
-    it would read are lost for this repair, too. So an LRC's group repairs its chunk whatever is
-    lost elsewhere, and nothing that is lost is read. The plan's `lost` may name further chunks.
+    The code's plan for the wanted chunks alone is taken, if it reads none of those; otherwise the
+    ones that it would read are lost for this repair, too. So an LRC's group repairs its chunk
+    whatever is lost elsewhere, and nothing that is not there is read. The plan's `lost` may name
+    further chunks.
 
     Raises:
-        TooFewChunks: the chunk cannot be rebuilt from what there is.
+        TooFewChunks: the chunks cannot be rebuilt from what there is.
     """
-    gone = {slot, *unreadable}
-    lost = {slot}
+    lost = set(wanted)
+    gone = lost.union(unreadable)
     while True:
         plan = code.repair_plan(lost)
         missed = gone.intersection(plan.reads)
@@ -131,9 +133,8 @@ def slot_repair_plan(code: Codec, slot: int, unreadable: Collection[int]) -> Rep
         lost |= missed
 
 
-def _sure(code: Codec, table: Int8Array) -> int:
-    if len(table):
-        return int(table[0])
+def sure_losses(code: Codec) -> int:
+    """How many losses of a whole stripe the code survives, whichever they are."""
     if isinstance(code, LocalCode):
         # Any g + 1 losses are decoded: the distance of the construction, see `erasure.lrc`.
         return code.m - code.group_count + 1

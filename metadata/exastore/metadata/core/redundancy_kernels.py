@@ -1,6 +1,6 @@
 """`redundancy` for compiled callers: columns of a code, and kernels over them.
 
-The kernels are twins of `Redundancy.of` and `slot_repair_plan`; a test holds them equal.
+The kernels are twins of `Redundancy.of` and `repair_plan_for`; a test holds them equal.
 """
 
 from functools import cache
@@ -194,7 +194,9 @@ def remaining_redundancy(columns: CodeColumns, lost: BoolArray) -> int:
 def plan_slot_repair(
     columns: CodeColumns, slot: int, unreadable: BoolArray, reads: BoolArray
 ) -> float:
-    """`slot_repair_plan`, as the fraction that is read of each chunk of `reads`; 0: impossible.
+    """`repair_plan_for` one slot: the fraction that is read of each chunk of `reads`.
+
+    0 if the slot cannot be rebuilt.
 
     Losses beyond `plan_losses` are taken to read the first k readable chunks in whole, as are all
     of a code without plans.

@@ -7,24 +7,15 @@ from exastore.metadata.core.topology import DomainLevel, PlacementRule
 
 
 def cluster_code(name: str) -> Codec:
-    """The codec of a cluster.
-
-    Planning and write quorums count chunks, and chunks have any length, so the code must be MDS and
-    work byte by byte.
+    """The codec of a cluster: any that `exastore.erasure` knows.
 
     Raises:
-        ValueError: There is no such code, or clusters cannot use it.
+        ValueError: There is no such code.
     """
     try:
-        code = codec(name)
+        return codec(name)
     except UnknownCode as error:
         raise ValueError(f"code: {error}") from error
-    if not code.is_mds or code.alignment_bytes != 1:
-        raise ValueError(
-            f"code: a cluster cannot use {name} yet: its repair reads any k whole chunks. "
-            "Use rs-K-M or rep-N"
-        )
-    return code
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,11 +45,13 @@ class Rebuilder:
 
         First the sources are asked which stripes they hold: cheap, but it includes leftovers of
         writes that were never committed, which cannot be rebuilt. If some stripes fail, the
-        namespace decides which must be there, and those alone are tried. It also decides when fewer
-        than k sources are left, which may have missed a stripe together: then a device that
-        returned may still have all that is needed.
+        namespace decides which must be there, and those alone are tried. It also decides when the
+        sources that are left do not give back the data, so that they may have missed a stripe
+        together: then a device that returned may still have all that is needed.
         """
-        if len(sources_of(message, target)) >= codec(message.code).k:
+        code = codec(message.code)
+        sources = {source.index for source in sources_of(message, target)}
+        if code.decodable(set(range(code.n)) - sources):
             final = await self._call(message, target, (), on_progress)
             if not final.failed_chunk_count:
                 return

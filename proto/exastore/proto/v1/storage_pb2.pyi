@@ -131,26 +131,56 @@ class WriteChunkResponse(_message.Message):
 Global___WriteChunkResponse: _TypeAlias = WriteChunkResponse  # noqa: Y015
 
 @_typing.final
+class ByteRun(_message.Message):
+    """Consecutive bytes of a chunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    length: _builtins.int
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ByteRun: _TypeAlias = ByteRun  # noqa: Y015
+
+@_typing.final
 class ReadChunkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     device_index: _builtins.int
     @_builtins.property
     def chunk(self) -> _common_pb2.ChunkId: ...
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ByteRun]:
+        """what to read: ascending, neither empty nor overlapping; none: the whole chunk"""
+
     def __init__(
         self,
         *,
         request_id: _builtins.int = ...,
         device_index: _builtins.int = ...,
         chunk: _common_pb2.ChunkId | None = ...,
+        runs: _abc.Iterable[Global___ByteRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "device_index", b"device_index", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "device_index", b"device_index", "request_id", b"request_id", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,8 +199,9 @@ class ReadChunkResponse(_message.Message):
     status: Global___ChunkStatus.ValueType
     message: _builtins.str
     crc32c: _builtins.int
-    """as stored, over data"""
+    """over data; of a whole chunk as it is stored"""
     data: _builtins.bytes
+    """the runs, one after the other"""
     def __init__(
         self,
         *,
