@@ -4,6 +4,8 @@ from typing import cast
 
 import pytest
 
+from exastore.metadata.core.errors import InvalidMapDelta
+from exastore.metadata.core.map_delta import checksum, encode_delta, table_of_message
 from exastore.proto.v1 import common_pb2
 from exastore.storage.devices import Devices
 from exastore.storage.errors import StaleEpoch, WrongDevice
@@ -78,3 +80,53 @@ async def test_a_device_of_another_node_is_refused() -> None:
     devices = devices_with(map_of(5, [1, 2, 3]))
     with pytest.raises(WrongDevice, match="device 3"):
         await devices.lane_of_given_up(3, [(0, 0)], 5, Refresh(devices))
+
+
+def delta_of(old: common_pb2.ClusterMap, new: common_pb2.ClusterMap) -> common_pb2.ClusterMap:
+    """What a server sends to a node that has the old map."""
+    before = table_of_message(old.epoch, old.devices, old.pgs)
+    after = table_of_message(new.epoch, new.devices, new.pgs)
+    delta = common_pb2.MapDelta(
+        from_epoch=old.epoch,
+        epoch=new.epoch,
+        columns=encode_delta(before, after),
+        checksum=checksum(after),
+        devices=new.devices[len(old.devices) :],
+    )
+    return common_pb2.ClusterMap(epoch=new.epoch, deltas=[delta])
+
+
+async def test_a_delta_is_as_good_as_the_map() -> None:
+    old, new = map_of(5, [1, 2, 3]), map_of(6, [1, 0, 3])
+    new.devices.add(index=4, uuid="d4")
+    other = cast(DeviceLane, object())
+    devices = Devices({"d0": LANE, "d4": other})
+    devices.learn_map(old)
+    assert devices.learn_map(delta_of(old, new))
+    assert devices.epoch == 6
+    assert await devices.lane_for_write(0, 0, 1, 6, Refresh(devices)) is LANE
+    assert devices.lane(4) is other
+    with pytest.raises(StaleEpoch, match="PG 0 changed in epoch 6"):
+        await devices.lane_for_write(0, 0, 1, 5, Refresh(devices))
+
+
+def test_a_delta_that_does_not_fit_leaves_the_map_as_it_is() -> None:
+    devices = devices_with(map_of(5, [1, 2, 3]))
+    for bad in (
+        delta_of(map_of(4, [1, 2, 3]), map_of(6, [1, 0, 3])),
+        delta_of(map_of(5, [1, 3, 2]), map_of(6, [0, 3, 2])),
+    ):
+        with pytest.raises(InvalidMapDelta):
+            devices.learn_map(bad)
+    assert devices.epoch == 5
+
+
+async def test_a_device_keeps_the_chunks_of_a_slot_that_still_moves_away() -> None:
+    moving = map_of(5, [1, 2, 3])
+    moving.pgs[0].slot_states[1] = common_pb2.SLOT_STATE_MOVING
+    moving.pgs[0].previous_device_indexes.extend([0xFFFFFFFF, 0, 0xFFFFFFFF])
+    devices = devices_with(moving)
+    with pytest.raises(StaleEpoch, match="slot 1 of PG 0 is on this device"):
+        await devices.lane_of_given_up(0, [(0, 1)], 5, Refresh(devices))
+    devices.learn_map(map_of(6, [1, 2, 3]))
+    assert await devices.lane_of_given_up(0, [(0, 1)], 6, Refresh(devices)) is LANE

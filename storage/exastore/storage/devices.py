@@ -6,6 +6,8 @@ slot, under an epoch not older than the last change of its PG.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+from exastore.metadata.core.map_delta import MapTable, apply_deltas, table_of_message
+from exastore.metadata.core.topology import SlotState
 from exastore.proto.v1 import common_pb2
 from exastore.storage.errors import InvalidChunk, StaleEpoch, WrongDevice
 from exastore.storage.lane import DeviceLane
@@ -25,10 +27,13 @@ class Devices:
         self.lanes = dict(lanes)
         #: Indexes that the cluster map gave to our devices.
         self._lane_of_index: dict[int, DeviceLane] = {}
-        #: Slot devices and epoch of each PG, from the newest map.
-        self._pgs: dict[int, tuple[Sequence[int], int]] = {}
-        #: Of the newest map seen; only grows.
-        self.epoch = 0
+        #: The newest map seen; its epoch only grows.
+        self._table = MapTable.empty()
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest map seen; 0 while there is none."""
+        return self._table.epoch
 
     def learn_indexes(self, uuids: Sequence[str], indexes: Sequence[int]) -> None:
         for uuid, index in zip(uuids, indexes, strict=True):
@@ -36,15 +41,22 @@ class Devices:
                 self._lane_of_index[index] = self.lanes[uuid]
 
     def learn_map(self, cluster_map: common_pb2.ClusterMap) -> bool:
-        """Take the map if it is newer; returns whether it was."""
+        """Take the map, or the deltas that lead to it, if it is newer; returns whether it was.
+
+        Raises:
+            InvalidMapDelta: The deltas do not fit what we have: the full map is needed.
+        """
         if cluster_map.epoch <= self.epoch:
             return False
-        self.epoch = cluster_map.epoch
+        if cluster_map.deltas:
+            self._table = apply_deltas(self._table, cluster_map.deltas)
+            devices = [device for delta in cluster_map.deltas for device in delta.devices]
+        else:
+            self._table = table_of_message(cluster_map.epoch, cluster_map.devices, cluster_map.pgs)
+            devices = list(cluster_map.devices)
         self.learn_indexes(
-            [device.uuid for device in cluster_map.devices],
-            [device.index for device in cluster_map.devices],
+            [device.uuid for device in devices], [device.index for device in devices]
         )
-        self._pgs = {pg.index: (tuple(pg.device_indexes), pg.epoch) for pg in cluster_map.pgs}
         return True
 
     def lane(self, device_index: int) -> DeviceLane:
@@ -70,9 +82,14 @@ class Devices:
         if epoch > self.epoch:
             raise StaleEpoch(f"the request has epoch {epoch}, this node learned {self.epoch} only")
         lane = self.lane(device_index)
+        rows, states = self._table.pg_devices, self._table.pg_slot_state
         for pg, slot in slots:
-            device_indexes, _ = self._pgs.get(pg, ((), 0))
-            if slot < len(device_indexes) and device_indexes[slot] == device_index:
+            if pg >= len(rows) or slot >= rows.shape[1]:
+                continue
+            # Until a slot that moves is clean, its older chunks are on the device that it leaves.
+            leaves = states[pg, slot] == SlotState.MOVING
+            leaves &= self._table.pg_previous[pg, slot] == device_index
+            if leaves or rows[pg, slot] == device_index:
                 raise StaleEpoch(f"slot {slot} of PG {pg} is on this device")
         return lane
 
@@ -89,15 +106,14 @@ class Devices:
         if epoch > self.epoch:
             raise StaleEpoch(f"the request has epoch {epoch}, this node learned {self.epoch} only")
         lane = self.lane(device_index)
-        if pg not in self._pgs:
+        rows = self._table.pg_devices
+        if pg >= len(rows):
             raise InvalidChunk(f"there is no PG {pg}")
-        device_indexes, pg_epoch = self._pgs[pg]
-        if chunk_index >= len(device_indexes):
+        if chunk_index >= rows.shape[1]:
             raise InvalidChunk(f"PG {pg} has no slot {chunk_index}")
+        pg_epoch = self._table.pg_epoch[pg]
         if epoch < pg_epoch:
             raise StaleEpoch(f"PG {pg} changed in epoch {pg_epoch}, the request has {epoch}")
-        if device_indexes[chunk_index] != device_index:
-            raise StaleEpoch(
-                f"slot {chunk_index} of PG {pg} is on device {device_indexes[chunk_index]}"
-            )
+        if rows[pg, chunk_index] != device_index:
+            raise StaleEpoch(f"slot {chunk_index} of PG {pg} is on device {rows[pg, chunk_index]}")
         return lane

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.errors import InvalidMapDelta
 from exastore.proto.v1 import common_pb2, metadata_pb2
 from exastore.proto.v1.metadata_pb2_grpc import MetadataServiceStub
 from exastore.storage.channel import open_channel
@@ -47,6 +48,8 @@ class Heartbeats:
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = {address: asyncio.Event() for address in addresses}
         self._refreshing: asyncio.Task[None] | None = None
+        #: Deltas did not fit the map that we have.
+        self._needs_full_map = False
         #: Called after a newer map was taken.
         self.on_map: Callable[[], None] = lambda: None
 
@@ -78,7 +81,8 @@ class Heartbeats:
         for address, channel in self._channels.items():
             try:
                 found = await _stub(channel).GetMap(
-                    metadata_pb2.GetMapRequest(known_epoch=self._devices.epoch), timeout=_TIMEOUT_S
+                    metadata_pb2.GetMapRequest(known_epoch=self._known_epoch, takes_deltas=True),
+                    timeout=_TIMEOUT_S,
                 )
             except grpc.aio.AioRpcError as error:
                 _log.warning("no cluster map from %s: %s", address, error.details())
@@ -87,8 +91,20 @@ class Heartbeats:
             if self._devices.epoch >= epoch:
                 return
 
+    @property
+    def _known_epoch(self) -> int:
+        """From which epoch on we take deltas; 0 asks for the full map."""
+        return 0 if self._needs_full_map else self._devices.epoch
+
     def _learn_map(self, cluster_map: common_pb2.ClusterMap) -> None:
-        if self._devices.learn_map(cluster_map):
+        try:
+            is_newer = self._devices.learn_map(cluster_map)
+        except InvalidMapDelta as error:
+            _log.warning("cluster map: %s; asking for all of it", error)
+            self._needs_full_map = True
+            return
+        if is_newer:
+            self._needs_full_map = False
             self._metrics.map_epoch.set(self._devices.epoch)
             self.on_map()
 
@@ -120,7 +136,8 @@ class Heartbeats:
             metadata_pb2.HeartbeatRequest(
                 node=self._node,
                 devices=[self._report(uuid) for uuid in uuids],
-                known_epoch=self._devices.epoch,
+                known_epoch=self._known_epoch,
+                takes_deltas=True,
             ),
             timeout=_TIMEOUT_S,
         )

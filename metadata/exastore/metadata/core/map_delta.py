@@ -63,6 +63,11 @@ class MapTable:
     pg_epoch: Int64Array
     pg_previous: Int32Array
 
+    @classmethod
+    def empty(cls) -> "MapTable":
+        """What a receiver has before its first map."""
+        return table_of_message(0, (), ())
+
 
 class DeviceMessage(Protocol):
     """A device of a `ClusterMap` message."""
@@ -84,6 +89,19 @@ class GroupMessage(Protocol):
     def epoch(self) -> int: ...
     @property
     def previous_device_indexes(self) -> Sequence[int]: ...
+
+
+class DeltaMessage(Protocol):
+    """A delta as it travels."""
+
+    @property
+    def from_epoch(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def columns(self) -> bytes: ...
+    @property
+    def checksum(self) -> int: ...
 
 
 def table_of(cluster_map: ClusterMap) -> MapTable:
@@ -111,11 +129,11 @@ def table_of_message(
     # An absent device travels as 0xffffffff, which is NO_DEVICE as a signed number.
     none = (NO_DEVICE & 0xFFFFFFFF,) * n
     try:
-        rows = np.array([pg.device_indexes for pg in pgs], dtype=np.uint32).reshape(-1, n)
-        states = np.array([pg.slot_states for pg in pgs], dtype=np.uint8).reshape(-1, n)
+        rows = np.array([pg.device_indexes for pg in pgs], dtype=np.uint32).reshape(len(pgs), n)
+        states = np.array([pg.slot_states for pg in pgs], dtype=np.uint8).reshape(len(pgs), n)
         previous = np.array(
             [pg.previous_device_indexes or none for pg in pgs], dtype=np.uint32
-        ).reshape(-1, n)
+        ).reshape(len(pgs), n)
     except ValueError as error:
         raise InvalidMapDelta(f"groups of different size: {error}") from error
     return MapTable(
@@ -221,6 +239,21 @@ def apply_delta(old: MapTable, delta: bytes) -> MapTable:
         pg_epoch=frozen(pg_epoch),
         pg_previous=frozen(previous.reshape(rows.shape)),
     )
+
+
+def apply_deltas(table: MapTable, deltas: Sequence[DeltaMessage]) -> MapTable:
+    """The table that deltas in a row lead to; the checksum of the last proves all of them.
+
+    Raises:
+        InvalidMapDelta: They do not begin at this table, or lead elsewhere: get the full map.
+    """
+    for delta in deltas:
+        table = apply_delta(table, delta.columns)
+        if table.epoch != delta.epoch:
+            raise InvalidMapDelta(f"a delta to epoch {table.epoch} that says {delta.epoch}")
+    if deltas and checksum(table) != deltas[-1].checksum:
+        raise InvalidMapDelta(f"the map of epoch {table.epoch} has another checksum")
+    return table
 
 
 def _grown(old: MapTable, device_count: int) -> tuple[Uint8Array, Float64Array]:

@@ -119,8 +119,8 @@ class ClusterService:
     # ---- calls ----
 
     async def get_map(self, request: metadata_pb2.GetMapRequest) -> common_pb2.ClusterMap:
-        del request
-        return self._require_map()
+        self._require_map()
+        return self._maps.update_from(request.known_epoch, takes_deltas=request.takes_deltas)
 
     async def watch_map(
         self, request: metadata_pb2.GetMapRequest
@@ -128,8 +128,8 @@ class ClusterService:
         known_epoch = request.known_epoch
         while True:
             message = await self._maps.wait_newer(known_epoch)
+            yield self._maps.update_from(known_epoch, takes_deltas=request.takes_deltas)
             known_epoch = message.epoch
-            yield message
 
     async def heartbeat(
         self, request: metadata_pb2.HeartbeatRequest
@@ -149,10 +149,13 @@ class ClusterService:
         await self._hear(request)
         message = self._require_map()
         by_uuid = {device.uuid: device.index for device in message.devices}
+        update = None
+        if message.epoch > request.known_epoch:
+            update = self._maps.update_from(request.known_epoch, takes_deltas=request.takes_deltas)
         return metadata_pb2.HeartbeatResponse(
             epoch=message.epoch,
             device_indexes=[by_uuid.get(d.uuid, WIRE_NO_DEVICE) for d in request.devices],
-            map=message if message.epoch > request.known_epoch else None,
+            map=update,
         )
 
     async def set_device_state(

@@ -7,13 +7,17 @@ Laws:
 3. No value exceeds the engine's limit: the map is a head row and blocks of nodes, devices and PGs;
    a change writes the blocks that differ.
 
+4. Whoever knows one of the last `DELTA_COUNT` epochs that this server has seen gets deltas from it.
+
 Rows: (M, head) holds epoch, cluster id and code; (M, nodes|devices|pgs, block) hold runs.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from exastore.erasure import Codec, codec
+from exastore.metadata.core.map_delta import checksum, encode_delta, table_of
 from exastore.metadata.core.topology import ClusterMap, PlacementRule
 from exastore.metadata.kv.contract import Engine, Transaction
 from exastore.metadata.kv.keys import pack, prefix_range
@@ -27,6 +31,8 @@ _HEAD_KEY = pack("M", "head")
 _NODES_PER_ROW = 128
 _DEVICES_PER_ROW = 256
 _PG_ROW_BYTES = 32 * 1024
+#: Deltas kept in memory: a node that was away for less gets no full map.
+DELTA_COUNT = 256
 
 Edit = Callable[[common_pb2.ClusterMap | None], common_pb2.ClusterMap | None]
 Guard = Callable[[Transaction], None]
@@ -65,6 +71,34 @@ def map_of_rows(rows: dict[bytes, bytes]) -> common_pb2.ClusterMap:
     return message
 
 
+def map_delta(
+    old: common_pb2.ClusterMap,
+    old_columns: ClusterMap,
+    new: common_pb2.ClusterMap,
+    new_columns: ClusterMap,
+) -> common_pb2.MapDelta:
+    """The delta between two maps, given as messages and as columns."""
+    table = table_of(new_columns)
+    delta = common_pb2.MapDelta(
+        from_epoch=old.epoch,
+        epoch=new.epoch,
+        columns=encode_delta(table_of(old_columns), table),
+        checksum=checksum(table),
+    )
+    for node in new.nodes:
+        if node.index >= len(old.nodes) or node != old.nodes[node.index]:
+            delta.nodes.append(node)
+    for device in new.devices:
+        known = old.devices[device.index] if device.index < len(old.devices) else None
+        if known is None or (known.uuid, known.node_index, known.capacity_bytes) != (
+            device.uuid,
+            device.node_index,
+            device.capacity_bytes,
+        ):
+            delta.devices.append(device)
+    return delta
+
+
 class MapStore:
     """The current map, and the only way to change it."""
 
@@ -78,6 +112,10 @@ class MapStore:
         self._message: common_pb2.ClusterMap | None = None
         self._columns: ClusterMap | None = None
         self._pg_epochs: list[int] = []
+        #: About the size of the message.
+        self._full_bytes = 0
+        #: Each begins at the epoch at which the one before it ends; the last ends at `epoch`.
+        self._deltas: deque[common_pb2.MapDelta] = deque(maxlen=DELTA_COUNT)
 
     @property
     def message(self) -> common_pb2.ClusterMap | None:
@@ -121,6 +159,23 @@ class MapStore:
                     self._install(rows, new)
                     return new
                 await self._load()
+
+    def update_from(self, known_epoch: int, *, takes_deltas: bool) -> common_pb2.ClusterMap:
+        """What brings a receiver from the epoch it knows to ours: deltas if possible and smaller.
+
+        There must be a map.
+        """
+        message = self._message
+        assert message is not None
+        deltas: list[common_pb2.MapDelta] = []
+        if takes_deltas and known_epoch:
+            deltas = [delta for delta in self._deltas if delta.from_epoch >= known_epoch]
+        if not deltas or deltas[0].from_epoch != known_epoch:
+            return message
+        update = common_pb2.ClusterMap(
+            epoch=message.epoch, cluster_id=message.cluster_id, code=message.code, deltas=deltas
+        )
+        return update if update.ByteSize() < self._full_bytes else message
 
     async def wait_newer(self, known_epoch: int) -> common_pb2.ClusterMap:
         """The map, once its epoch is above `known_epoch`."""
@@ -176,9 +231,13 @@ class MapStore:
         return replace
 
     def _install(self, rows: dict[bytes, bytes], message: common_pb2.ClusterMap) -> None:
+        columns = columns_of(message, self._rule)
+        if self._message is not None and self._columns is not None:
+            self._deltas.append(map_delta(self._message, self._columns, message, columns))
         self._rows = rows
         self._message = message
-        self._columns = columns_of(message, self._rule)
+        self._columns = columns
+        self._full_bytes = sum(map(len, rows.values()))
         self._pg_epochs = [pg.epoch for pg in message.pgs]
         self._changed.set()
         self._changed = asyncio.Event()
@@ -198,5 +257,5 @@ def _check_extent(extent: common_pb2.Extent, epoch: int, code: Codec, pg_epochs:
     if extent.data_bytes > code.k * extent.chunk_bytes:
         raise InvalidArgument("an extent holds more bytes than its data chunks")
     missing = set(extent.missing_indexes)
-    if len(missing) > code.n - code.k or any(index >= code.n for index in missing):
+    if any(index >= code.n for index in missing) or not code.decodable(missing):
         raise InvalidArgument("an extent misses more chunks than its code can rebuild")
