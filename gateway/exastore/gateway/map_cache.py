@@ -13,6 +13,7 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import GatewayError, NotReady
 from exastore.gateway.metadata_client import MetadataClient
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.errors import InvalidMapDelta
 from exastore.proto.v1 import common_pb2
 
 logger = logging.getLogger(__name__)
@@ -72,13 +73,29 @@ class MapCache:
         return self._view
 
     def _take(self, message: common_pb2.ClusterMap) -> None:
-        if message.epoch <= self.epoch or not message.pgs:
+        """Make the message, a full map or deltas, the view if it is newer.
+
+        Raises:
+            InvalidMapDelta: The deltas do not fit what we have.
+        """
+        if message.epoch <= self.epoch:
             return
-        self._view = ClusterView.from_message(message)
+        if message.deltas:
+            if self._view is None:
+                raise InvalidMapDelta("deltas, and there is no map yet")
+            self._view = self._view.after(message)
+        elif message.pgs:
+            self._view = ClusterView.from_message(message)
+        else:
+            return
         self._on_change(self._view)
 
     async def _fetch_once(self) -> None:
-        self._take(await self._metadata.get_map())
+        try:
+            self._take(await self._metadata.get_map(self.epoch))
+        except InvalidMapDelta as error:
+            logger.warning("the cluster map: %s; fetching all of it", error)
+            self._take(await self._metadata.get_map(0))
 
     async def _watch_forever(self) -> None:
         backoff_s = self._config.backoff_min_s
@@ -87,6 +104,10 @@ class MapCache:
                 async for message in self._metadata.watch_map(self.epoch):
                     self._take(message)
                     backoff_s = self._config.backoff_min_s
+            except InvalidMapDelta as error:
+                logger.warning("watching the cluster map: %s; fetching all of it", error)
+                with contextlib.suppress(GatewayError):
+                    self._take(await self._metadata.get_map(0))
             except GatewayError as error:
                 logger.info("watching the cluster map: %s", error)
             await self._clock.sleep(backoff_s)

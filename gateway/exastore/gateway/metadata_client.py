@@ -47,14 +47,15 @@ class MetadataClient:
 
     # ---- cluster ----
 
-    async def get_map(self) -> common_pb2.ClusterMap:
-        request = metadata_pb2.GetMapRequest()
+    async def get_map(self, known_epoch: int = 0) -> common_pb2.ClusterMap:
+        """The map: all of it, or deltas from `known_epoch` on if that is above 0."""
+        request = metadata_pb2.GetMapRequest(known_epoch=known_epoch, takes_deltas=known_epoch > 0)
         return await self._call(lambda stub: stub.GetMap, request)
 
     async def watch_map(self, known_epoch: int) -> AsyncIterator[common_pb2.ClusterMap]:
-        """Maps as they change, from the current server; ends or raises when that server goes."""
+        """Maps, or deltas, as they change, from the current server; ends when that server goes."""
         index = self._current
-        request = metadata_pb2.GetMapRequest(known_epoch=known_epoch)
+        request = metadata_pb2.GetMapRequest(known_epoch=known_epoch, takes_deltas=True)
         call = self._stubs[index].WatchMap(request)
         try:
             async for message in call:
