@@ -542,6 +542,28 @@ async def test_runs_of_a_chunk_are_read_and_verified_by_themselves(cluster: Clus
     assert (await read((0, 10), (131_072, 1))).status == S.CHUNK_STATUS_CORRUPT
 
 
+async def test_a_slot_that_moves_is_copied_and_computed_where_the_copy_fails(
+    cluster: Cluster,
+) -> None:
+    stripes = await cluster.store_stripes(pg=0, count=5, chunk_bytes=10_000)
+    target, source = cluster.pg_devices(0)[2], cluster.pg_devices(0)[3]
+    flip_byte_of_chunk(cluster.node_of(source), 0, next(iter(stripes)))
+    cluster.metadata.place(epoch=2)
+    assert cluster.metadata.map is not None
+    group = cluster.metadata.map.pgs[0]
+    group.device_indexes[2], group.device_indexes[3] = source, target
+    await cluster.until(lambda: all(node.devices.epoch == 2 for node in cluster.nodes))
+    request = cluster.rebuild_request(0, 3, gone=[2])
+    request.sources.add(index=3, device_index=source, address=cluster.node_of(source).address)
+    progress = await cluster.rebuild(request)
+    assert (progress.chunk_count, progress.failed_chunk_count) == (5, 0), progress.message
+    # Four chunks are copied; for the rotten one, four others are read.
+    assert progress.read_bytes == (4 + 4) * 10_000
+    reads = [read_request(n, target, 0, stripe_id, 3) for n, stripe_id in enumerate(stripes)]
+    answers = await cluster.read_all(cluster.node_of(target), reads)
+    assert [answer.data for answer in answers] == [chunks[3] for chunks in stripes.values()]
+
+
 async def test_what_is_there_is_not_rebuilt_again(cluster: Cluster) -> None:
     await cluster.store_stripes(pg=0, count=4, chunk_bytes=1000)
     progress = await cluster.rebuild(cluster.rebuild_request(0, 1))

@@ -10,7 +10,9 @@ Theory of operation: the chunks that no source holds are lost, and `repair_plan_
 read for the slot without them: its local group of an LRC, parts of all other chunks of a Clay code,
 any k chunks of the others. When a source fails, its chunk is lost for this stripe, too, and the
 plan is made anew; what was read already is not read again. Where any k chunks will do they rotate
-from stripe to stripe, so that all source devices share the reading.
+from stripe to stripe, so that all source devices share the reading. Of a slot that moves, the
+device that it leaves is a source under the slot's own index: its chunks are copied, and computed
+from the others only where it fails.
 
 Memory: at most `parallelism` stripes are worked on at once, each with what its plan reads.
 """
@@ -143,7 +145,8 @@ class Rebuilder:
 
     async def _list_sources(self, task: _Task) -> None:
         """Fill `task.copies`; count a failure if a stripe may have been overlooked."""
-        sources = [s for s in task.request.sources if s.index != task.request.index]
+        target = task.request.device_index
+        sources = [source for source in task.request.sources if source.device_index != target]
         answers = await asyncio.gather(
             *(
                 self._peers.get(source.address).list_chunks(source.device_index, task.request.pg)
@@ -166,7 +169,8 @@ class Rebuilder:
         # The chunks of a readable stripe suffice to decode it: it shows up unless so many can be on
         # silent sources alone.
         others = set(range(task.codec.n)) - silent
-        missed = len(silent) == len(sources) or task.codec.decodable(others)
+        is_all_silent = silent == {source.index for source in sources}
+        missed = is_all_silent or task.codec.decodable(others)
         if missed and not task.request.stripe_ids:
             task.fail("cannot list the stripes of the PG: " + "; ".join(failures or ["no source"]))
 
@@ -189,9 +193,13 @@ class Rebuilder:
             raise StripeFailure("no source holds a chunk of it")
         chunk_bytes, generation = copies[0].chunk_bytes, copies[0].generation
         await task.pacer.take(chunk_bytes)
-        plan, parts = await self._pull(task, key, copies)
-        data = await asyncio.to_thread(_rebuilt, task.codec, plan, parts, request.index)
-        del parts
+        held = next((copy for copy in copies if copy.source.index == request.index), None)
+        data = None if held is None else await self._copied(task, key, held)
+        if data is None:
+            others = [copy for copy in copies if copy is not held]
+            plan, parts = await self._pull(task, key, others)
+            data = await asyncio.to_thread(_rebuilt, task.codec, plan, parts, request.index)
+            del parts
         crc = crc32c(data)
         await task.lane.write(ChunkWrite(key, generation, copies[0].code, data, crc))
         stored = await task.lane.read(key)
@@ -201,6 +209,14 @@ class Rebuilder:
         progress.chunk_bytes += chunk_bytes
         self._metrics.rebuilt_chunks.inc()
         self._metrics.rebuilt_bytes.inc(chunk_bytes)
+
+    async def _copied(self, task: _Task, key: ChunkKey, held: _Copy) -> bytes | None:
+        """The chunk itself, from the device that the slot leaves; None if it cannot be had."""
+        answer = await self._pull_one(task, key, held, None)
+        if isinstance(answer, str):
+            _log.info("stripe %s is computed, not copied: %s", key.stripe_id.hex(), answer)
+            return None
+        return answer
 
     async def _pull(
         self, task: _Task, key: ChunkKey, copies: list[_Copy]
@@ -232,13 +248,13 @@ class Rebuilder:
                     parts[copy.source.index] = answer
 
     async def _pull_one(
-        self, task: _Task, key: ChunkKey, copy: _Copy, plan: RepairPlan
+        self, task: _Task, key: ChunkKey, copy: _Copy, plan: RepairPlan | None
     ) -> bytes | str:
-        """What the plan reads of this chunk, or why there is none."""
+        """What the plan reads of this chunk (None: all of it), or why there is none."""
         source = copy.source
         chunk_id = id_of(key._replace(chunk_index=source.index), copy.generation)
         runs: list[ByteRun] = []
-        if not plan.reads_whole_chunks:
+        if plan is not None and not plan.reads_whole_chunks:
             runs = [ByteRun(*run) for run in plan.byte_runs(source.index, copy.chunk_bytes)]
         try:
             peer = self._peers.get(source.address)
