@@ -182,6 +182,21 @@ class ClayCode(Codec):
                 return False
         return True
 
+    def warm_up(self) -> None:
+        """See `Codec.warm_up`."""
+        self._decoding(tuple(range(self.k, self.n)))
+        for count in range(1, self.m + 1):
+            # The code depends on how many are lost.
+            self._planner.decoding(range(count))
+        for first in {0, self.k - 1, self.k}:
+            # Columns differ by their virtual nodes: none, some in the last of the data, any.
+            y = self._geometry.column_of([first])
+            column = [i for i in range(self.n) if self._geometry.column_of([i]) == y]
+            for count in range(1, min(self.m, self.k, len(column) + 1)):
+                self._repairing(tuple(column[:count]), packed=True)
+        self._updating(0)
+        self._planner.checking(np.ones((1, self._geometry.node_count), dtype=np.uint8))
+
     def _check(self, source: Bytes | Sequence[Bytes], count: int, what: str) -> Chunks:
         chunks = check_chunks(source, count, what)
         if chunks.chunk_bytes % self.alignment_bytes:

@@ -202,9 +202,7 @@ class Planner:
         geometry, planes, layout = self.geometry, self._planes, self._whole
         erased = [geometry.node(index) for index in lost]
         alive = [node for node in range(geometry.node_count) if node not in erased]
-        # All virtual nodes, as they are not read, and any others.
-        alive.sort(key=lambda node: not geometry.is_virtual(node))
-        used = sorted(alive[: geometry.node_count - geometry.m])
+        used = self._virtual_last(alive)[-(geometry.node_count - geometry.m) :]
         level = np.zeros_like(planes)
         for node in erased:
             level += geometry.digit(planes, node // geometry.m) == node % geometry.m
@@ -255,24 +253,29 @@ class Planner:
             place = np.full(geometry.plane_count, -1)
             place[planes] = np.arange(planes.size)
         layout = Layout(geometry, place)
-        column = list(range(y * q, (y + 1) * q))
-        used = [node for node in range(geometry.node_count) if node not in column]
         erased = [geometry.node(index) for index in lost]
+        # The erased first, so that families differ by their number alone.
+        column = sorted(range(y * q, (y + 1) * q), key=lambda node: node not in erased)
+        used = self._virtual_last(
+            [node for node in range(geometry.node_count) if node not in column]
+        )
         digits = geometry.digit(planes, y)
         matrix = self._inner(used, column)
         late: dict[int, int] = {}
         made: list[Rows] = []
-        for x, node in enumerate(column):
+        for row, node in enumerate(column):
             if node in erased:
                 made.append(layout.made(node, planes))
                 continue
-            matrix[x] = MUL[HALF, matrix[x]]
-            late[x] = HALF
+            matrix[row] = MUL[HALF, matrix[row]]
+            late[row] = HALF
             rows = np.empty_like(planes)
             for other in erased:
                 w = other % q
                 chosen = digits == w
-                rows[chosen] = layout.made(other, planes[chosen] + (x - w) * geometry.step(y))
+                rows[chosen] = layout.made(
+                    other, planes[chosen] + (node - other) * geometry.step(y)
+                )
             made.append(rows)
         families: list[Family] = [_pairs_family()]
         stages: list[Stage] = []
@@ -355,8 +358,12 @@ class Planner:
         """The matrix that makes U of nodes from U of others, in the order of these."""
         unknown = [node for node in range(self.geometry.node_count) if node not in used]
         solution = solve(self.geometry.inner_check, unknown, (), made)
-        assert solution is not None and list(solution[0]) == list(used)
-        return solution[1]
+        assert solution is not None and list(solution[0]) == sorted(used)
+        return np.ascontiguousarray(solution[1][:, np.argsort(np.argsort(used))])
+
+    def _virtual_last(self, nodes: Sequence[int]) -> list[int]:
+        """Nodes with the virtual ones last, so that families differ by their numbers alone."""
+        return sorted(nodes, key=self.geometry.is_virtual)
 
     def _tiles(
         self,

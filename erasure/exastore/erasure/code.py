@@ -1,7 +1,6 @@
 """Codes that are one matrix: encode, decode, repair and verify the n chunks of a stripe."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -25,13 +24,29 @@ VERIFY_BLOCK_BYTES: Final = 1024 * 1024
 EXACT_CHUNK_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """How to make some chunks from others."""
+#: A decoder used so often is worth code of its own: to compile it takes as long as some hundred
+#: uses with chunks of a few KiB. Losses are many, and most are met a few times.
+USES_TO_SPECIALISE: Final = 32
 
-    #: The chunks that are used, ascending.
-    reads: tuple[int, ...]
-    apply: LinearMap
+
+class Decoder:
+    """How to make some chunks from others. Shared by threads."""
+
+    def __init__(self, reads: tuple[int, ...], matrix: Bytes, kernel: Kernel) -> None:
+        #: The chunks that are used, ascending.
+        self.reads: Final = reads
+        self._matrix: Final = matrix
+        self._kernel: Final = kernel
+        self._map = kernel.prepare(matrix, uniform=True)
+        self._uses = 0
+
+    def map(self) -> LinearMap:
+        """What makes the chunks, for one use."""
+        # Threads may miss each other's uses: then it comes a little later, or twice.
+        self._uses += 1
+        if self._uses == USES_TO_SPECIALISE:
+            self._map = self._kernel.prepare(self._matrix)
+        return self._map
 
 
 class LinearCode(Codec):
@@ -98,7 +113,7 @@ class LinearCode(Codec):
         decoder, inputs = self._prepare(chunks, missing)
         rebuilt = np.empty((len(missing), inputs.chunk_bytes), dtype=np.uint8)
         if decoder is not None:
-            decoder.apply(inputs, check_chunks(rebuilt, len(missing), "wanted"))
+            decoder.map()(inputs, check_chunks(rebuilt, len(missing), "wanted"))
         made = dict(zip(missing, rebuilt, strict=True))
         return {index: made[index] if index in made else chunks[index] for index in wanted}
 
@@ -111,12 +126,13 @@ class LinearCode(Codec):
         decoder, wanted = self._route(tuple(chunks), tuple(out))
         sources = [chunks[index] for index in decoder.reads]
         targets = [out[index] for index in wanted]
-        if threads == 1 and decoder.apply.apply(sources, targets):
+        linear_map = decoder.map()
+        if threads == 1 and linear_map.apply(sources, targets):
             return
         inputs = check_chunks(sources, len(sources), "given")
         outputs = check_chunks(targets, len(targets), "wanted")
         check_outputs(inputs, outputs, "wanted")
-        decoder.apply(inputs, outputs, threads)
+        linear_map(inputs, outputs, threads)
 
     def decodable(self, lost: Iterable[int]) -> bool:
         """See `Codec.decodable`."""
@@ -183,6 +199,22 @@ class LinearCode(Codec):
                 return False
         return True
 
+    def warm_up(self) -> None:
+        """See `Codec.warm_up`."""
+        for row_count in range(1, self.m + 1):
+            for width in self._decoder_widths():
+                ones = np.ones((row_count, width), dtype=np.uint8)
+                _try(self._kernel.prepare(ones, uniform=True), row_count, width)
+        if self._encoder is not None:
+            _try(self._encoder, self.m, self.k)
+            rows, updater = self._updater(0)
+            _try(updater, len(rows), 1)
+            _try(self._kernel.prepare(np.full((1, self.n), 2, dtype=np.uint8)), 1, self.n)
+
+    def _decoder_widths(self) -> Iterable[int]:
+        """How many chunks decoders read."""
+        return (self.k,)
+
     def _find_route(
         self, given: tuple[int, ...], out: tuple[int, ...]
     ) -> tuple[Decoder, tuple[int, ...]]:
@@ -218,11 +250,18 @@ class LinearCode(Codec):
         if solution is None:
             raise Undecodable(self.k, have, want)
         reads, matrix = solution
-        return Decoder(reads, self._kernel.prepare(matrix))
+        return Decoder(reads, matrix, self._kernel)
 
     def _make_updater(self, index: int) -> tuple[tuple[int, ...], LinearMap]:
         """The parity rows that depend on a data chunk, and their coefficients of it."""
         column = self._parity_check[:, index]
         rows = np.flatnonzero(column)
-        updater = self._kernel.prepare(np.ascontiguousarray(column[rows, None]))
+        updater = self._kernel.prepare(np.ascontiguousarray(column[rows, None]), uniform=True)
         return tuple(int(row) for row in rows), updater
+
+
+def _try(linear_map: LinearMap, row_count: int, width: int) -> None:
+    """Use a map once, so that it is compiled."""
+    made = np.empty((row_count, 1), dtype=np.uint8)
+    read = np.zeros((width, 1), dtype=np.uint8)
+    linear_map(check_chunks(read, width, "given"), check_chunks(made, row_count, "made"))

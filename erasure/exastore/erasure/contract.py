@@ -177,6 +177,16 @@ class Codec(ABC):
             WrongShape, WrongDtype, WrongLayout: see `errors`.
         """
 
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Load from the disk, or compile and keep there, what the methods above need.
+
+        Afterwards a loss never met before costs a millisecond or two more than one that was;
+        otherwise the first loss of each size waits for its code, some 10 to 100 ms if that is not
+        on the disk. For processes that serve requests, at their start: up to a second or two the
+        first time on a machine, some 10 ms from then on.
+        """
+
     def _checked(self, indexes: Iterable[object]) -> list[int]:
         """The different indexes, ascending."""
         checked: set[int] = set()

@@ -58,6 +58,9 @@ class LocalCode(LinearCode):
     def _usable(self, have: list[int]) -> tuple[int, ...]:
         return tuple(have)
 
+    def _decoder_widths(self) -> Iterable[int]:
+        return range(1, self.k + 1)
+
     def _spares(self, unknown: tuple[int, ...]) -> tuple[int, ...]:
         """Local parities of whole groups, global ones, other local ones, data; highest first."""
         damaged = {index // self.group_width for index in unknown if index < self.k}

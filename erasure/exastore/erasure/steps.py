@@ -76,7 +76,7 @@ def coupled_family(
         structured: find the cheapest program for this matrix, instead of the one that serves all
             matrices of its size: it is compiled for it.
     """
-    base = make_program(matrix, plain=not structured)
+    base = make_program(matrix, uniform=not structured)
     late = late or {}
     ops: list[Op] = []
     inputs: list[Input] = []
@@ -124,14 +124,14 @@ def coupled_family(
 def pair_family(a: int, b: int, *, accumulates: bool = False) -> Family:
     """The family that makes (a x + b y, a y + b x) of (x, y)."""
     matrix = np.array([[a, b], [b, a]], dtype=np.uint8)
-    program = make_program(matrix, plain=True, accumulate=accumulates)
+    program = make_program(matrix, uniform=True, accumulate=accumulates)
     return Family((Input("own", 0), Input("own", 1)), (0, 1), program, matrix, accumulates)
 
 
 def sum_family() -> Family:
     """The family that adds a row to another."""
     matrix = np.ones((1, 1), dtype=np.uint8)
-    program = make_program(matrix, plain=True, accumulate=True)
+    program = make_program(matrix, uniform=True, accumulate=True)
     return Family((Input("own", 0),), (0,), program, matrix, accumulates=True)
 
 

@@ -47,8 +47,14 @@ class Kernel(Protocol):
         """What `EXASTORE_KERNEL` calls it."""
         ...
 
-    def prepare(self, matrix: Bytes) -> LinearMap:
-        """Make the tables of one matrix. Shape: [outputs, inputs]. Dtype: uint8."""
+    def prepare(self, matrix: Bytes, *, uniform: bool = False) -> LinearMap:
+        """Make the tables of one matrix. Shape: [outputs, inputs]. Dtype: uint8.
+
+        Args:
+            matrix: coefficients.
+            uniform: with code that serves many matrices, instead of code compiled for this one: for
+                a map that will be used a few times. Somewhat slower.
+        """
         ...
 
 

@@ -63,8 +63,8 @@ class PortableKernel:
 
     name: str = "portable"
 
-    def prepare(self, matrix: Bytes) -> PortableMap:
-        """See `Kernel.prepare`."""
+    def prepare(self, matrix: Bytes, *, uniform: bool = False) -> PortableMap:
+        """See `Kernel.prepare`. One code serves all matrices."""
         row_count, column_count = matrix.shape
         group_count = -(-row_count // ROWS_PER_WORD)
         tables = np.zeros((group_count, column_count, 256), dtype=np.uint64)

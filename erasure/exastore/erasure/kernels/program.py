@@ -9,7 +9,7 @@ coefficients:
   as column c + r + s, if that is a column too. So a pair of rows needs 3 products where there were
   4, three rows r, s, t need 8 where there were 12, and four rows r, s, t, r + s + t need 9 where
   there were 16 (Karatsuba's trick, as the matrix [[a, b], [b, a]] is a polynomial product modulo
-  x^2 + 1).
+  x^2 + 1). Where three such fours of columns meet four rows, each needs 8, see `quads.py`.
 - *Syndromes.* A matrix that decodes is B·[A | I] where A is a part of the generator. So A, full of
   equal coefficients, comes first, and then the small dense B.
 
@@ -24,6 +24,7 @@ from typing import Final
 
 from exastore.erasure import field
 from exastore.erasure.field import Bytes
+from exastore.erasure.kernels.quads import Quad, common_factors, find_quads
 
 #: One instruction on the variables of one vector step: a name and variable numbers.
 #:   ("load", v, column)        v = 64 bytes of an input
@@ -60,8 +61,8 @@ class Program:
 
     @property
     def product_count(self) -> int:
-        """Products per vector step."""
-        return len(self.coefficients)
+        """Products per vector step; some share a coefficient."""
+        return sum(op[0] in ("mul", "mac") for op in self.ops)
 
     @property
     def cost(self) -> float:
@@ -70,15 +71,21 @@ class Program:
         return self.product_count + XOR_COST * xors
 
 
-def make_program(matrix: Bytes, *, accumulate: bool = False, plain: bool = False) -> Program:
+def make_program(
+    matrix: Bytes, *, accumulate: bool = False, plain: bool = False, uniform: bool = False
+) -> Program:
     """The cheapest program known for a matrix. Shape: [outputs, inputs].
 
     Args:
         matrix: coefficients.
         accumulate: add to the outputs instead of setting them.
-        plain: one product per coefficient, so that all matrices of a size have one shape.
+        plain: one product per coefficient, except in rows of zeros and ones, which are sums. So all
+            matrices of a size without such rows have one shape.
+        uniform: one product per coefficient, so that all matrices of a size have one shape.
     """
     rows = [row.tobytes() for row in matrix]
+    if uniform:
+        return _Writer(rows, accumulate, uniform=True).write(_plain_groups(rows), share=False)
     dense = plain or int((matrix == 0).sum()) < MIN_ZEROS * matrix.size
     simplest = _Writer(rows, accumulate, dense).write(_plain_groups(rows), share=False)
     candidates = [simplest]
@@ -193,10 +200,18 @@ def _by_syndromes(matrix: Bytes) -> list[Program]:
 class _Writer:
     """Writes the ops of one program."""
 
-    def __init__(self, rows: Sequence[bytes], accumulate: bool, dense: bool = False) -> None:
+    def __init__(
+        self,
+        rows: Sequence[bytes],
+        accumulate: bool,
+        dense: bool = False,
+        *,
+        uniform: bool = False,
+    ) -> None:
         self._rows = rows
         self._accumulate = accumulate
         self._dense = dense
+        self._uniform = uniform
         self._ops: list[Op] = []
         self._coefficients = bytearray()
         self._columns: list[int] = []
@@ -210,7 +225,8 @@ class _Writer:
         """Rows by groups; then, with `outer`, that matrix times (rows + further inputs)."""
         sums = _sums(self._rows, groups)
         clusters = _clusters(sums) if share else [[c] for c in range(len(sums[0]))]
-        values = self._rows_back(groups, self._totals(sums, clusters, self._load))
+        quads = find_quads(sums, groups, clusters) if share else []
+        values = self._rows_back(groups, self._totals(sums, clusters, self._load, quads))
         order = [row for group in groups for row in group]
         if outer is not None:
             inner, first = dict(zip(order, values, strict=True)), len(self._rows[0])
@@ -247,14 +263,28 @@ class _Writer:
         sums: Sequence[bytes],
         clusters: Sequence[Sequence[int]],
         source: Callable[[int], int],
+        quads: Sequence[Quad] = (),
     ) -> list[int]:
         """The products of sums of rows with all columns, whose variables `source` makes."""
         totals: list[int | None] = [None] * len(sums)
         self._sums = {}
+        shares = common_factors(quads)
+        #: Of each group of quads that have one: the sums over its quads, see `_add_factored`.
+        factored: dict[int, list[int | None]] = {first: [None] * 4 for first in shares}
         for cluster in clusters:
             for column in cluster:
                 self._sums[(column,)] = source(column)
-            self._add_cluster(cluster, sums, totals)
+            done: set[int] = set()
+            for quad in quads:
+                if quad.columns == tuple(cluster):
+                    done.update(quad.positions)
+                    if quad.positions[0] in shares:
+                        self._add_factored(quad, totals, factored[quad.positions[0]])
+                    else:
+                        self._add_quad(quad, totals)
+            self._add_cluster(cluster, sums, totals, [i for i in range(len(sums)) if i not in done])
+        for first, factor in shares.items():
+            self._finish_factored(first, factor, totals, factored[first])
         # A row of zeros is a product by zero, so that every output is written.
         return [self._op("mul", 0, self._slot(0)) if v is None else v for v in totals]
 
@@ -266,15 +296,68 @@ class _Writer:
             return self._op("mul", value, slot)
         return self._op("mac", total, value, slot)
 
-    def _add_cluster(
-        self, cluster: Sequence[int], sums: Sequence[bytes], totals: list[int | None]
+    def _add(self, totals: list[int | None], position: int, value: int) -> None:
+        total = totals[position]
+        totals[position] = value if total is None else self._op("xor", total, value)
+
+    def _product(self, value: int, slot: int, total: int | None = None) -> int:
+        if total is None:
+            return self._op("mul", value, slot)
+        return self._op("mac", total, value, slot)
+
+    def _inputs(self, quad: Quad) -> tuple[int, int, int, int]:
+        """Its columns as a, a + b, a + c and a + b + c + d."""
+        a, b, c, d = (self._sums[(column,)] for column in quad.columns)
+        ab, ac = self._op("xor", a, b), self._op("xor", a, c)
+        return a, ab, ac, self._op("xor", self._op("xor", ab, c), d)
+
+    def _add_quad(self, quad: Quad, totals: list[int | None]) -> None:
+        one, pair, half, *every = quad.positions
+        a, ab, ac, abcd = self._inputs(quad)
+        w, p, q, s = (self._slot(c) for c in (quad.w, quad.p, quad.q, quad.s))
+        terms = [(one, a, w), (one, ab, p), (one, ac, q), (one, abcd, s)]
+        terms += [(pair, ab, w), (pair, abcd, q), (half, ac, w), (half, abcd, p)]
+        terms += [(position, abcd, w) for position in every]
+        for position, value, slot in terms:
+            totals[position] = self._product(value, slot, totals[position])
+
+    def _add_factored(self, quad: Quad, totals: list[int | None], parts: list[int | None]) -> None:
+        """Eight products, some of products; what is summed in `parts` is for later."""
+        one = quad.positions[0]
+        a, ab, ac, abcd = self._inputs(quad)
+        w, q, p, s = (self._slot(c) for c in (quad.w, *quad.ratios()))
+        every, pair = self._product(abcd, w), self._product(ab, w)
+        half = self._product(every, s, self._product(ac, w))
+        totals[one] = self._product(a, w, totals[one])
+        totals[one] = self._product(pair, p, totals[one])
+        totals[one] = self._product(half, q, totals[one])
+        parts[3] = self._product(every, q, parts[3])
+        for place, value in enumerate((every, pair, half)):
+            self._add(parts, place, value)
+
+    def _finish_factored(
+        self, first: int, factor: int, totals: list[int | None], parts: Sequence[int | None]
     ) -> None:
-        """Add the products of the columns of a cluster to all totals."""
-        for position, row in enumerate(sums):
+        every, pair, half, rest = (part for part in parts if part is not None)
+        both = self._op("xor", every, rest)
+        self._add(totals, first + 1, self._op("xor", pair, rest))
+        self._add(totals, first + 2, self._product(both, self._slot(factor), half))
+        self._add(totals, first + 3, every)
+
+    def _add_cluster(
+        self,
+        cluster: Sequence[int],
+        sums: Sequence[bytes],
+        totals: list[int | None],
+        positions: Sequence[int],
+    ) -> None:
+        """Add the products of the columns of a cluster to the totals at these positions."""
+        for position in positions:
+            row = sums[position]
             # A row of nothing but ones and zeros is a plain sum.
-            plain = max(row) == 1
+            plain = max(row) == 1 and not self._uniform
             classes = _classes(row, cluster, split=plain or len(cluster) == 1)
-            if self._dense and max(row) > 1:
+            if self._uniform or (self._dense and max(row) > 1):
                 classes = [(column,) for column in cluster]
             for columns in classes:
                 total = totals[position]

@@ -34,6 +34,9 @@ from exastore.erasure.kernels.program import Program, make_program
 
 #: Columns of a tile at most: bounds the unrolled code.
 TILE_COLUMNS: Final = 32
+#: Columns of a uniform tile at most; more than 2 are filled up with zeros to a multiple of the next.
+UNIFORM_COLUMNS: Final = 16
+UNIFORM_STEP: Final = 4
 #: More tiles than this are done by plain programs, which are alike.
 MAX_STRUCTURED_TILES: Final = 4
 #: A process compiles structured programs with this many products at most, which takes a few
@@ -157,6 +160,23 @@ def _tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
     return made
 
 
+def _uniform_tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
+    """The matrix in parts of which there are few shapes for all matrices: see `Kernel.prepare`."""
+    row_count, column_count = matrix.shape
+    made: list[_Tile] = []
+    for row in range(0, row_count, tile_rows):
+        for column in range(0, column_count, UNIFORM_COLUMNS):
+            part = matrix[row : row + tile_rows, column : column + UNIFORM_COLUMNS]
+            fill = -part.shape[1] % UNIFORM_STEP if part.shape[1] > 2 else 0
+            filled = np.pad(part, ((0, 0), (0, fill)))
+            program = make_program(filled, accumulate=column > 0, uniform=True)
+            tile = _tile(program, shapes.code(program, is_plain=True), row, column)
+            # What is multiplied by zero is any column, so the last one.
+            np.minimum(tile.columns, column_count - 1, out=tile.columns)
+            made.append(tile)
+    return made
+
+
 def _tile(program: Program, code: native.Code | None, row: int, column: int) -> _Tile:
     assert code is not None
     return _Tile(program, code, _shifted(program.rows, row), _shifted(program.columns, column))
@@ -177,10 +197,12 @@ class VectorMap:
         shapes: Shapes,
         *,
         program: Program | None = None,
+        uniform: bool = False,
     ) -> None:
         """A map of this matrix; with `program`, of one tile that does that instead."""
         self._matrix = matrix
         self._program = program
+        self._uniform = uniform
         self._isa = isa
         self._shapes = shapes
         self._output_count, self._input_count = matrix.shape
@@ -253,7 +275,8 @@ class VectorMap:
     def _compile(self) -> None:
         run = driver.driver()
         if self._program is None:
-            tiles = _tiles(self._matrix, self._isa.tile_rows, self._shapes)
+            make = _uniform_tiles if self._uniform else _tiles
+            tiles = make(self._matrix, self._isa.tile_rows, self._shapes)
         else:
             code = self._shapes.code(self._program, is_plain=True)
             tiles = [_tile(self._program, code, 0, 0)]
@@ -295,9 +318,9 @@ class VectorKernel:
         """See `Kernel.name`."""
         return self._isa.name
 
-    def prepare(self, matrix: Bytes) -> VectorMap:
+    def prepare(self, matrix: Bytes, *, uniform: bool = False) -> VectorMap:
         """See `Kernel.prepare`."""
-        return VectorMap(matrix, self._isa, self._shapes)
+        return VectorMap(matrix, self._isa, self._shapes, uniform=uniform)
 
     def compiled(self, program: Program) -> tuple[native.Code, int, Bytes]:
         """A program's code, its function `FUNCTION` in there, and the tables that it wants.
