@@ -1,21 +1,20 @@
 """What one device takes and gives: the store alone, and a node over gRPC on loopback.
 
-`python bench/bench_chunk_store.py [--dir DIR]` prints a table; under pytest it runs small.
+A write counts when it is durable. `--basetemp DIR` says on which disk the devices are made.
 """
 
-import argparse
 import asyncio
-import tempfile
 import threading
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from exastore.deploy.clock import SystemClock
 from exastore.proto.v1 import common_pb2, storage_pb2
@@ -29,52 +28,100 @@ from exastore.storage.record import ChunkKey
 from exastore.storage.server import StorageNode
 
 IN_FLIGHT_BYTES = 12 << 20
+ROUNDS = 3
+KIB = 1024
+#: Sizes of a chunk, and how many are written in a round: as large as a device gets, and as small.
+CHUNKS = [
+    pytest.param(1024 * KIB, 128, id="1MiB"),
+    pytest.param(64 * KIB, 1024, id="64KiB"),
+    pytest.param(4 * KIB, 4096, id="4KiB"),
+]
+#: With benchmarks disabled: a few, to see that it works.
+FEW = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measurement."""
+class _Chunks:
+    """The same bytes under new names in every round."""
 
-    name: str
-    chunk_bytes: int
-    chunk_count: int
-    duration_s: float
+    def __init__(self, chunk_bytes: int, chunk_count: int) -> None:
+        self.data = np.random.default_rng(1).bytes(chunk_bytes)
+        self.crc = crc32c(self.data)
+        self.count = chunk_count
+        self.round = 0
 
-    def __str__(self) -> str:
-        per_s = self.chunk_count / self.duration_s
-        rate = per_s * self.chunk_bytes / 1e6
-        return f"{self.name:<12} {self.chunk_bytes:>8} B  {per_s:>9.0f} chunks/s {rate:>8.0f} MB/s"
+    def names(self) -> list[bytes]:
+        """The names of the current round."""
+        first = self.round * self.count
+        return [(first + number).to_bytes(16, "big") for number in range(self.count)]
 
 
-def measure_store(path: Path, chunk_bytes: int, chunk_count: int) -> list[Figure]:
-    """Append everything, wait until all of it is durable; then read it all, one by one."""
-    data = np.random.default_rng(1).bytes(chunk_bytes)
-    crc = crc32c(data)
-    keys = [ChunkKey(0, number.to_bytes(16, "big"), 0) for number in range(chunk_count)]
+def _run(benchmark: BenchmarkFixture, chunks: _Chunks, what: str, work: Callable[[], None]) -> None:
+    benchmark.group = f"{what}-{len(chunks.data) // KIB}KiB"
+    pedantic: Any = benchmark.pedantic
+    pedantic(work, rounds=ROUNDS)
+    if benchmark.stats is not None:  # None when benchmarks are disabled
+        stats: Any = benchmark.stats.stats
+        benchmark.extra_info["chunks_per_s"] = round(chunks.count / stats.median)
+    benchmark.extra_info["data_bytes"] = chunks.count * len(chunks.data)
+    benchmark.extra_info["checksum_crc32"] = zlib.crc32(chunks.data)
+
+
+def _chunks(benchmark: BenchmarkFixture, chunk_bytes: int, chunk_count: int) -> _Chunks:
+    return _Chunks(chunk_bytes, FEW if benchmark.disabled else chunk_count)
+
+
+@contextmanager
+def _store(path: Path) -> Generator[ChunkStore]:
     store = ChunkStore.open(PosixDisk(path))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _append_all(store: ChunkStore, chunks: _Chunks) -> None:
+    """Append a round of chunks and wait until all are durable."""
     left = threading.Semaphore(0)
-    started_s = time.perf_counter()
-    for key in keys:
-        store.append(key, 0, "rs-4-2", data, crc, lambda _: left.release())
-    for _ in keys:
+    for name in chunks.names():
+        key = ChunkKey(0, name, 0)
+        store.append(key, 0, "rs-4-2", chunks.data, chunks.crc, lambda _: left.release())
+    for _ in range(chunks.count):
         left.acquire()
-    written_s = time.perf_counter()
-    for key in keys:
-        store.read(key)
-    read_s = time.perf_counter()
-    store.close()
-    return [
-        Figure("store write", chunk_bytes, chunk_count, written_s - started_s),
-        Figure("store read", chunk_bytes, chunk_count, read_s - written_s),
-    ]
 
 
-def _chunk(number: int) -> common_pb2.ChunkId:
-    return common_pb2.ChunkId(pg=0, stripe_id=number.to_bytes(16, "big"), index=0)
+@pytest.mark.parametrize(("chunk_bytes", "chunk_count"), CHUNKS)
+def test_store_write(
+    benchmark: BenchmarkFixture, tmp_path: Path, chunk_bytes: int, chunk_count: int
+) -> None:
+    chunks = _chunks(benchmark, chunk_bytes, chunk_count)
+    with _store(tmp_path) as store:
+
+        def work() -> None:
+            _append_all(store, chunks)
+            chunks.round += 1
+
+        _run(benchmark, chunks, "write", work)
 
 
-async def measure_node(path: Path, chunk_bytes: int, chunk_count: int) -> list[Figure]:
-    """The same through the streams of a node in this process."""
+@pytest.mark.parametrize(("chunk_bytes", "chunk_count"), CHUNKS)
+def test_store_read(
+    benchmark: BenchmarkFixture, tmp_path: Path, chunk_bytes: int, chunk_count: int
+) -> None:
+    chunks = _chunks(benchmark, chunk_bytes, chunk_count)
+    with _store(tmp_path) as store:
+        _append_all(store, chunks)
+        keys = [ChunkKey(0, name, 0) for name in chunks.names()]
+
+        def work() -> None:
+            for key in keys:
+                store.read(key)
+
+        _run(benchmark, chunks, "read", work)
+
+
+@asynccontextmanager
+async def _node(path: Path) -> AsyncGenerator[Any]:
+    """The client's side of a node in this process."""
     config = StorageConfig(node_id="bench", devices=(path,), metadata=())
     node = StorageNode(config, clock=SystemClock(), registry=CollectorRegistry())
     address = await node.start()
@@ -83,69 +130,74 @@ async def measure_node(path: Path, chunk_bytes: int, chunk_count: int) -> list[F
         common_pb2.ClusterMap(
             epoch=1,
             devices=[common_pb2.Device(index=0, uuid=uuid)],
-            pgs=[common_pb2.PlacementGroup(index=0, device_indexes=[0], epoch=1)],
+            pgs=[
+                common_pb2.PlacementGroup(
+                    index=0,
+                    device_indexes=[0],
+                    slot_states=[common_pb2.SLOT_STATE_CLEAN],
+                    epoch=1,
+                )
+            ],
         )
     )
-    data = np.random.default_rng(1).bytes(chunk_bytes)
-    crc = crc32c(data)
-    window = asyncio.Semaphore(min(512, IN_FLIGHT_BYTES // chunk_bytes))
+    async with open_channel(address) as channel:
+        yield cast(Any, StorageServiceStub(channel))
+    await node.stop(0)
 
-    async def writes() -> AsyncIterator[storage_pb2.WriteChunkRequest]:
-        for number in range(chunk_count):
+
+async def _write_all(stub: Any, chunks: _Chunks) -> None:
+    window = asyncio.Semaphore(min(512, IN_FLIGHT_BYTES // len(chunks.data)))
+
+    async def requests() -> AsyncIterator[storage_pb2.WriteChunkRequest]:
+        for number, name in enumerate(chunks.names()):
             await window.acquire()
             yield storage_pb2.WriteChunkRequest(
                 request_id=number,
-                chunk=_chunk(number),
+                chunk=common_pb2.ChunkId(pg=0, stripe_id=name, index=0),
                 code="rs-4-2",
                 epoch=1,
-                crc32c=crc,
-                data=data,
+                crc32c=chunks.crc,
+                data=chunks.data,
             )
 
-    async def reads() -> AsyncIterator[storage_pb2.ReadChunkRequest]:
-        for number in range(chunk_count):
+    await _take_all(stub.WriteChunks(requests()), window)
+
+
+async def _read_all(stub: Any, chunks: _Chunks) -> None:
+    window = asyncio.Semaphore(min(512, IN_FLIGHT_BYTES // len(chunks.data)))
+
+    async def requests() -> AsyncIterator[storage_pb2.ReadChunkRequest]:
+        for number, name in enumerate(chunks.names()):
             await window.acquire()
-            yield storage_pb2.ReadChunkRequest(request_id=number, chunk=_chunk(number))
+            chunk = common_pb2.ChunkId(pg=0, stripe_id=name, index=0)
+            yield storage_pb2.ReadChunkRequest(request_id=number, chunk=chunk)
 
-    async def run(call: Any) -> float:
-        started_s = time.perf_counter()
-        async for answer in call:
-            assert answer.status == storage_pb2.CHUNK_STATUS_OK, answer.message
-            window.release()
-        return time.perf_counter() - started_s
-
-    async with open_channel(address) as channel:
-        stub = cast(Any, StorageServiceStub(channel))
-        write_s = await run(stub.WriteChunks(writes()))
-        read_s = await run(stub.ReadChunks(reads()))
-    await node.stop(0)
-    return [
-        Figure("grpc write", chunk_bytes, chunk_count, write_s),
-        Figure("grpc read", chunk_bytes, chunk_count, read_s),
-    ]
+    await _take_all(stub.ReadChunks(requests()), window)
 
 
-@pytest.mark.parametrize("chunk_bytes", [4096, 1 << 20], ids=["4KiB", "1MiB"])
-def test_small_run(tmp_path: Path, chunk_bytes: int) -> None:
-    figures = measure_store(tmp_path / "store", chunk_bytes, 8)
-    figures += asyncio.run(measure_node(tmp_path / "node", chunk_bytes, 8))
-    assert all(figure.duration_s > 0 for figure in figures)
+async def _take_all(call: Any, window: asyncio.Semaphore) -> None:
+    async for answer in call:
+        assert answer.status == storage_pb2.CHUNK_STATUS_OK, answer.message
+        window.release()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, help="where the devices are made; default: a new one")
-    parser.add_argument("--mib", type=int, default=512, help="data per measurement, in MiB")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        for chunk_bytes in (1 << 20, 65_536, 4096):
-            chunk_count = min(options.mib * (1 << 20) // chunk_bytes, 20_000)
-            path = Path(folder) / str(chunk_bytes)
-            for figure in measure_store(path / "store", chunk_bytes, chunk_count):
-                print(figure, flush=True)
-            for figure in asyncio.run(measure_node(path / "node", chunk_bytes, chunk_count)):
-                print(figure, flush=True)
+@pytest.mark.parametrize("what", ["write", "read"])
+@pytest.mark.parametrize(("chunk_bytes", "chunk_count"), CHUNKS)
+def test_node(
+    benchmark: BenchmarkFixture, tmp_path: Path, chunk_bytes: int, chunk_count: int, what: str
+) -> None:
+    chunks = _chunks(benchmark, chunk_bytes, chunk_count)
+    with asyncio.Runner() as runner:
+        node = _node(tmp_path)
+        stub = runner.run(node.__aenter__())
 
+        def work() -> None:
+            runner.run(_write_all(stub, chunks) if what == "write" else _read_all(stub, chunks))
+            chunks.round += what == "write"
 
-if __name__ == "__main__":
-    main()
+        if what == "read":
+            runner.run(_write_all(stub, chunks))
+        try:
+            _run(benchmark, chunks, what, work)
+        finally:
+            runner.run(node.__aexit__(None, None, None))

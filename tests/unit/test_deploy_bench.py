@@ -1,99 +1,281 @@
-"""`exastore bench run erasure`: what it prints, writes and refuses."""
+"""`exastore bench run erasure`: what it measures, prints, writes and refuses."""
 
 import ctypes.util
 import importlib.util
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from exastore.deploy.bench import erasure, peers
+from exastore.deploy.bench import erasure, first_use, peers, repair, report, timing
+from exastore.deploy.bench.results import OURS, PRODUCTS, ROOFLINE, Record, Repair, Speed
+from exastore.deploy.bench.roofline import products, rooflines
+from exastore.deploy.bench.stripes import Case, make_stripe, our_works, size_label
 from exastore.deploy.cli.app import app
 from exastore.deploy.errors import BadInput, EnvironmentUnfit
 from exastore.erasure.field import matmul
 from exastore.erasure.kernels import available_kernels
 
-SMALL = ["--geometries", "4+2", "--chunk-kib", "4", "--rounds", "1"]
+SMALL = ["--codes", "4+2", "--sizes", "4KiB", "--rounds", "1"]
+FASTEST = next(iter(available_kernels()))
+HAS_VECTORS = FASTEST != "portable"
+
+
+def invoke(*options: str) -> str:
+    result = CliRunner().invoke(app, ["bench", "run", "erasure", *options])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
 
 
 def test_the_table_and_the_json_lines_say_the_same(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    result = CliRunner().invoke(
-        app, ["bench", "run", "erasure", "--vs", "", "--json", str(path), *SMALL]
-    )
-    assert result.exit_code == 0, result.output
+    output = invoke("--vs", "", "--tables", "speed,lrc", "--json", str(path), *SMALL)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {(line["operation"], line["code"]) for line in lines} == {
-        ("encode", "rs-4-2"),
-        ("decode", "rs-4-2"),
+    ours = [line for line in lines if line["table"] == "speed" and line["peer"] == OURS]
+    assert {line["geometry"] for line in ours} == {"encode-rs-4-2-4KiB", "decode-rs-4-2-4KiB"}
+    assert {line["id"] for line in ours if line["kernel"] == FASTEST} == {
+        f"encode-rs-4-2-4KiB-{FASTEST}",
+        f"decode-rs-4-2-4KiB-{FASTEST}",
     }
-    assert {line["contestant"] for line in lines} <= {"exastore", "roofline"}
-    assert all(line["data_gb_per_s"] > 0 and line["processor"] for line in lines)
-    for text in ("encode rs-4-2", "decode rs-4-2", "4.0 KiB", "one call costs"):
-        assert text in result.stdout
+    for line in ours:
+        assert f"{line['data_bytes_per_s'] / 1e9:.2f}" in output
+    for line in lines:
+        assert line["processor"] and line["packages"] and line["measured_at_unix_s"] > 1e9
+    assert {line["peer"] for line in lines if line["table"] == "lrc"} > {"rs-6-4", OURS}
+    assert "what a call costs" in output and "ctypes" in output
 
 
-def test_what_is_not_there_to_compare_with_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_not_there_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_nothing(_name: str) -> None:
         return None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_nothing)
     monkeypatch.setattr(ctypes.util, "find_library", find_nothing)
-    result = CliRunner().invoke(app, ["bench", "run", "erasure", "--operations", "encode", *SMALL])
-    assert result.exit_code == 0, result.output
-    for name in ("isal", "pyeclib", "zfec"):
-        assert f"not compared with {name}" in result.output
+    output = invoke("--operations", "encode", "--tables", "speed", *SMALL)
+    for name, install in [
+        ("isal", "apt-get install libisal2"),
+        ("pyeclib", "pip install pyeclib"),
+        ("zfec", "pip install zfec"),
+    ]:
+        assert f"not compared with {name}" in output
+        assert install in output
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "told"),
     [
-        ["--vs", "leopard"],
-        ["--kernel", "sse2"],
-        ["--geometries", "10"],
-        ["--geometries", "0+2"],
-        ["--geometries", "250+6"],
-        ["--chunk-kib", "x"],
-        ["--chunk-kib", "0"],
-        ["--operations", "rebuild"],
+        (["--vs", "leopard"], "leopard"),
+        (["--kernel", "sse2"], "sse2"),
+        (["--codes", "10"], "write k+m"),
+        (["--codes", "0+2"], "write k+m"),
+        (["--codes", "250+6"], "255"),
+        (["--sizes", "x"], "64KiB"),
+        (["--sizes", "0"], "64KiB"),
+        (["--operations", "rebuild"], "rebuild"),
+        (["--tables", "chairs"], "first-use"),
+        (["--isal-functions", "mmx"], "avx512_gfni"),
+        (["--isal-library", "/nonexistent/libisal.so"], "/nonexistent"),
+        (["--core", "4096", *SMALL], "--core 4096"),
     ],
 )
-def test_wrong_options_are_refused(options: list[str]) -> None:
+def test_wrong_options_are_refused(options: list[str], told: str) -> None:
     result = CliRunner().invoke(app, ["bench", "run", "erasure", *options])
     assert isinstance(result.exception, BadInput)
+    assert told in result.exception.message
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_functions_that_this_processor_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "host_features", frozenset[str])
+    with pytest.raises(BadInput, match="has no avx2"):
+        peers.find_peers(["isal"], FASTEST, isal_functions="avx2_gfni")
+
+
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "results.jsonl"
-    result = CliRunner().invoke(
-        app, ["bench", "run", "erasure", "--vs", "", "--json", str(path), *SMALL]
-    )
+    result = CliRunner().invoke(app, ["bench", "run", "erasure", "--json", str(path)])
     assert isinstance(result.exception, EnvironmentUnfit)
 
 
-@pytest.mark.parametrize("operation", erasure.OPERATIONS)
-@pytest.mark.parametrize(("k", "m"), [(4, 2), (2, 3)])
-def test_a_stripe_states_the_product_to_make(k: int, m: int, operation: str) -> None:
-    stripe = erasure.make_stripe(erasure.Case(k, m, 100, operation))
+@pytest.mark.parametrize(
+    ("code", "operation", "lost"),
+    [
+        ("rs-4-2", "encode", (4, 5)),
+        ("rs-4-2", "decode", (0, 1)),
+        ("rs-10-6", "decode", (0, 1, 2, 3)),
+        ("rs-2-3", "decode", (0, 1)),
+        ("lrc-6-2-2", "encode", (6, 7, 8, 9)),
+    ],
+)
+def test_a_stripe_states_the_product_to_make(
+    code: str, operation: str, lost: tuple[int, ...]
+) -> None:
+    stripe = make_stripe(Case(code, 100, operation))
     expected = np.stack([stripe.chunks[index] for index in stripe.lost])
+    assert stripe.lost == lost
     assert (matmul(stripe.matrix, np.stack(stripe.inputs)) == expected).all()
     assert stripe.is_encode == (operation == "encode")
+    # No two chunks begin at the same place of their pages.
+    starts = [chunk.ctypes.data % 4096 for chunk in (*stripe.inputs, *stripe.outputs)]
+    assert len(set(starts)) == len(starts)
 
 
 @pytest.mark.parametrize("family", peers.FAMILIES)
-@pytest.mark.parametrize("operation", erasure.OPERATIONS)
-def test_peers_that_are_installed_are_measured(family: str, operation: str) -> None:
-    kernel = next(iter(available_kernels()))
-    found, missing = peers.find_peers([family], kernel)
+@pytest.mark.parametrize("operation", ["encode", "decode"])
+def test_peers_that_are_installed_are_measured_and_right(family: str, operation: str) -> None:
+    found, missing = peers.find_peers([family], FASTEST)
     if not found:
         pytest.skip(missing[family])
-    results = erasure.measure(erasure.Case(4, 2, 4096, operation), found, kernel, rounds=1)
-    assert {peer.name for peer in found} <= {result.contestant for result in results}
+    records = erasure.measure(Case("rs-10-4", 4096, operation), FASTEST, found, rounds=2)
+    speeds = report.speeds(records, "speed")
+    assert {peer.name for peer in found} <= {speed.peer for speed in speeds}
+    assert all(speed.call_s > 0 and speed.rounds > 0 for speed in speeds)
 
 
-def test_the_summary_counts_the_cells_below_one() -> None:
-    base = erasure.Result("rs-4-2", "encode", 64, "x", "kernel", "avx2", 1.0, 1.0, 2.0, 1, 0)
-    half = erasure.Result("rs-4-2", "encode", 64, "x", "kernel", "avx2", 1.0, 1.0, 0.5, 1, 0)
-    assert erasure.summary([base, half]) == {("x", "kernel"): (1.0, 0.5, 1, 2)}
+@pytest.mark.parametrize("family", peers.FAMILIES)
+@pytest.mark.parametrize("operation", ["encode", "decode"])
+def test_a_wrong_result_of_a_peer_is_noticed(family: str, operation: str) -> None:
+    found, missing = peers.find_peers([family], FASTEST)
+    if not found:
+        pytest.skip(missing[family])
+    stripe = make_stripe(Case("rs-4-2", 4096, operation))
+    works = found[0].works(stripe)
+    assert all(work.is_right() for work in works.values())
+    # What is right changes after the peer has seen its inputs.
+    stripe.chunks[stripe.lost[0]][7] ^= 1
+    noticed = [not work.is_right() for work in works.values()]
+    # pyeclib keeps a copy of the data, and parity is its own: it is checked by its own decoding.
+    assert all(noticed) or family == "pyeclib" or (family, operation) == ("zfec", "encode")
+
+
+@pytest.mark.skipif(not HAS_VECTORS, reason="without vector kernels there are no limits to measure")
+def test_the_limits_are_measured_beside_us() -> None:
+    records = erasure.measure(Case("rs-4-2", 4096, "encode"), FASTEST, [], rounds=2)
+    assert ROOFLINE in {record.peer for record in records}
+    assert (PRODUCTS in {record.peer for record in records}) == FASTEST.startswith("gfni")
+
+
+@pytest.mark.skipif(not HAS_VECTORS, reason="without vector kernels there are no limits to measure")
+def test_the_roofline_reads_every_chunk_and_writes_every_output() -> None:
+    stripe = make_stripe(Case("rs-4-2", 512, "encode"))
+    for repeat in rooflines(stripe).values():
+        for output in stripe.outputs:
+            output[:] = 0
+        repeat(1)
+        made = stripe.outputs[0] ^ stripe.outputs[1]
+        assert (made == np.bitwise_xor.reduce(np.stack(stripe.inputs))).all()
+    assert rooflines(make_stripe(Case("rs-4-2", 500, "encode"))) == {}
+    assert products(stripe, "avx2") is None
+
+
+@pytest.mark.skipif(not HAS_VECTORS, reason="there is no machine code to call")
+def test_a_kernel_is_repeated_as_often_as_asked() -> None:
+    stripe = make_stripe(Case("rs-4-2", 1 << 20, "encode"))
+    repeat = our_works(stripe=stripe, case=Case("rs-4-2", 1 << 20, "encode"), kernel=FASTEST)
+    times = timing.take_turns(
+        {
+            "once": lambda count: repeat[peers.KERNEL].repeat(count),
+            "thrice": lambda count: repeat[peers.KERNEL].repeat(3 * count),
+        },
+        rounds=5,
+    )
+    ratio = timing.ratio_of(times["thrice"], times["once"])
+    assert 1.5 < ratio.median < 6
+
+
+def test_the_slow_take_part_in_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SHARE_S", 1e-9)
+    calls: list[int] = []
+    times = timing.take_turns({"slow": calls.append}, rounds=9)
+    assert sorted(times["slow"]) == [0, 3, 6]
+
+
+def test_a_ratio_is_the_median_over_the_rounds_in_which_both_took_part() -> None:
+    ratio = timing.ratio_of({0: 2.0, 2: 9.0, 4: 8.0}, {0: 1.0, 1: 1.0, 2: 3.0, 4: 2.0})
+    assert (ratio.median, ratio.low, ratio.high) == (3.0, 2.5, 3.5)
+
+
+def test_the_core_is_given_back() -> None:
+    before = os.sched_getaffinity(0)
+    with timing.pinned() as core:
+        assert os.sched_getaffinity(0) == {core}
+    assert os.sched_getaffinity(0) == before
+
+
+def test_first_use_is_longer_with_an_empty_cache() -> None:
+    firsts = first_use.measure_first_use(["rs-4-2"], FASTEST, rounds=1)
+    assert [first.cache for first in firsts] == ["warm", "empty"]
+    for first in firsts:
+        assert 0 < first.import_to_stripe_s < first.first_stripe_s
+
+
+def test_the_model_of_repair_adds_reading_and_computing() -> None:
+    for found in repair.measure_repair("clay-4-2-5", 4096, FASTEST, rounds=1):
+        assert (found.read_bytes, found.peer_read_bytes) == (5 * 4096 // 2, 4 * 4096)
+        assert found.total_s == pytest.approx(found.read_bytes / 200e6 + found.compute_s)
+        assert found.ratio == pytest.approx(found.peer_total_s / found.total_s)
+
+
+def speed(ratio: float, *, peer: str = "isal-9.9.9", geometry: int = 4096) -> Speed:
+    return Speed(
+        "speed",
+        "rs-4-2",
+        "encode",
+        geometry,
+        "gfni512",
+        peer,
+        "kernel",
+        call_s=1e-6,
+        data_bytes_per_s=1e9,
+        ratio=ratio,
+        ratio_low=ratio,
+        ratio_high=ratio,
+        rounds=3,
+        checksum_crc32=0,
+    )
+
+
+def test_the_summary_names_the_cells_below_the_target() -> None:
+    cells: Sequence[Record] = [speed(2.0), speed(0.5, geometry=65536), speed(0.9, peer=ROOFLINE)]
+    isal, roofline = report.summarise(cells)
+    assert (isal.mean, isal.least, isal.least_geometry) == (1.0, 0.5, "encode-rs-4-2-64KiB")
+    assert not isal.is_met and len(isal.below) == 1 and "encode-rs-4-2-64KiB 0.500" in isal.below[0]
+    assert roofline.is_met
+    text = "\n".join(report.summary_lines(cells))
+    assert "1.00x geometric mean, 0.500x least (encode-rs-4-2-64KiB) of 2" in text
+    assert "MISSED" in text and "below: encode-rs-4-2-64KiB" in text
+
+
+def test_every_target_is_said_to_be_met_or_missed() -> None:
+    slow = Repair(
+        code="clay-4-2-5",
+        peer="rs-4-2",
+        chunk_bytes=4096,
+        lost_index=0,
+        kernel="gfni512",
+        read_bytes=1,
+        peer_read_bytes=2,
+        compute_s=1.0,
+        peer_compute_s=0.5,
+        read_rate_bytes_per_s=200e6,
+        total_s=1.0,
+        peer_total_s=0.5,
+        ratio=0.5,
+        break_even_bytes_per_s=2.0,
+    )
+    text = "\n".join(report.all_tables([slow]))
+    assert "Clay repair" in text and "MISSED" in text and "repair-clay-4-2-5-4KiB-lost0" in text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "label"), [(100, "100B"), (65536, "64KiB"), (1 << 24, "16MiB")]
+)
+def test_sizes_are_named_as_in_ids(size_bytes: int, label: str) -> None:
+    assert size_label(size_bytes) == label
+
+
+def test_ctypes_itself_costs_some_time() -> None:
+    assert 1e-8 < timing.ctypes_call_s(rounds=3) < 1e-3

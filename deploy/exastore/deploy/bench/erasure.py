@@ -1,304 +1,271 @@
-"""Erasure coding side by side: ours, other coders, and the bound of this machine.
+"""Erasure coding side by side: ours, other coders, and the limit of this machine.
 
-One core, one process. Contestants take turns, round by round, so that a busy machine slows all
-alike; a ratio is the median over the rounds of the ratio within a round. Bytes counted are data
-bytes (k chunks). Chunks sit in memory and are used again, as in ISA-L's `_perf` programs.
+One core, one process. In each cell the contestants take turns, round by round, so that a busy
+machine slows all alike; a ratio is the median over the rounds of the ratio within a round. Bytes
+counted are data bytes (k chunks). Before it is timed, everybody's result is checked.
 
-Two ways of calling are compared, each like with like:
+What is compared with what, see `peers`:
 
-- "call": from NumPy arrays. Ours is `encode_into` or `decode_into` with all its checks; ISA-L's is
-  a bare ctypes call that makes its two arrays of pointers and checks nothing.
-- "kernel": pointers made ahead on both sides, one foreign call each.
+- `kernel`: machine code against machine code, called by machine code. The strictest: no Python.
+- `call`: from Python, NumPy arrays on both sides. Ours checks all its arguments.
+- `pointers`: our `call`, against a ctypes call whose pointers were made ahead.
 """
 
-import ctypes
-import platform
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from statistics import geometric_mean, median
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
 
-import numpy as np
-
-from exastore.deploy.bench.peers import Peer, Stripe, Work
+from exastore.deploy.bench import first_use, repair
+from exastore.deploy.bench.peers import CALL, KERNEL, POINTERS, Peer, Work, find_peers
+from exastore.deploy.bench.results import OURS, PRODUCTS, ROOFLINE, Overhead, Record, Speed
+from exastore.deploy.bench.roofline import products, rooflines
+from exastore.deploy.bench.stripes import (
+    ENCODE,
+    KIB,
+    OPERATIONS,
+    Case,
+    make_stripe,
+    our_works,
+)
+from exastore.deploy.bench.timing import ctypes_call_s, ratio_of, take_turns
 from exastore.erasure import codec
-from exastore.erasure.chunks import check_chunks
-from exastore.erasure.field import invert, matmul
-from exastore.erasure.kernels import LinearMap, select_kernel
-from exastore.erasure.matrix import cauchy_generator
+from exastore.erasure.kernels import available_kernels
 
-KIB: Final = 1024
-GEOMETRIES: Final = ((4, 2), (6, 3), (8, 3), (10, 4), (12, 4), (17, 3), (20, 4))
+CODES: Final = ("rs-4-2", "rs-6-3", "rs-8-3", "rs-10-4", "rs-12-4", "rs-17-3", "rs-20-4")
 CHUNK_SIZES: Final = tuple(KIB << shift for shift in (2, 4, 6, 7, 8, 10, 12, 14))
-OPERATIONS: Final = ("encode", "decode")
-#: A round of a contestant lasts at least this long, or one call.
-ROUND_S: Final = 0.001
-OURS: Final = "exastore"
-ROOFLINE: Final = "roofline"
+QUICK_CODES: Final = ("rs-4-2", "rs-10-4", "rs-20-4")
+QUICK_CHUNK_SIZES: Final = (4 * KIB, 64 * KIB, KIB * KIB)
+#: Local codes, and the Reed-Solomon code with as many parity chunks.
+LRC_PAIRS: Final = (
+    ("lrc-6-2-2", "rs-6-4"),
+    ("lrc-12-2-2", "rs-12-4"),
+    ("lrc-48-4-3", "rs-48-7"),
+)
+#: The kernels of a full run: the fastest, and those that the issue sets targets for.
+SECOND_KERNELS: Final = ("avx2", "portable")
+#: What of the portable kernel a full run measures.
+PORTABLE_CODES: Final = ("rs-10-4",)
+TABLES: Final = ("speed", "lrc", "repair", "first-use")
+FIRST_USE_ROUNDS: Final = 7
+#: The counterpart, on our side, of a way to call.
+_OUR_WAY: Final = {KERNEL: KERNEL, CALL: CALL, POINTERS: CALL}
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One cell of the table."""
+class Options:
+    """What to measure."""
 
-    k: int
-    m: int
-    chunk_bytes: int
-    #: "encode", or "decode" of m lost data chunks (all, if there are fewer).
-    operation: str
-
-    @property
-    def code(self) -> str:
-        """The name of the code."""
-        return f"rs-{self.k}-{self.m}"
+    #: The first is the fastest there is, or the one that was asked for.
+    kernels: tuple[str, ...]
+    families: tuple[str, ...]
+    codes: tuple[str, ...] = CODES
+    chunk_sizes: tuple[int, ...] = CHUNK_SIZES
+    operations: tuple[str, ...] = OPERATIONS
+    tables: tuple[str, ...] = TABLES
+    rounds: int = 11
+    isal_functions: str = "auto"
+    isal_library: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What one contestant did in one case."""
+class Step:
+    """One piece of the work: a cell or a table."""
 
-    code: str
-    operation: str
-    chunk_bytes: int
-    contestant: str
-    #: "call" or "kernel", see the module.
-    way: str
-    kernel: str
-    #: Median over the rounds.
-    call_s: float
-    data_gb_per_s: float
-    #: Our speed over its speed, by the same way of calling; 1 for ourselves.
-    ratio: float
-    rounds: int
-    #: CRC-32 of the outputs.
-    checksum: int
+    label: str
+    #: About how long it takes: for the time that is left.
+    weight_s: float
+    run: Callable[[], list[Record]]
 
 
-def cases(
-    geometries: Iterable[tuple[int, int]] = GEOMETRIES,
-    chunk_sizes: Iterable[int] = CHUNK_SIZES,
-    operations: Iterable[str] = OPERATIONS,
-) -> list[Case]:
-    """All combinations."""
-    sizes, kinds = list(chunk_sizes), list(operations)
+def measure(
+    case: Case, kernel: str, peers: Sequence[Peer], rounds: int, *, with_roofline: bool = True
+) -> list[Record]:
+    """All contestants in one cell, taking turns.
+
+    Raises:
+        AssertionError: a contestant's result is wrong.
+    """
+    stripe = make_stripe(case)
+    works: dict[tuple[str, str], Work] = {}
+    for way, work in our_works(case, stripe, kernel).items():
+        works[OURS, way] = work
+    for peer in peers:
+        for way, work in peer.works(stripe).items():
+            works[peer.name, way] = work
+    for key, work in works.items():
+        assert work.is_right(), (case, key)
+    contestants = {key: work.repeat for key, work in works.items()}
+    limits = list(rooflines(stripe).values()) if with_roofline else []
+    for number, repeat in enumerate(limits):
+        contestants[f"{ROOFLINE}{number}", KERNEL] = repeat
+    own = products(stripe, kernel) if with_roofline else None
+    if own is not None:
+        contestants[PRODUCTS, KERNEL] = own
+    checksum = 0
+    for index in stripe.lost:
+        checksum = zlib.crc32(stripe.chunks[index].data, checksum)
+    times = take_turns(contestants, rounds)
+    finals = [times.pop((f"{ROOFLINE}{number}", KERNEL)) for number in range(len(limits))]
+    if finals:
+        times[ROOFLINE, KERNEL] = min(finals, key=lambda taken: median(taken.values()))
     return [
-        Case(k, m, size, operation) for operation in kinds for k, m in geometries for size in sizes
+        _speed("speed", case, kernel, key, taken, times[OURS, _OUR_WAY[key[1]]], checksum)
+        for key, taken in times.items()
     ]
 
 
-def make_stripe(case: Case) -> Stripe:
-    """Random data and its parity, each chunk on a page of its own but not on the same offset."""
-    k, m, size = case.k, case.m, case.chunk_bytes
-    n = k + m
-    # Chunks of a power of two would all share the same sets of the first-level cache.
-    stride = -(-size // 64) * 64 + 64
-    memory = np.zeros(n * stride + 64, dtype=np.uint8)
-    start = -memory.ctypes.data % 64
-    chunks = [memory[start + i * stride : start + i * stride + size] for i in range(n)]
-    rng = np.random.Generator(np.random.Philox(0))
-    for chunk in chunks[:k]:
-        chunk[:] = rng.integers(0, 256, size, dtype=np.uint8)
-    codec(case.code).encode_into(chunks[:k], chunks[k:])
-    generator = cauchy_generator(k, m)
-    lost = tuple(range(k, n)) if case.operation == "encode" else tuple(range(min(k, m)))
-    have = [index for index in range(n) if index not in lost][:k]
-    matrix = matmul(generator[list(lost)], invert(generator[have]))
-    inputs = [chunks[index] for index in have]
-    outputs = [np.zeros(size, dtype=np.uint8) for _ in lost]
-    outputs = _aligned_like(outputs, size)
-    return Stripe(k, len(lost), inputs, outputs, matrix, chunks, lost)
+def _speed(
+    table: str,
+    case: Case,
+    kernel: str,
+    key: tuple[str, str],
+    taken: dict[int, float],
+    ours: dict[int, float],
+    checksum: int,
+) -> Speed:
+    call_s, ratio = median(taken.values()), ratio_of(taken, ours)
+    return Speed(
+        table=table,
+        code=case.code,
+        operation=case.operation,
+        chunk_bytes=case.chunk_bytes,
+        kernel=kernel,
+        peer=key[0],
+        way=key[1],
+        call_s=call_s,
+        data_bytes_per_s=case.data_bytes / call_s,
+        ratio=ratio.median,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+        rounds=len(taken),
+        checksum_crc32=checksum,
+    )
 
 
-def _aligned_like(outputs: Sequence[Any], size: int) -> list[Any]:
-    stride = -(-size // 64) * 64 + 64
-    memory = np.zeros(len(outputs) * stride + 64, dtype=np.uint8)
-    start = -memory.ctypes.data % 64
-    return [memory[start + i * stride : start + i * stride + size] for i in range(len(outputs))]
+def measure_local(
+    pair: tuple[str, str], chunk_bytes: int, kernel: str, rounds: int
+) -> list[Record]:
+    """Encoding with a local code, and with Reed-Solomon of as many parity chunks, by turns."""
+    made: dict[str, tuple[Case, dict[str, Work]]] = {}
+    for code in pair:
+        case = Case(code, chunk_bytes, ENCODE)
+        made[code] = case, our_works(case, make_stripe(case), kernel)
+    works = {(code, way): work for code, (_, own) in made.items() for way, work in own.items()}
+    for key, work in works.items():
+        assert work.is_right(), key
+    times = take_turns({key: work.repeat for key, work in works.items()}, rounds)
+    case = made[pair[0]][0]
+    return [
+        _speed("lrc", case, kernel, (_peer_of(code, pair), way), taken, times[pair[0], way], 0)
+        for (code, way), taken in times.items()
+    ]
 
 
-def _our_works(case: Case, stripe: Stripe, kernel: str) -> dict[str, Work]:
-    code = codec(case.code, kernel=kernel)
-    inputs, outputs = stripe.inputs, stripe.outputs
-    works: dict[str, Work] = {}
-    if stripe.is_encode:
-        works["call"] = lambda: code.encode_into(inputs, outputs)
-    else:
-        have = [index for index in range(code.n) if index not in stripe.lost][: code.k]
-        given = dict(zip(have, inputs, strict=True))
-        out = dict(zip(stripe.lost, outputs, strict=True))
-        works["call"] = lambda: code.decode_into(given, out)
-    prepared = select_kernel(kernel).prepare(np.ascontiguousarray(stripe.matrix))
-    works["kernel"] = _bound(prepared, stripe)
-    return works
+def _peer_of(code: str, pair: tuple[str, str]) -> str:
+    return OURS if code == pair[0] else code
 
 
-def _bound(linear_map: LinearMap, stripe: Stripe) -> Work:
-    """The foreign call alone where there is one, everything about it made ahead."""
-    inputs = check_chunks(stripe.inputs, stripe.k, "given")
-    outputs = check_chunks(stripe.outputs, stripe.m, "made")
-    bind: Any = getattr(linear_map, "bind", None)
-    if bind is None:
-        return lambda: linear_map(inputs, outputs)
-    address, arguments, kept = bind(inputs, outputs)
-    function: Any = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(address)
-
-    def work(_kept: object = kept) -> None:
-        function(*arguments)
-
-    return work
+def overheads(kernel: str, peers: Sequence[Peer], rounds: int) -> list[Record]:
+    """What a call costs: for rs-10-4 with chunks of 64 bytes, and what ctypes takes by itself."""
+    found: list[Record] = [Overhead("ctypes", POINTERS, kernel, ctypes_call_s(rounds))]
+    case = Case("rs-10-4", 64, ENCODE)
+    for record in measure(case, kernel, peers, rounds, with_roofline=False):
+        assert isinstance(record, Speed)
+        found.append(Overhead(record.peer, record.way, kernel, record.call_s))
+    return found
 
 
-def _roofline(stripe: Stripe, kernel: str) -> dict[str, Work]:
-    from exastore.erasure.kernels.roofline import roofline_map
-
-    if kernel == "portable":
-        return {}
-    return {"kernel": _bound(roofline_map(kernel, stripe.k, stripe.m), stripe)}
-
-
-def measure(case: Case, peers: Sequence[Peer], kernel: str, rounds: int) -> list[Result]:
-    """All contestants in one case, taking turns.
+def plan(options: Options) -> tuple[list[Step], list[Peer], dict[str, str]]:
+    """All that is to be done, the peers of the first kernel, and who is missing, with the reason.
 
     Raises:
-        AssertionError: a contestant that should write the same bytes as we do wrote others.
+        BadInput: see `find_peers`.
     """
-    stripe = make_stripe(case)
-    contestants: dict[tuple[str, str], Work] = {}
-    for way, work in _our_works(case, stripe, kernel).items():
-        contestants[OURS, way] = work
-    for way, work in _roofline(stripe, kernel).items():
-        contestants[ROOFLINE, way] = work
-    writers = {OURS}
-    for peer in peers:
-        for way, work in peer.works(stripe).items():
-            contestants[peer.name, way] = work
-        if peer.writes_outputs:
-            writers.add(peer.name)
-    expected = [stripe.chunks[index] for index in stripe.lost]
-    for (name, _), work in contestants.items():
-        for output in stripe.outputs:
-            output[:] = 0
-        work()
-        if name in writers:
-            pairs = zip(stripe.outputs, expected, strict=True)
-            assert all(np.array_equal(made, right) for made, right in pairs), (case, name)
-    checksum = 0
-    for chunk in expected:
-        checksum = zlib.crc32(chunk.data, checksum)
-    times = _take_turns(contestants, rounds)
-    data_bytes = case.k * case.chunk_bytes
-    results: list[Result] = []
-    for (name, way), seconds in times.items():
-        ours = times[OURS, way]
-        ratio = median(theirs / own for theirs, own in zip(seconds, ours, strict=True))
-        results.append(
-            Result(
-                case.code,
-                case.operation,
-                case.chunk_bytes,
-                name,
-                way,
-                kernel,
-                median(seconds),
-                data_bytes / median(seconds) / 1e9,
-                ratio,
-                rounds,
-                checksum,
+    steps: list[Step] = []
+    first: list[Peer] = []
+    missing: dict[str, str] = {}
+    for kernel in options.kernels:
+        families = options.families
+        if kernel != options.kernels[0]:
+            # The others do not depend on our kernel.
+            families = tuple(name for name in families if name == "isal")
+        peers, absent = find_peers(
+            families,
+            kernel,
+            isal_functions=options.isal_functions,
+            isal_library=options.isal_library,
+        )
+        missing |= absent
+        first = first or peers
+        if "speed" in options.tables:
+            steps += _speed_steps(options, kernel, peers)
+    best = options.kernels[0]
+    if "lrc" in options.tables:
+        steps += [
+            _local_step(pair, size, best, options.rounds)
+            for pair in LRC_PAIRS
+            for size in options.chunk_sizes
+        ]
+    if "repair" in options.tables:
+        steps += [
+            _repair_step(code, size, best, options.rounds)
+            for code in repair.CODES
+            for size in repair.CHUNK_SIZES
+        ]
+    if "first-use" in options.tables:
+        steps.append(
+            Step(
+                "first use",
+                FIRST_USE_ROUNDS * len(first_use.CODES) * 1.5,
+                lambda: [*first_use.measure_first_use(first_use.CODES, best, FIRST_USE_ROUNDS)],
             )
         )
-    return results
+    return steps, first, missing
 
 
-def _take_turns(
-    contestants: dict[tuple[str, str], Work], rounds: int
-) -> dict[tuple[str, str], list[float]]:
-    """Seconds per call, round by round; what is slow is called less often."""
-    counts = {key: _calls_per_round(work) for key, work in contestants.items()}
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in contestants}
-    order = list(contestants)
-    for _ in range(rounds):
-        # Another one is first each time, so that nobody always follows the same one.
-        order.append(order.pop(0))
-        for key in order:
-            work, count = contestants[key], counts[key]
-            # The first call brings back to the caches what the one before pushed out.
-            work()
-            begin = time.perf_counter()
-            for _ in range(count):
-                work()
-            times[key].append((time.perf_counter() - begin) / count)
-    return times
+def _speed_steps(options: Options, kernel: str, peers: Sequence[Peer]) -> list[Step]:
+    is_second = kernel == "portable" and kernel != options.kernels[0]
+    codes = tuple(c for c in options.codes if c in PORTABLE_CODES) if is_second else options.codes
+    steps = [Step(f"overheads, {kernel}", 0.3, lambda: overheads(kernel, peers, options.rounds))]
+    for operation in options.operations:
+        for code in codes:
+            for size in options.chunk_sizes:
+                steps.append(_speed_step(Case(code, size, operation), kernel, peers, options))
+    return steps
 
 
-def _calls_per_round(work: Work) -> int:
-    begin = time.perf_counter()
-    work()
-    once = time.perf_counter() - begin
-    return max(1, min(2000, int(ROUND_S / max(once, 1e-7))))
+def _speed_step(case: Case, kernel: str, peers: Sequence[Peer], options: Options) -> Step:
+    def run() -> list[Record]:
+        return measure(case, kernel, peers, options.rounds)
+
+    slow = sum(not peer.name.startswith("isal") for peer in peers) + (kernel == "portable")
+    fast = 3 + 3 * (len(peers) - slow)
+    turns_s = options.rounds * fast * max(0.004, 2 * case.data_bytes / 15e9)
+    slow_s = slow * max(0.5, 8 * case.data_bytes / 1e9)
+    return Step(f"{case.geometry}, {kernel}", 0.1 + turns_s + slow_s, run)
 
 
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """What one call costs when there is next to nothing to do: chunks of 64 bytes."""
-
-    contestant: str
-    way: str
-    call_s: float
-
-
-def overheads(peers: Sequence[Peer], kernel: str, rounds: int) -> list[Overhead]:
-    """The cost of a call, with rs-4-2 and chunks of 64 bytes."""
-    results = measure(Case(4, 2, 64, "encode"), peers, kernel, rounds)
-    return [Overhead(r.contestant, r.way, r.call_s) for r in results]
+def _local_step(pair: tuple[str, str], size: int, kernel: str, rounds: int) -> Step:
+    data_bytes = codec(pair[0]).k * size
+    return Step(
+        f"{pair[0]} and {pair[1]}, {size // KIB} KiB",
+        0.1 + rounds * 4 * max(0.004, 2 * data_bytes / 10e9),
+        lambda: measure_local(pair, size, kernel, rounds),
+    )
 
 
-def run(
-    chosen: Iterable[Case],
-    peers: Sequence[Peer],
-    kernel: str,
-    rounds: int,
-    progress: Callable[[Case], None] = lambda _case: None,
-) -> Iterator[list[Result]]:
-    """The results of each case, as they come."""
-    for case in chosen:
-        progress(case)
-        yield measure(case, peers, kernel, rounds)
+def _repair_step(code: str, size: int, kernel: str, rounds: int) -> Step:
+    return Step(
+        f"repair, {code}, {size // KIB} KiB",
+        0.3 + rounds * 4 * max(0.004, 10 * size / 2e9),
+        lambda: [*repair.measure_repair(code, size, kernel, rounds)],
+    )
 
 
-def summary(results: Iterable[Result]) -> dict[tuple[str, str], tuple[float, float, int, int]]:
-    """By contestant and way: geometric mean and minimum of the ratios, cells below 1, cells."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    for result in results:
-        if result.contestant != OURS:
-            ratios.setdefault((result.contestant, result.way), []).append(result.ratio)
-    return {
-        key: (geometric_mean(found), min(found), sum(r < 1 for r in found), len(found))
-        for key, found in ratios.items()
-    }
-
-
-def machine() -> dict[str, str]:
-    """What the figures were taken on."""
-    return {
-        "processor": _processor(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def as_json(result: Result) -> dict[str, object]:
-    """One line of the JSON lines: the result and the machine."""
-    return {**asdict(result), **machine()}
+def default_kernels(fastest: str) -> tuple[str, ...]:
+    """Those of a full run."""
+    available = available_kernels()
+    return (fastest, *(k for k in SECOND_KERNELS if k in available and k != fastest))

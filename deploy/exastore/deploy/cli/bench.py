@@ -1,20 +1,30 @@
 """`exastore bench ...`: how fast this machine is, side by side with other software."""
 
 import json
+import os
+import re
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from exastore.deploy.cli.output import binary_size, err, out
+from exastore.deploy.cli.output import duration, err, out
+from exastore.deploy.clock import SystemClock
 from exastore.deploy.errors import BadInput, EnvironmentUnfit
 from exastore.deploy.files import write_atomically
 
 if TYPE_CHECKING:
-    from exastore.deploy.bench.erasure import Overhead, Result
+    from exastore.deploy.bench.erasure import Options, Step
+    from exastore.deploy.bench.results import Record
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+
+#: Without a terminal, progress is told this often.
+_TELL_S = 15.0
 
 
 @app.callback()
@@ -28,25 +38,6 @@ class Suite(StrEnum):
     ERASURE = "erasure"
 
 
-def _numbers(text: str, what: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BadInput(f"{what} must be numbers with commas between: {text!r}") from error
-
-
-def _geometries(text: str) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for part in text.split(","):
-        k, plus, m = part.partition("+")
-        if not (plus and k.isdigit() and m.isdigit() and int(k) and int(m)):
-            raise BadInput(f"{part!r} is not a geometry: write k+m, for example 10+4")
-        if int(k) + int(m) > 255:
-            raise BadInput(f"{part!r} has more than 255 chunks")
-        found.append((int(k), int(m)))
-    return found
-
-
 @app.command("run")
 def run(
     suite: Annotated[Suite, typer.Argument(help="What to measure.")],
@@ -57,120 +48,210 @@ def run(
         Path | None, typer.Option("--json", help="Write the results here, as JSON lines.")
     ] = None,
     kernel: Annotated[
-        str | None, typer.Option(help="Force a kernel, as EXASTORE_KERNEL does.")
+        str | None,
+        typer.Option(
+            help="Force a kernel, as EXASTORE_KERNEL does, and measure it alone. "
+            "By default the fastest, then avx2 and portable."
+        ),
     ] = None,
-    geometries: Annotated[
-        str, typer.Option(help="Reed-Solomon geometries.")
-    ] = "4+2,6+3,8+3,10+4,12+4,17+3,20+4",
-    chunk_kib: Annotated[
-        str, typer.Option(help="Sizes of a chunk, in KiB.")
-    ] = "4,16,64,128,256,1024,4096,16384",
+    isal_functions: Annotated[
+        str,
+        typer.Option(
+            help="ISA-L's functions: own (its choice), base, sse, avx, avx2, avx512, avx2_gfni, "
+            "avx512_gfni; auto: those for the instructions of our kernel."
+        ),
+    ] = "auto",
+    isal_library: Annotated[
+        Path | None, typer.Option(help="One more libisal.so to compare with.")
+    ] = None,
+    codes: Annotated[
+        str | None, typer.Option(help="Reed-Solomon codes, as 10+4 or rs-10-4; commas between.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Sizes of a chunk, as 64KiB or 1MiB; commas between.")
+    ] = None,
     operations: Annotated[
-        str, typer.Option(help="encode, decode (of m lost data chunks), or both.")
+        str, typer.Option(help="encode, decode (of the first min(4, m) data chunks), or both.")
     ] = "encode,decode",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each cell; medians count.")] = 9,
+    tables: Annotated[
+        str, typer.Option(help="Of speed, lrc, repair, first-use; commas between.")
+    ] = "speed,lrc,repair,first-use",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each cell; medians count.")] = 11,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three codes, three sizes, one kernel, few rounds.")
+    ] = False,
+    core: Annotated[
+        int | None, typer.Option(min=0, help="The core to use; by default the last one.")
+    ] = None,
 ) -> None:
     """Measure one suite on one core and print it side by side with others.
 
     A ratio is our speed over theirs, so above 1 we are faster.
     """
     assert suite is Suite.ERASURE
-    from exastore.deploy.bench import erasure, peers
-    from exastore.erasure.errors import UnknownKernel
-    from exastore.erasure.kernels import select_kernel
+    from exastore.deploy.bench import erasure, peers, stripes
 
-    families = [name for name in vs.split(",") if name]
-    if unknown := set(families) - set(peers.FAMILIES):
-        raise BadInput(f"--vs {sorted(unknown)[0]!r} is not one of {', '.join(peers.FAMILIES)}")
-    kinds = operations.split(",")
-    if unknown := set(kinds) - set(erasure.OPERATIONS):
-        raise BadInput(f"{sorted(unknown)[0]!r} is not one of {', '.join(erasure.OPERATIONS)}")
-    sizes = [size * 1024 for size in _numbers(chunk_kib, "--chunk-kib")]
-    if min(sizes) < 1:
-        raise BadInput("--chunk-kib must be at least 1")
-    try:
-        kernel_name = select_kernel(kernel).name
-    except UnknownKernel as error:
-        raise BadInput(str(error)) from error
-    found, missing = peers.find_peers(families, kernel_name)
+    kernels = _kernels(kernel, quick)
+    default_codes = erasure.QUICK_CODES if quick else erasure.CODES
+    default_sizes = erasure.QUICK_CHUNK_SIZES if quick else erasure.CHUNK_SIZES
+    options = erasure.Options(
+        kernels=kernels,
+        families=_names(vs, peers.FAMILIES, "--vs"),
+        codes=default_codes if codes is None else _codes(codes),
+        chunk_sizes=default_sizes if sizes is None else _sizes(sizes),
+        operations=_names(operations, stripes.OPERATIONS, "--operations"),
+        tables=_names(tables, erasure.TABLES, "--tables"),
+        rounds=min(rounds, 5) if quick else rounds,
+        isal_functions=isal_functions,
+        isal_library=isal_library,
+    )
+    _measure(options, json_file, core)
+
+
+def _measure(options: "Options", json_file: Path | None, core: int | None) -> None:
+    from exastore.deploy.bench import erasure, report
+    from exastore.deploy.bench.provenance import provenance
+    from exastore.deploy.bench.results import as_json
+
+    steps, peers, missing = erasure.plan(options)
     for name, reason in missing.items():
         err.print(f"[yellow]not compared with {name}:[/] {reason}", soft_wrap=True)
-    out.print(f"kernel {kernel_name}, one core of {erasure.machine()['processor']}", markup=False)
-    _print_overheads(erasure.overheads(found, kernel_name, rounds))
-    results: list[Result] = []
-    chosen = erasure.cases(_geometries(geometries), sizes, kinds)
-    with err.status("measuring") as status:
-        for position, cell in enumerate(
-            erasure.run(
-                chosen,
-                found,
-                kernel_name,
-                rounds,
-                lambda case: status.update(
-                    f"{case.operation} {case.code}, chunks of {binary_size(case.chunk_bytes)}"
-                ),
-            )
-        ):
-            results += cell
-            status.update(f"{position + 1} of {len(chosen)}")
-    _print_table(results)
-    _print_summary(results)
     if json_file is not None:
-        lines = "".join(json.dumps(erasure.as_json(result)) + "\n" for result in results)
+        # Now rather than after minutes of measuring.
+        _write(json_file, "")
+    records: list[Record] = []
+    with _on_core(core) as used:
+        origin = provenance(used, SystemClock().now_s())
+        _say(f"{origin.processor} ({origin.processor_features}), core {used}, one thread")
+        _say(f"commit {origin.commit or 'unknown'}, {origin.packages}")
+        for peer in peers:
+            _say(f"{peer.name}: {peer.details}")
+        for step in _with_progress(steps):
+            records += step.run()
+    for line in report.all_tables(records):
+        _say(line)
+    if json_file is not None:
+        lines = [as_json(record, origin) for record in records]
+        _write(json_file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+@contextmanager
+def _on_core(core: int | None) -> Generator[int | None]:
+    from exastore.deploy.bench.timing import pinned
+
+    with ExitStack() as stack:
         try:
-            write_atomically(json_file, lines)
+            used = stack.enter_context(pinned(core))
         except OSError as error:
-            raise EnvironmentUnfit(f"cannot write {json_file}: {error}") from error
+            raise BadInput(f"--core {core}: {error.strerror}") from error
+        yield used
 
 
-def _print_overheads(overheads: "list[Overhead]") -> None:
-    for overhead in overheads:
-        text = f"  one {overhead.way} costs {overhead.call_s * 1e6:6.2f} µs: {overhead.contestant}"
-        out.print(text, markup=False, soft_wrap=True)
+def _with_progress(steps: "Sequence[Step]") -> "Iterator[Step]":
+    """Each step, and on stderr what is done and how long the rest will take."""
+    clock = SystemClock()
+    total_s = sum(step.weight_s for step in steps)
+    begin_s = told_s = clock.monotonic_s()
+    done_s = 0.0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left: {task.fields[left]}"),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("measuring", total=total_s, left="not known yet")
+        for number, step in enumerate(steps):
+            now_s = clock.monotonic_s()
+            left_s = (now_s - begin_s) / done_s * (total_s - done_s) if done_s else total_s
+            label = f"{number + 1} of {len(steps)}: {step.label}"
+            progress.update(task, description=label, completed=done_s, left=duration(left_s))
+            if not err.is_terminal and now_s - told_s >= _TELL_S:
+                err.print(f"{label}, {duration(left_s)} left", markup=False, soft_wrap=True)
+                told_s = now_s
+            yield step
+            done_s += step.weight_s
 
 
-#: Width of a column of the table.
-_WIDTH = 14
+@app.command("export")
+def export(
+    results: Annotated[
+        Path, typer.Argument(help="JSON lines of `bench run`, or pytest-benchmark's JSON.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write here instead of to stdout.")
+    ] = None,
+    timestamps: Annotated[
+        bool,
+        typer.Option(help="Give each sample the time of its run, as backfilling needs."),
+    ] = True,
+) -> None:
+    """Results as OpenMetrics, for Prometheus."""
+    from exastore.deploy.bench.openmetrics import exposition
+
+    try:
+        text = results.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {results}: {error}") from error
+    made = exposition(text, str(results), with_timestamps=timestamps)
+    if output is None:
+        print(made, end="")
+    else:
+        _write(output, made)
 
 
-def _print_table(results: "list[Result]") -> None:
-    """As lines of fixed width, so that a file gets the whole of it."""
-    columns = list(dict.fromkeys((result.contestant, result.way) for result in results))
-    rows: dict[tuple[str, str, int], dict[tuple[str, str], Result]] = {}
-    for result in results:
-        cell = (result.operation, result.code, result.chunk_bytes)
-        rows.setdefault(cell, {})[result.contestant, result.way] = result
-    lines = [
-        "GB/s of data, and our speed over theirs",
-        _line("", "", "", [" ".join(name.split(" ")[:2]) for name, _ in columns]),
-        _line("", "", "chunk", [way for _, way in columns]),
-    ]
-    for (operation, code, size), found in rows.items():
-        cells = [_cell(found.get(column)) for column in columns]
-        lines.append(_line(operation, code, binary_size(size), cells))
-    out.print("\n".join(lines), markup=False, soft_wrap=True)
+def _say(line: str) -> None:
+    out.print(line, markup=False, soft_wrap=True)
 
 
-def _line(operation: str, code: str, chunk: str, cells: list[str]) -> str:
-    return f"{operation:7}{code:8}{chunk:>10}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells)
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write {path}: {error}") from error
 
 
-def _cell(result: "Result | None") -> str:
-    if result is None:
-        return "-"
-    from exastore.deploy.bench.erasure import OURS
+def _kernels(name: str | None, quick: bool) -> tuple[str, ...]:
+    from exastore.deploy.bench.erasure import default_kernels
+    from exastore.erasure.errors import UnknownKernel
+    from exastore.erasure.kernels import ENVIRONMENT_VARIABLE, select_kernel
 
-    speed = f"{result.data_gb_per_s:.1f}"
-    return speed if result.contestant == OURS else f"{speed} {result.ratio:5.2f}x"
+    try:
+        chosen = select_kernel(name).name
+    except UnknownKernel as error:
+        raise BadInput(str(error)) from error
+    is_forced = quick or name is not None or ENVIRONMENT_VARIABLE in os.environ
+    return (chosen,) if is_forced else default_kernels(chosen)
 
 
-def _print_summary(results: "list[Result]") -> None:
-    from exastore.deploy.bench.erasure import summary
+def _names(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name for name in text.split(",") if name))
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{option} {name!r} is not one of {', '.join(known)}")
+    return names
 
-    for (contestant, way), (mean, least, below, cells) in summary(results).items():
-        out.print(
-            f"against {contestant}, {way}: {mean:.2f}x geometric mean, {least:.2f}x least,"
-            f" {below} of {cells} cells below 1",
-            markup=False,
-            soft_wrap=True,
-        )
+
+def _codes(text: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:rs-)?([0-9]{1,3})[+-]([0-9]{1,3})", part)
+        if match is None or not int(match[1]) or not int(match[2]):
+            raise BadInput(f"{part!r} is not a code: write k+m, for example 10+4")
+        if int(match[1]) + int(match[2]) > 255:
+            raise BadInput(f"{part!r} has more than 255 chunks")
+        found.append(f"rs-{int(match[1])}-{int(match[2])}")
+    return tuple(dict.fromkeys(found))
+
+
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]+)\s*([KMG]iB|B?)", part)
+        if match is None or not int(match[1]):
+            raise BadInput(f"{part!r} is not a size: write for example 64KiB or 1MiB")
+        found.append(int(match[1]) * _UNITS[match[2]])
+    return tuple(dict.fromkeys(found))
