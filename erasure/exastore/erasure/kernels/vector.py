@@ -34,7 +34,7 @@ from exastore.erasure.kernels.program import Program, make_program
 
 #: Columns of a tile at most: bounds the unrolled code.
 TILE_COLUMNS: Final = 32
-#: Columns of a uniform tile at most; more than 2 are filled up with zeros to a multiple of the next.
+#: Columns of a uniform tile at most; three or more are filled up with zeros to a multiple of 4.
 UNIFORM_COLUMNS: Final = 16
 UNIFORM_STEP: Final = 4
 #: More tiles than this are done by plain programs, which are alike.
