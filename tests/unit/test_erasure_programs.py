@@ -48,7 +48,7 @@ def _product(program: Program, matrix: Bytes, start: int = 0) -> None:
 
 @pytest.mark.parametrize(
     ("k", "m", "products"),
-    [(4, 2, 6), (6, 3, 15), (8, 3, 16), (10, 4, 24), (12, 4, 27), (17, 3, 35), (20, 4, 45)],
+    [(4, 2, 6), (6, 3, 15), (8, 3, 16), (10, 4, 24), (12, 4, 25), (17, 3, 35), (20, 4, 41)],
 )
 def test_encoding_needs_fewer_products_than_the_matrix_has_coefficients(
     k: int, m: int, products: int
@@ -66,7 +66,7 @@ def _decoding(k: int, m: int, lost: Sequence[int]) -> Bytes:
 
 
 @pytest.mark.parametrize(
-    ("k", "m", "products"), [(8, 3, 20), (10, 4, 30), (12, 4, 27), (17, 3, 39), (20, 4, 52)]
+    ("k", "m", "products"), [(8, 3, 20), (10, 4, 30), (12, 4, 25), (17, 3, 39), (20, 4, 49)]
 )
 def test_decoding_goes_by_syndromes_where_that_is_cheaper(k: int, m: int, products: int) -> None:
     matrix = _decoding(k, m, range(m))
