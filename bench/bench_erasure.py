@@ -130,5 +130,5 @@ def test_clay(benchmark: BenchmarkFixture, code: str, operation: str) -> None:
         geometry=f"{operation}-{code}-256KiB",
         kernel=made.kernel,
         data_bytes=data.nbytes if operation == "encode" else size,
-        checksum_crc32=zlib.crc32(parity),
+        checksum_crc32=zlib.crc32(parity.tobytes()),
     )
