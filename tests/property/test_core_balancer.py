@@ -74,17 +74,26 @@ class Case:
         return int(beyond[self.device_state == UP].sum())
 
 
-def random_case(seed: int, *, all_clean: bool = False) -> Case:
-    """The same seed gives the same case."""
+def random_case(seed: int, *, all_clean: bool = False, is_nested: bool | None = None) -> Case:
+    """The same seed gives the same case; `is_nested` asks for limits at several levels."""
     rng = np.random.Generator(np.random.PCG64(seed))
+    if is_nested is None:
+        is_nested = seed % 2 == 1
     topology = Topology.uniform(
+        zones_per_region=int(rng.integers(1, 4)) if is_nested else 1,
         racks_per_zone=int(rng.integers(2, 5)),
         nodes_per_rack=int(rng.integers(1, 4)),
         devices_per_node=int(rng.integers(1, 4)),
     )
     count = topology.device_count
     level = DomainLevel(int(rng.integers(0, 3)))
-    rule = PlacementRule(level, int(rng.integers(1, 4)) if level else 1)
+    also: list[tuple[DomainLevel, int]] = []
+    if is_nested:
+        level = DomainLevel.NODE
+        also.append((DomainLevel.RACK, int(rng.integers(1, 5))))
+        if rng.random() < 0.5:
+            also.append((DomainLevel.ZONE, int(rng.integers(2, 6))))
+    rule = PlacementRule(level, int(rng.integers(1, 4)) if level else 1, tuple(also))
     pg_count, n = int(rng.integers(1, 25)), int(rng.integers(1, 7))
 
     def weights() -> Float64Array:
@@ -158,17 +167,23 @@ def test_plans_of_a_few_moves_come_to_an_end_that_is_as_good(case: Case, step: i
     assert case.outside(rows) <= whole.outside_count
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_what_an_exact_flow_reaches_the_plan_reaches(block: int) -> None:
+def limits_of(columns: PlacementColumns) -> list[tuple[list[int], int]]:
+    """Domains and limits at all levels, the largest domains first."""
+    found = list(zip(columns.limit_domain.tolist(), columns.limit_max.tolist(), strict=True))
+    return [*reversed(found), (columns.domain_of_device.tolist(), columns.max_per_domain)]
+
+
+@pytest.mark.parametrize("is_nested", [False, True], ids=["one-level", "nested"])
+@pytest.mark.parametrize("block", range(2))
+def test_what_an_exact_flow_reaches_the_plan_reaches(block: int, is_nested: bool) -> None:
     possible = 0
     for seed in range(60 * block, 60 * (block + 1)):
-        case = random_case(seed, all_clean=True)
+        case = random_case(seed, all_clean=True, is_nested=is_nested)
         lower, upper = case.bounds()
         up = np.flatnonzero(case.device_state == UP).tolist()
         if can_balance(
             case.rows.tolist(),
-            case.columns.domain_of_device.tolist(),
-            case.columns.max_per_domain,
+            limits_of(case.columns),
             {device: int(lower[device]) for device in up},
             {device: int(upper[device]) for device in up},
         ):

@@ -176,35 +176,45 @@ class ReferencePlacement:
 
 def can_balance(
     rows: list[list[int]],
-    domain: list[int],
-    max_per_domain: int,
+    limits: list[tuple[list[int], int]],
     lower: dict[int, int],
     upper: dict[int, int],
 ) -> bool:
     """Whether any table that keeps the rule holds every device of `lower` within its bounds.
 
-    The oracle of the balancer, by maximum flow: source -> PG -> (PG, domain) -> device -> sink.
-    Slots on other devices, and empty ones, stay as they are. First the lower bounds must be filled,
-    then the rest must find room.
+    The oracle of the balancer, by maximum flow: source -> PG -> (PG, domain), from the largest
+    domains to the smallest -> device -> sink. Slots on other devices, and empty ones, stay as they
+    are. First the lower bounds must be filled, then the rest must find room.
+
+    Args:
+        rows: The table.
+        limits: Domain of each device and the most slots of a PG there, largest domains first.
+        lower: The fewest slots of each device that takes part.
+        upper: The most.
     """
     room: dict[tuple[object, object], int] = {}
     beside: dict[object, list[object]] = {}
 
     def edge(a: object, b: object, capacity: int) -> None:
-        room[a, b], room[b, a] = capacity, 0
-        beside.setdefault(a, []).append(b)
-        beside.setdefault(b, []).append(a)
+        if (a, b) not in room:
+            room[a, b], room[b, a] = capacity, 0
+            beside.setdefault(a, []).append(b)
+            beside.setdefault(b, []).append(a)
 
     total = 0
     for pg, row in enumerate(rows):
         movable = [device for device in row if device in lower]
-        fixed = [domain[device] for device in row if device >= 0 and device not in lower]
+        fixed = [device for device in row if device >= 0 and device not in lower]
         total += len(movable)
         edge("source", ("pg", pg), len(movable))
-        for group in sorted({domain[device] for device in lower}):
-            edge(("pg", pg), (pg, group), max(max_per_domain - fixed.count(group), 0))
         for device in lower:
-            edge((pg, domain[device]), ("device", device), 1)
+            above: object = ("pg", pg)
+            for depth, (domain, most) in enumerate(limits):
+                kept = sum(domain[other] == domain[device] for other in fixed)
+                below = (pg, depth, domain[device])
+                edge(above, below, max(most - kept, 0))
+                above = below
+            edge(above, ("device", device), 1)
     for device, bound in lower.items():
         edge(("device", device), "sink", bound)
     filled = _flow(room, beside)

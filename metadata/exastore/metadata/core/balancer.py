@@ -35,6 +35,7 @@ from exastore.metadata.core.balance import (
     slots_per_device,
 )
 from exastore.metadata.core.balancer_chains import give_by_chain
+from exastore.metadata.core.balancer_ideal import ideal_slots
 from exastore.metadata.core.balancer_kernels import (
     CHAINED,
     DEVICE_COLUMNS,
@@ -75,6 +76,16 @@ from exastore.metadata.core.topology import (
     Uint8Array,
     frozen,
 )
+
+__all__ = [
+    "BalancePlan",
+    "BalanceReport",
+    "apply_balance_to_rows",
+    "ideal_slots",
+    "plan_balance",
+    "plan_balance_of_rows",
+    "report_balance",
+]
 
 #: Row checks that the search for chains may cost: some seconds.
 SEARCH_STEPS_MAX = 1 << 30
@@ -157,76 +168,6 @@ class BalanceReport:
     def moves_ratio(self) -> float:
         """Moves against the minimum; 1 if nothing is to be moved."""
         return self.moved_slot_count / self.minimum_moves if self.minimum_moves else 1.0
-
-
-def _filled(
-    weight: Float64Array,
-    domain: Int32Array,
-    domain_cap: Float64Array,
-    device_cap: float,
-    level: Float64Array,
-) -> Float64Array:
-    """Slots of each domain when a device takes `level[domain] * weight`, under the caps."""
-    share = np.minimum(level[domain] * weight, device_cap)
-    filled: Float64Array = np.bincount(domain, share, len(domain_cap)).astype(np.float64)
-    return np.minimum(filled, domain_cap)
-
-
-def _water_level(
-    weight: Float64Array,
-    domain: Int32Array,
-    domain_cap: Float64Array,
-    device_cap: float,
-    total: Float64Array,
-) -> Float64Array:
-    """Shape (G,): the level at which each domain holds `total[g]`; see `ideal_slots`.
-
-    `total` of shape (1,) asks for one level that all domains share. Bisection: 200 halvings end at
-    neighbouring floats.
-    """
-    is_shared = len(total) == 1
-    low: Float64Array = np.zeros(len(domain_cap))
-    high: Float64Array = np.full(
-        len(domain_cap), (total.sum() + device_cap + 1.0) / weight[weight > 0].min()
-    )
-    for _ in range(200):
-        middle = (low + high) / 2
-        filled = _filled(weight, domain, domain_cap, device_cap, middle)
-        is_enough = filled.sum() >= total[0] if is_shared else filled >= total
-        low, high = np.where(is_enough, low, middle), np.where(is_enough, middle, high)
-        if (low == middle).all() and (high == middle).all():
-            break
-    return high
-
-
-def ideal_slots(
-    columns: PlacementColumns, rows: Int32Array, device_state: Uint8Array
-) -> Float64Array:
-    """Shape (D,): how many slots each UP device should hold; 0 for the others.
-
-    In proportion to weight, but a device holds at most one slot of a PG and a domain at most
-    `max_per_domain`, of which devices that are not UP keep theirs: what a cap leaves over is shared
-    by the rest (water filling).
-    """
-    device_count = len(columns.device_weight)
-    domain, domain_count = columns.domain_of_device, len(columns.domain_weight)
-    is_up = np.asarray(device_state) == DeviceState.UP
-    counts = slots_per_device(rows, device_count)
-    weight = np.where(is_up, columns.device_weight, 0.0)
-    total = float(counts[is_up].sum())
-    if total == 0 or not (weight > 0).any():
-        return np.zeros(device_count)
-    pg_count = float(len(rows))
-    kept = np.bincount(domain, np.where(is_up, 0, counts), domain_count)
-    domain_cap = np.maximum(columns.max_per_domain * pg_count - kept, 0.0)
-    ideal: Float64Array = weight * (total / weight.sum())
-    if ideal.max() <= pg_count and (np.bincount(domain, ideal, domain_count) <= domain_cap).all():
-        return ideal
-    arguments = (weight, domain, domain_cap, pg_count)
-    shared = _water_level(*arguments, np.array([total]))
-    domain_total = _filled(*arguments, shared)
-    level = _water_level(*arguments, domain_total)
-    return np.minimum(level[domain] * weight, pg_count)
 
 
 def _bounds(
@@ -353,6 +294,8 @@ def _new_fill(
         domain_of_device=columns.domain_of_device,
         domain_start=columns.domain_device_start,
         domain_device=columns.domain_device,
+        limit_max=columns.limit_max,
+        limit_domain=columns.limit_domain,
         moves=np.empty((0, 3), dtype=np.int32),
         tally=tally,
     )

@@ -32,6 +32,7 @@ from exastore.metadata.core.balancer_kernels import (
     move,
 )
 from exastore.metadata.core.topology import Int32Array
+from exastore.metadata.core.trial import keeps_other_limits
 
 #: Columns of `Search.device`: the device that gives to it, -1 where a chain begins; the slot it
 #: would take; devices in the order they were found; those not found yet, in the bounds of their
@@ -89,7 +90,12 @@ def _reach(
         first, j = fill.domain_start[domain], 0
         while j < search.domain[domain, LEFT] and found < 0:
             device = search.device[first + j, UNSEEN]
-            if used[domain] and _in_row(fill, code, int(device)):
+            if (used[domain] and _in_row(fill, code, int(device))) or (
+                len(fill.limit_max) > 0
+                and not keeps_other_limits(
+                    fill.limit_max, fill.limit_domain, fill.rows[pg], slot, device
+                )
+            ):
                 j += 1
                 continue
             search.domain[domain, LEFT] -= 1

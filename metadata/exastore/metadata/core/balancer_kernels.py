@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
 from exastore.metadata.core.topology import Int32Array, Int64Array
+from exastore.metadata.core.trial import keeps_other_limits
 
 #: How many domains, or giving devices, one greedy move tries before it is left to the chains.
 ATTEMPTS = 64
@@ -55,6 +56,8 @@ class Fill(NamedTuple):
         domain_of_device: Shape (D,).
         domain_start: Shape (G + 1,). Bounds of each domain in `domain_device`.
         domain_device: Shape (D,). Devices by domain.
+        limit_max: Shape (A,). The most slots of a PG at each other level that the rule limits.
+        limit_domain: Shape (A, D). Domain of each device at these levels.
         moves: Shape (M, 3). Code, source and target of each move; M is the most there may be.
         tally: Shape (4,). Rows named above.
     """
@@ -65,6 +68,8 @@ class Fill(NamedTuple):
     domain_of_device: Int32Array
     domain_start: Int32Array
     domain_device: Int32Array
+    limit_max: Int32Array
+    limit_domain: Int32Array
     moves: Int32Array
     tally: Int64Array
 
@@ -98,7 +103,11 @@ def _permits(fill: Fill, code: int, target: int) -> bool:
             return False
         if i != slot and device >= 0 and fill.domain_of_device[device] == domain:
             used += 1
-    return bool(used < fill.tally[MAX_PER_DOMAIN])
+    if used >= fill.tally[MAX_PER_DOMAIN]:
+        return False
+    return len(fill.limit_max) == 0 or keeps_other_limits(
+        fill.limit_max, fill.limit_domain, fill.rows[pg], slot, target
+    )
 
 
 @njit

@@ -9,6 +9,8 @@ from exastore.metadata.core.errors import ImpossibleRule, TooFewDomains
 from exastore.metadata.core.topology import (
     DeviceState,
     DomainLevel,
+    Int32Array,
+    Int64Array,
     PlacementRule,
     Topology,
     Uint8Array,
@@ -31,8 +33,8 @@ def placeable_slots(
     usable = (np.asarray(topology.device_weight) > 0) & rule.allowed(topology)
     if device_state is not None:
         usable &= device_state == DeviceState.UP
-    domain = np.arange(topology.device_count)
-    room = usable.astype(np.int64)
+    domain: Int32Array = np.arange(topology.device_count, dtype=np.int32)
+    room: Int64Array = usable.astype(np.int64)
     for level in DomainLevel:
         limits = [most for limited, most in rule.limits if limited == level]
         parent = topology.domain_of_device(level)

@@ -21,6 +21,7 @@ child, which never win because ties keep the earlier. Buckets are numbered nodes
 zones, regions, and the root last; items below a node are device indexes.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -114,15 +115,14 @@ def log_draw_table() -> Float64Array:
     return frozen(table.astype(np.float64))
 
 
-if numba.config.DISABLE_JIT:
+if cast(Any, numba.config).DISABLE_JIT:
 
     def wide_vectors() -> None:
         """Nothing, without the compiler."""
 
 else:
 
-    @cast(Any, extending.intrinsic)
-    def wide_vectors(_typing_context: Any) -> Any:
+    def _wide_vectors(_typing_context: Any) -> Any:
         """Lets LLVM use vectors of 512 bits in the kernel that calls it, where there are any.
 
         Left alone it keeps to 256 on processors that once slowed down; a hash then takes 1.6 times
@@ -136,6 +136,8 @@ else:
             return context.get_dummy_value()
 
         return types.none(), generate
+
+    wide_vectors = cast(Callable[[], None], cast(Any, extending).intrinsic(_wide_vectors))
 
 
 @njit
