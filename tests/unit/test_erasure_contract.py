@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from exastore.erasure import Codec, RepairPlan, TooFewChunks, codec
+from exastore.erasure import Codec, RepairPlan, TooFewChunks, codec, contract
 from exastore.erasure import code as code_module
 from exastore.erasure.errors import WrongIndex, WrongLayout, WrongReads, WrongShape
 from exastore.erasure.kernels import available_kernels
@@ -112,7 +112,7 @@ def test_a_wrong_update_is_refused_and_writes_nothing() -> None:
 @pytest.fixture
 def random_checks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short chunks are otherwise checked exactly."""
-    monkeypatch.setattr(code_module, "EXACT_CHUNK_BYTES", 0)
+    monkeypatch.setattr(contract, "EXACT_CHUNK_BYTES", 0)
 
 
 @pytest.mark.usefixtures("random_checks_only")
@@ -161,8 +161,9 @@ def test_one_round_misses_other_damage_for_few_seeds(name: str) -> None:
     assert not code.verify(stripe, 0, rounds=2)
 
 
-def test_short_chunks_of_one_matrix_are_verified_exactly() -> None:
-    code = codec("rs-4-2")
+@pytest.mark.parametrize("name", ["rs-4-2", "clay-4-2-5"])
+def test_short_chunks_are_verified_exactly(name: str) -> None:
+    code = codec(name)
     stripe = stripe_of(code, 8)
     assert code.verify(stripe, 0)
     stripe[1, 3] ^= 77

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from exastore.erasure import contract
 from exastore.erasure.chunks import Chunks, check_chunks, check_outputs
 from exastore.erasure.contract import VERIFY_ROUNDS, Codec
 from exastore.erasure.errors import TooFewChunks, Undecodable, WrongShape
@@ -20,8 +21,6 @@ DECODERS_KEPT: Final = 1024
 BLOCK_BYTES: Final = 64 * 1024
 #: Pieces of a chunk in which a stripe is verified.
 VERIFY_BLOCK_BYTES: Final = 1024 * 1024
-#: Shorter chunks are encoded again and compared: cheaper than to prepare a random check.
-EXACT_CHUNK_BYTES = 256 * 1024
 
 
 #: A decoder used so often is worth code of its own: to compile it takes as long as some hundred
@@ -180,9 +179,8 @@ class LinearCode(Codec):
         check_count = min(rounds, self.m)
         if check_count <= 0:
             return True
-        if inputs.chunk_bytes <= EXACT_CHUNK_BYTES:
-            parity = self.encode(inputs.arrays[: self.k])
-            return all(map(np.array_equal, parity, inputs.arrays[self.k :]))
+        if inputs.chunk_bytes <= contract.EXACT_CHUNK_BYTES:
+            return self._is_encoded(inputs)
         rng = np.random.Generator(np.random.Philox(seed))
         check = self._kernel.prepare(random_checks(self._parity_check, check_count, rng))
         piece_bytes = min(VERIFY_BLOCK_BYTES, inputs.chunk_bytes)
