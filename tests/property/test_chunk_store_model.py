@@ -10,7 +10,6 @@ from hypothesis.stateful import (
     Bundle,
     MultipleResults,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
     multiple,
@@ -20,13 +19,17 @@ from hypothesis.stateful import (
 from tests.support.fake_disk import FakeDisk
 
 from exastore.storage.chunk_store import ChunkStore
+from exastore.storage.compaction import compact
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import ChunkConflict, ChunkNotFound, DeviceFenced
 from exastore.storage.log import StoreOptions
 from exastore.storage.record import BLOCK_BYTES, ChunkKey
 
 # Tiny segments, so that every run seals some.
-OPTIONS = StoreOptions(segment_bytes=150_000, allocate_bytes=30_000, reserve_bytes=1)
+# Upkeep happens when a rule says so.
+OPTIONS = StoreOptions(
+    segment_bytes=150_000, allocate_bytes=30_000, reserve_bytes=1, compact_garbage=2.0
+)
 SIZES = st.sampled_from([0, 1, 63, 512, 4096, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1])
 
 
@@ -68,7 +71,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.write(key, 0, "rs-4-2", data, crc32c(data))
         self.model[key] = data
 
-    @rule(key=consumes(keys))
+    @rule(key=keys)
     def delete(self, key: ChunkKey) -> None:
         assert self.store.delete([key]) == (1 if self.model.pop(key, None) is not None else 0)
 
@@ -85,6 +88,25 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.close()
         self.store = self.open()
         assert self.store.recovery.torn == ()
+
+    @rule()
+    def bring_the_index_file_up_to_date(self) -> None:
+        self.store.checkpoint()
+
+    @rule(fraction=st.floats(0, 1))
+    def compact(self, fraction: float) -> None:
+        """Any sealed segment, however little it would give."""
+        sealed = list(self.store.segments())[:-1]
+        if sealed:
+            segment = sealed[int(fraction * (len(sealed) - 1))]
+            assert compact(self.store, segment, lambda _: None).removed
+            assert segment not in self.store.segments()
+
+    @rule()
+    def lose_the_index_file(self) -> None:
+        self.store.close()
+        self.disk.index.clear()
+        self.store = self.open()
 
     @rule(seed=st.integers(0, 2**32 - 1))
     def power_cut(self, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from exastore.storage.crc import Buffer
 from exastore.storage.disk import DiskFile, DiskSpace
-from exastore.storage.errors import DeviceLocked
+from exastore.storage.errors import DeviceLocked, StorageError
+from exastore.storage.index_file import Changes, Entry, Summary
+from exastore.storage.record import ChunkKey
 
 SECTOR_BYTES = 512
 
@@ -46,6 +48,52 @@ def _apply(content: bytearray, operation: _Write | _Resize) -> None:
     content[operation.offset_bytes : end] = operation.data
 
 
+class FakeIndexFile:
+    """See `exastore.storage.index_file.IndexFile`: what is committed survives every crash."""
+
+    def __init__(self) -> None:
+        self.device_uuid = b""
+        self.summary = Summary()
+        self.chunks: Changes = {}
+        self.commit_count = 0
+        #: Raised once by the next commit.
+        self.next_commit_error: StorageError | None = None
+
+    def load(self, device_uuid: bytes) -> Summary:
+        if device_uuid != self.device_uuid:
+            self.clear()
+            self.device_uuid = device_uuid
+        return self.summary
+
+    def clear(self) -> None:
+        self.summary = Summary()
+        self.chunks = {}
+
+    def get(self, key: ChunkKey) -> Entry | None:
+        return self.chunks.get(key.pg, {}).get((key.stripe_id, key.chunk_index))
+
+    def of_pg(self, pg: int) -> Iterator[tuple[tuple[bytes, int], Entry]]:
+        for place, entry in sorted(self.chunks.get(pg, {}).items(), key=lambda item: item[0]):
+            assert entry is not None
+            yield place, entry
+
+    def commit(self, changes: Changes, summary: Summary) -> None:
+        if self.next_commit_error is not None:
+            error, self.next_commit_error = self.next_commit_error, None
+            raise error
+        for pg, chunks in changes.items():
+            for place, entry in chunks.items():
+                if entry is None:
+                    self.chunks.get(pg, {}).pop(place, None)
+                else:
+                    self.chunks.setdefault(pg, {})[place] = entry
+        self.summary = summary
+        self.commit_count += 1
+
+    def close(self) -> None:
+        pass
+
+
 class FakeDisk:
     """See `exastore.storage.disk.Disk`."""
 
@@ -56,6 +104,7 @@ class FakeDisk:
         self.names: dict[str, _Inode] = {}
         self.durable_names: dict[str, _Inode] = {}
         self.locked = False
+        self.index = FakeIndexFile()
         self.sync_count = 0
         #: Syncs wait while this is not set.
         self.syncs_may_run = threading.Event()
@@ -162,6 +211,9 @@ class FakeDisk:
 
     def space(self) -> DiskSpace:
         return DiskSpace(self.total_bytes, self.free_bytes)
+
+    def index_file(self) -> FakeIndexFile:
+        return self.index
 
 
 class FakeFile:

@@ -107,7 +107,9 @@ def test_running_out_of_space_in_a_write_leaves_no_trace(short_bytes: int) -> No
 
 def test_space_ends_before_the_reserve_is_touched_and_deletes_still_work() -> None:
     disk = FakeDisk()
-    store = open_store(disk, StoreOptions(capacity_bytes=20_000, reserve_bytes=5_000))
+    store = open_store(
+        disk, StoreOptions(capacity_bytes=20_000, reserve_bytes=5_000, repair_bytes=1)
+    )
     stored = 0
     with pytest.raises(NoSpace, match="above the reserve"):
         while True:
@@ -177,6 +179,7 @@ def test_rot_of_an_acknowledged_header_is_reported_and_the_rest_is_kept() -> Non
     entry = store.get(key(2))
     assert entry is not None
     store.close()
+    disk.index.clear()
     disk.flip_bit(segment_name(1), entry.offset_bytes + 20)
     store = open_store(disk)
     ((segment, damage),) = store.recovery.damage
@@ -216,6 +219,7 @@ def test_a_sealed_segment_that_lost_its_end_is_reported() -> None:
     for number in range(10):
         put(store, number, bytes([number]) * 20_000)
     store.close()
+    disk.index.clear()
     inode = disk.names[segment_name(2)]
     del inode.current[50_000:], inode.durable[50_000:]
     store = open_store(disk, options)
@@ -233,6 +237,7 @@ def test_a_lost_write_in_the_middle_is_reported() -> None:
     entry = store.get(key(1))
     assert entry is not None
     store.close()
+    disk.index.clear()
     inode = disk.names[segment_name(1)]
     end = entry.offset_bytes + entry.header_bytes + entry.data_bytes
     for content in (inode.current, inode.durable):
@@ -254,6 +259,7 @@ def test_a_chunk_that_looks_like_a_record_is_not_taken_for_one() -> None:
     entry = store.get(key(2))
     assert entry is not None
     store.close()
+    disk.index.clear()
     disk.flip_bit(segment_name(1), entry.offset_bytes)
     store = open_store(disk)
     assert [k for k, _ in store.of_pg(1)] == [key(1), key(3)]
@@ -270,6 +276,7 @@ def test_power_loss_while_a_device_is_being_formatted_leaves_a_usable_one() -> N
         store.close()
         # A segment file whose first bytes never reached the disk.
         disk.create("segments/00000009.seg")
+        disk.index.clear()
         store = open_store(disk)
         assert store.read(key(1)).data == b"x"
         assert store.recovery.damage == ()

@@ -12,6 +12,7 @@ Laws:
 Theory of operation: callers append under one lock, so records lie in order and a crash leaves at
 most one torn tail. One flusher thread fsyncs and then acknowledges everything appended before the
 fsync began: while it waits for the disk, the next group gathers. The index follows in log order.
+An upkeep thread brings the index file up to date and compacts segments (see `upkeep.py`).
 
 Fault model: crash of the process or the machine at any moment, torn and lost unsynced writes, bit
 rot, misdirected writes, renamed or copied segments, full disk, I/O errors. Not covered: rot of the
@@ -26,8 +27,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from exastore.storage.compaction import Compacted
 from exastore.storage.crc import crc32c as crc32c_of
-from exastore.storage.disk import Disk
+from exastore.storage.disk import Disk, DiskFile
 from exastore.storage.errors import (
     BadRecord,
     ChunkConflict,
@@ -36,16 +38,20 @@ from exastore.storage.errors import (
     DeviceClosed,
     DeviceFenced,
     DeviceReadFailed,
+    IndexDamaged,
+    IndexFull,
     NoSpace,
     StorageError,
     TransferCorrupt,
 )
 from exastore.storage.identity import identify
-from exastore.storage.index import ChunkIndex, Entry, PgUsage
-from exastore.storage.log import Position, SegmentLog, StoreOptions
+from exastore.storage.index_file import Entry, PgUsage, SegmentUsage
+from exastore.storage.log import Purpose, StoreOptions
 from exastore.storage.record import (
     ChunkKey,
+    Kill,
     Place,
+    Position,
     RecordHeader,
     RecordKind,
     block_crcs,
@@ -53,8 +59,9 @@ from exastore.storage.record import (
     decode_header,
     verify_blocks,
 )
+from exastore.storage.recovery import entry_of, recover
 from exastore.storage.runs import ByteRun, block_spans, cut_runs
-from exastore.storage.segment import Damaged
+from exastore.storage.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +85,8 @@ class StoreObserver(Protocol):
 
     def fenced(self, reason: str) -> None: ...
 
+    def compacted(self, compacted: Compacted) -> None: ...
+
 
 class _Silent:
     def synced(self, chunk_count: int, duration_s: float) -> None:
@@ -86,31 +95,21 @@ class _Silent:
     def fenced(self, reason: str) -> None:
         pass
 
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What opening a device found.
-
-    Attributes:
-        segment_count: Segments read.
-        record_count: Good records in them.
-        damage: Segment and stretch of acknowledged records that cannot be read; needs repair.
-        torn: Segment and stretch of writes that a crash cut off before they were acknowledged.
-    """
-
-    segment_count: int
-    record_count: int
-    damage: tuple[tuple[int, Damaged], ...]
-    torn: tuple[tuple[int, Damaged], ...]
+    def compacted(self, compacted: Compacted) -> None:
+        pass
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A record that is written and not yet known to be durable; `entry` None is a delete."""
+    """A record that is written and not yet known to be durable; `entry` None is a delete.
+
+    A tombstone that compaction moved is not `news`: what it kills is dead already.
+    """
 
     key: ChunkKey
     entry: Entry | None
     done: list[Done] = field(default_factory=list[Done])
+    news: bool = True
 
 
 def _no_time() -> float:
@@ -131,15 +130,13 @@ class ChunkStore:
     ) -> None:
         self._disk = disk
         self.device_uuid = device_uuid
-        self._log = SegmentLog(disk, device_uuid, options)
         self._monotonic_s = monotonic_s
+        self._checkpoint_chunks = options.checkpoint_chunks
         self._observer: StoreObserver = observer or _Silent()
         #: Held while a record is appended; taken before `_state`, never after.
         self._append_lock = threading.Lock()
         #: Guards everything below; held only for moments.
         self._state = threading.Condition()
-        #: Durable chunks.
-        self._index = ChunkIndex()
         #: Appended, in log order, not yet fsynced.
         self._pending: list[_Pending] = []
         #: The last pending record of each key.
@@ -148,11 +145,15 @@ class ChunkStore:
         self._written = Position(0, 0)
         self._fence_reason: str | None = None
         self._closing = False
-        self.recovery = self._recover()
+        self._log, self._index, self.recovery = recover(disk, device_uuid, options)
+        #: The index, which knows the durable chunks, speaks of all records before this place.
+        self._indexed = self._log.position
+        self._upkeep = Upkeep(self, options, monotonic_s)
         self._flusher = threading.Thread(
             target=self._flush_loop, name=f"flush-{disk.path.name}", daemon=True
         )
         self._flusher.start()
+        self._upkeep.start()
 
     @classmethod
     def open(
@@ -243,7 +244,14 @@ class ChunkStore:
     # ---- writing ----
 
     def append(
-        self, key: ChunkKey, generation: int, code: str, data: bytes, crc32c: int, done: Done
+        self,
+        key: ChunkKey,
+        generation: int,
+        code: str,
+        data: bytes,
+        crc32c: int,
+        done: Done,
+        purpose: Purpose = Purpose.CLIENT,
     ) -> None:
         """Append a chunk; `done` is called once it is durable, maybe before this returns.
 
@@ -262,7 +270,7 @@ class ChunkStore:
         with self._append_lock:
             self._check_writable()
             if not self._stored_already(header):
-                self._append(header, data, done)
+                self._append(header, data, done, purpose)
                 return
         self._join(header, done)
 
@@ -283,8 +291,11 @@ class ChunkStore:
                 if latest is None:
                     continue
                 waiter = Future()
-                header = RecordHeader(RecordKind.TOMBSTONE, key, latest.generation)
-                self._append(header, b"", _resolve(waiter))
+                header = RecordHeader(
+                    RecordKind.TOMBSTONE, key, latest.generation,
+                    kill=Kill(oldest_segment=latest.oldest_segment),
+                )  # fmt: skip
+                self._append(header, b"", _resolve(waiter), Purpose.UPKEEP)
                 count += 1
         if waiter is not None:
             waiter.result()  # in log order: the last is durable after all others
@@ -295,19 +306,118 @@ class ChunkStore:
             pending = self._in_flight.get(key)
             return pending.entry if pending else self._index.get(key)
 
-    def _append(self, header: RecordHeader, data: bytes, done: Done) -> None:
+    def _append(
+        self, header: RecordHeader, data: bytes, done: Done, purpose: Purpose, *, news: bool = True
+    ) -> None:
         try:
-            position, header = self._log.append(header, data)
+            position, header = self._log.append(header, data, purpose)
         except OSError as error:
             self._fence(f"write failed: {error}")
             raise DeviceFenced(str(error)) from error
-        entry = _entry(position, header) if header.kind is RecordKind.CHUNK else None
-        pending = _Pending(header.key, entry, [done])
+        entry = None
+        if header.kind is RecordKind.CHUNK:
+            latest = self._latest(header.key)
+            entry = entry_of(position, header, latest)
+        pending = _Pending(header.key, entry, [done], news)
         with self._state:
             self._pending.append(pending)
-            self._in_flight[header.key] = pending
+            if news:
+                self._in_flight[header.key] = pending
             self._written = self._log.position
             self._state.notify_all()
+
+    # ---- for upkeep ----
+
+    def move(self, position: Position, header: RecordHeader, data: bytes, done: Done) -> bool:
+        """Append a live chunk that lies at `position` again; False if it does not live there.
+
+        Raises NoSpace, DeviceFenced, DeviceClosed.
+        """
+        with self._append_lock:
+            self._check_writable()
+            latest = self._latest(header.key)
+            if latest is None or latest.position != position:
+                return False
+            self._append(header, data, done, Purpose.UPKEEP)
+            return True
+
+    def move_tombstone(self, header: RecordHeader, done: Done) -> None:
+        """Append a tombstone again that says where it was first. Raises as `move` does."""
+        with self._append_lock:
+            self._check_writable()
+            self._append(header, b"", done, Purpose.UPKEEP, news=False)
+
+    def segments(self) -> dict[int, SegmentUsage]:
+        """All segments, in order; the last one is growing."""
+        with self._state:
+            live = self._index.live_bytes
+            return {
+                segment: SegmentUsage(used, live.get(segment, 0))
+                for segment, used in self._log.segments().items()
+            }
+
+    @property
+    def unsaved_count(self) -> int:
+        """Chunks that the index file does not know as they are."""
+        return self._index.fresh_count
+
+    def lies_at(self, key: ChunkKey, position: Position) -> bool:
+        """Whether the chunk's newest record is this one."""
+        latest = self._latest(key)
+        return latest is not None and latest.position == position
+
+    def segment_file(self, segment: int) -> DiskFile:
+        """A segment for reading."""
+        return self._log.file_of(segment)
+
+    def record_data(self, position: Position, header: RecordHeader) -> bytes:
+        """The data of a record, not verified."""
+        start = position.offset_bytes + header.header_bytes
+        return self._log.file_of(position.segment).pread(header.data_bytes, start)
+
+    def settle(self) -> None:
+        """Wait until all that was appended is durable and in the index, or the device fails."""
+        with self._state:
+            written = self._written
+            self._state.wait_for(
+                lambda: self._indexed >= written or self._fence_reason is not None or self._closing
+            )
+
+    def tell_compacted(self, compacted: Compacted) -> None:
+        self._observer.compacted(compacted)
+
+    def remove_segment(self, segment: int) -> None:
+        """Delete a segment without live chunks. Raises DeviceFenced."""
+        with self._append_lock:
+            self._check_writable()
+            with self._state:
+                assert segment not in self._index.live_bytes
+                assert segment < self._log.position.segment
+            try:
+                self._log.remove(segment)
+            except OSError as error:
+                self._fence(f"removing a segment failed: {error}")
+                raise DeviceFenced(str(error)) from error
+
+    def checkpoint(self) -> None:
+        """Bring the index file up to date. For one thread at a time.
+
+        Raises:
+            DeviceFenced: the file cannot be written.
+            IndexFull: as little as before is in the file.
+        """
+        with self._state:
+            checkpoint = self._index.freeze(self._indexed, self._log.segments())
+        committed = False
+        try:
+            self._index.commit(checkpoint)
+            committed = True
+        except IndexDamaged as error:
+            self._fence(str(error))
+            raise DeviceFenced(str(error)) from error
+        finally:
+            with self._state:
+                self._index.thaw(committed=committed)
 
     def _stored_already(self, header: RecordHeader) -> bool:
         """Whether these bytes are stored already, or on their way."""
@@ -353,8 +463,8 @@ class ChunkStore:
                 raise ChunkNotFound(f"no chunk {key.chunk_index} of stripe {key.stripe_id.hex()}")
             try:
                 return self._read(key, entry, runs)
-            except ChunkCorrupt:
-                # If it was deleted or replaced meanwhile, its space may be given back already.
+            except (ChunkCorrupt, DeviceReadFailed):
+                # If it was deleted or moved meanwhile, its space may be given back already.
                 if self.get(key) == entry:
                     raise
 
@@ -408,26 +518,17 @@ class ChunkStore:
                 self._tell_synced(len(batch), self._monotonic_s() - started_s)
             self._finish(batch, written, error)
 
-    def _apply(self, key: ChunkKey, entry: Entry | None) -> Entry | None:
-        """Bring the index up to a durable record; returns the chunk that died by it."""
-        return self._index.remove(key) if entry is None else self._index.put(key, entry)
-
-    def _reclaim(self, dead: Iterable[Entry | None]) -> None:
-        for entry in dead:
-            if entry is not None:
-                position = Position(entry.segment, entry.offset_bytes)
-                self._log.reclaim(position, entry.header_bytes, entry.data_bytes)
-
     def _finish(self, batch: list[_Pending], written: Position, error: StorageError | None) -> None:
         dead: list[Entry | None] = []
         with self._state:
             if error is None:
-                self._log.durable = written
+                self._log.durable = self._indexed = written
             for pending in batch:
-                if error is None:
-                    dead.append(self._apply(pending.key, pending.entry))
+                if error is None and pending.news:
+                    dead.append(self._index.apply(pending.key, pending.entry))
                 if self._in_flight.get(pending.key) is pending:
                     del self._in_flight[pending.key]
+            self._state.notify_all()
         for pending in batch:
             for done in pending.done:
                 try:
@@ -436,7 +537,9 @@ class ChunkStore:
                     Exception
                 ):  # the caller's mistake must not stop the acknowledgements of others
                     _log.exception("the callback of a write failed")
-        self._reclaim(dead)
+        self._log.reclaim_all(dead)
+        if any(dead) or self.unsaved_count >= self._checkpoint_chunks:
+            self._upkeep.poke()
 
     def _tell_synced(self, chunk_count: int, duration_s: float) -> None:
         try:
@@ -460,30 +563,11 @@ class ChunkStore:
         if self._fence_reason is not None:
             raise DeviceFenced(self._fence_reason)
 
-    # ---- beginning and end ----
-
-    def _recover(self) -> Recovery:
-        record_count = 0
-        damage: list[tuple[int, Damaged]] = []
-        torn: list[tuple[int, Damaged]] = []
-        dead: list[Entry | None] = []
-        recovered = self._log.recover()
-        for segment, result in recovered:
-            damage += [(segment, item) for item in result.damage]
-            torn += [(segment, item) for item in result.torn]
-            record_count += len(result.records)
-            for offset_bytes, header in result.records:
-                if header.kind is RecordKind.CHUNK:
-                    entry = _entry(Position(segment, offset_bytes), header)
-                    dead.append(self._apply(header.key, entry))
-                elif header.kind is RecordKind.TOMBSTONE:
-                    dead.append(self._apply(header.key, None))
-        # Idempotent: maybe the space was given back before, maybe a crash came first.
-        self._reclaim(dead)
-        return Recovery(len(recovered), record_count, tuple(damage), tuple(torn))
+    # ---- end ----
 
     def close(self) -> None:
         """Make everything durable, end the log cleanly, release the device."""
+        self._upkeep.stop()
         with self._append_lock:
             with self._state:
                 if self._closing:
@@ -494,18 +578,18 @@ class ChunkStore:
             try:
                 if self._fence_reason is None:
                     self._log.seal()
+                    self._indexed = self._log.position
+                    self.checkpoint()
             except (OSError, NoSpace) as error:
                 self._fence(f"closing failed: {error}")
+            except IndexFull as error:
+                _log.warning("%s: the next start replays more: %s", self._disk.path, error)
+            except DeviceFenced:
+                _log.exception("%s: the index was not written", self._disk.path)
             finally:
+                self._index.close()
                 self._log.close()
                 self._disk.unlock()
-
-
-def _entry(position: Position, header: RecordHeader) -> Entry:
-    return Entry(
-        position.segment, position.offset_bytes, header.header_bytes, header.data_bytes,
-        header.generation, header.crc32c, header.code,
-    )  # fmt: skip
 
 
 def _resolve(waiter: "Future[None]") -> Done:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from exastore.storage.crc import Buffer
 from exastore.storage.errors import DeviceLocked
+from exastore.storage.index_file import IndexFile, SqliteIndexFile
 
 # The standard library has posix_fallocate alone. Flags: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
 _PUNCH_HOLE_KEEP_SIZE = 3
@@ -91,6 +92,10 @@ class Disk(Protocol):
         ...
 
     def space(self) -> DiskSpace: ...
+
+    def index_file(self) -> IndexFile:
+        """Where the index of the device is kept; not open yet."""
+        ...
 
 
 class PosixFile:
@@ -233,3 +238,6 @@ class PosixDisk:
     def space(self) -> DiskSpace:
         stat = os.statvfs(self._path)
         return DiskSpace(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
+
+    def index_file(self) -> IndexFile:
+        return SqliteIndexFile(self._path / "index" / "chunks.sqlite")

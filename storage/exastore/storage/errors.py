@@ -10,7 +10,10 @@ StorageError
 |   |-- DeviceFenced               an I/O error happened; no more writes
 |   |-- DeviceClosed               the store was closed
 |   |-- DeviceReadFailed           the system could not read
-|   `-- NoSpace                    the reserve is reached; reads go on
+|   |-- NoSpace                    the reserve is reached; reads go on
+|   |-- IndexDamaged               the index file cannot be trusted
+|   |-- LogTooShort                the index file speaks of records that the log has not
+|   `-- IndexFull                  the disk has no room for the index file
 |-- ChunkNotFound
 |-- Corruption
 |   |-- BadRecord                  bytes on disk are not the record that belongs there
@@ -95,6 +98,18 @@ class NoSpace(DeviceError):
             f"no space: {needed_bytes} bytes needed, {max(0, available_bytes)} available"
             " above the reserve"
         )
+
+
+class IndexDamaged(DeviceError):
+    """The index file cannot be trusted; the segments still tell all."""
+
+
+class LogTooShort(DeviceError):
+    """The index file speaks of records that the log does not have: it is made anew."""
+
+
+class IndexFull(DeviceError):
+    """The disk has no room for the index file; what it says is as old as before."""
 
 
 class ChunkNotFound(StorageError):

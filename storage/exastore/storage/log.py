@@ -8,18 +8,20 @@ import dataclasses
 import errno
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from enum import Enum, auto
 
 from exastore.storage.crc import Buffer
 from exastore.storage.disk import Disk, DiskFile
-from exastore.storage.errors import BadRecord, NoSpace
+from exastore.storage.errors import BadRecord, LogTooShort, NoSpace
+from exastore.storage.index_file import Entry
 from exastore.storage.record import (
     FIXED_BYTES,
     MARK_KEY,
     MAX_CHUNK_BYTES,
     Place,
+    Position,
     RecordHeader,
     RecordKind,
     encode_header,
@@ -48,21 +50,32 @@ class StoreOptions:
         segment_bytes: A segment is sealed before it would grow over this many bytes.
         allocate_bytes: Disk space is reserved in steps of this many bytes.
         capacity_bytes: The most that the segments may take; 0: the size of the file system.
-        reserve_bytes: Free bytes that chunks must leave, so that deletes always find space;
-            0: one hundredth of the capacity, at most 1 GiB.
+        reserve_bytes: Free bytes that chunks must leave, so that deletes and compaction always
+            find space; 0: one hundredth of the capacity, at most 1 GiB, and at least one segment
+            where the device has room for 16.
+        repair_bytes: Free bytes beside the reserve that clients' chunks must leave, so that
+            rebuilding finds space; 0: as many as the reserve.
+        checkpoint_chunks: The index file is brought up to date after so many changes.
+        compact_garbage: A sealed segment is compacted when this share of its bytes is dead.
+        compact_bytes_per_s: Limit for what compaction reads; 0: none.
     """
 
     segment_bytes: int = 256 << 20
     allocate_bytes: int = 16 << 20
     capacity_bytes: int = 0
     reserve_bytes: int = 0
+    repair_bytes: int = 0
+    checkpoint_chunks: int = 65_536
+    compact_garbage: float = 0.3
+    compact_bytes_per_s: int = 64 << 20
 
 
-class Position(NamedTuple):
-    """Where the next record goes."""
+class Purpose(Enum):
+    """What a record is written for: it decides how much free space must be left."""
 
-    segment: int
-    offset_bytes: int
+    CLIENT = auto()
+    REPAIR = auto()
+    UPKEEP = auto()  # deletes and compaction: they make space
 
 
 def segment_name(segment: int) -> str:
@@ -77,8 +90,17 @@ class SegmentLog:
         self._uuid = device_uuid
         self._options = options
         self.capacity_bytes = options.capacity_bytes or disk.space().total_bytes
-        self.reserve_bytes = options.reserve_bytes or min(1 << 30, self.capacity_bytes // 100)
-        #: Bytes in all segments up to their last record, less what was given back.
+        reserve_bytes = options.reserve_bytes or _default_reserve_bytes(
+            self.capacity_bytes, options.segment_bytes
+        )
+        self._reserved_bytes = {
+            Purpose.CLIENT: reserve_bytes + (options.repair_bytes or reserve_bytes),
+            Purpose.REPAIR: reserve_bytes,
+            Purpose.UPKEEP: 0,
+        }
+        #: Bytes in each segment up to its last record, less what was given back.
+        self._used_bytes: dict[int, int] = {}
+        #: Their sum.
         self.used_bytes = 0
         self._space_lock = threading.Lock()
         self._can_punch = True
@@ -100,6 +122,16 @@ class SegmentLog:
         assert self._active is not None, "recover() comes first"
         return self._active[1]
 
+    def segments(self) -> dict[int, int]:
+        """Bytes that each segment takes, in order of segments."""
+        with self._space_lock:
+            return dict(sorted(self._used_bytes.items()))
+
+    def _use(self, segment: int, change_bytes: int) -> None:
+        with self._space_lock:
+            self._used_bytes[segment] = self._used_bytes.get(segment, 0) + change_bytes
+            self.used_bytes += change_bytes
+
     # ---- reading ----
 
     def file_of(self, segment: int) -> DiskFile:
@@ -118,38 +150,66 @@ class SegmentLog:
                 self._open.move_to_end(segment)
             return file
 
-    def recover(self) -> list[tuple[int, Recovered]]:
-        """Read all segments again and make the last one ready for appending."""
+    def recover(
+        self, start: Position, used_bytes: Mapping[int, int]
+    ) -> Iterator[tuple[int, Recovered]]:
+        """Read the segments again from `start` on, one after the other, and make the last one ready
+        for appending. All must be taken before anything is appended.
+
+        Args:
+            start: Everything before it is known.
+            used_bytes: By segment, what those up to `start` take.
+
+        Raises:
+            DeviceUnusable: a segment is a copy of another one.
+            LogTooShort: the log ends before `start`.
+        """
         names = [name for name in self._disk.list(SEGMENTS) if name.endswith(".seg")]
         numbers = sorted(int(name.removesuffix(".seg")) for name in names)
-        recovered: list[tuple[int, Recovered]] = []
+        if start.segment and start.segment not in numbers:
+            raise LogTooShort(f"segment {start.segment} is missing")
         for number in numbers:
+            if number < start.segment:
+                yield number, self._known(number, used_bytes)
+                continue
             last = number == numbers[-1]
             file = self._disk.open(segment_name(number))
-            result = self._recover_segment(file, number, last=last)
+            start_bytes = start.offset_bytes if number == start.segment else HEAD_BYTES
+            result = self._recover_segment(file, number, start_bytes, last=last)
             if result is None:  # it was being created when the power went
                 file.close()
                 self._disk.remove(segment_name(number))
                 self._disk.sync_folder(SEGMENTS)
                 continue
-            recovered.append((number, result))
-            self.used_bytes += result.end_bytes
+            known = used_bytes.get(number, 0) if number == start.segment else start_bytes
+            self._use(number, known + result.end_bytes - start_bytes)
             if last:
                 self._resume(file, number, result)
+            yield number, result
         if self._active is None:
             self._create((numbers[-1] if numbers else 0) + 1)
-        return recovered
 
-    def _recover_segment(self, file: DiskFile, number: int, *, last: bool) -> Recovered | None:
+    def _known(self, number: int, used_bytes: Mapping[int, int]) -> Recovered:
+        if number in used_bytes:
+            self._use(number, used_bytes[number])
+            return Recovered([], [], [], 0, True)
+        stray = Damaged(0, 0, "the index does not know this segment; it is left aside")
+        return Recovered([], [stray], [], 0, True)
+
+    def _recover_segment(
+        self, file: DiskFile, number: int, start_bytes: int, *, last: bool
+    ) -> Recovered | None:
         size_bytes = file.size_bytes()
+        if size_bytes < start_bytes and start_bytes > HEAD_BYTES:
+            raise LogTooShort(f"segment {number} ends at {size_bytes}, not at {start_bytes}")
         bad_head: Damaged | None = None
         try:
             check_head(file.pread(HEAD_BYTES, 0), self._uuid, number)
         except BadRecord as error:
             bad_head = Damaged(0, HEAD_BYTES, str(error))
-        result = recover(file, self._uuid, number, size_bytes, last=last)
+        result = recover(file, self._uuid, number, size_bytes, last=last, start_bytes=start_bytes)
         if bad_head is not None:
-            if last and not result.records:
+            if last and start_bytes == HEAD_BYTES and not result.records:
                 return None
             result.damage.insert(0, bad_head)
         if not last and not result.sealed:
@@ -181,9 +241,11 @@ class SegmentLog:
 
     # ---- appending ----
 
-    def append(self, header: RecordHeader, data: Buffer) -> tuple[Position, RecordHeader]:
+    def append(
+        self, header: RecordHeader, data: Buffer, purpose: Purpose
+    ) -> tuple[Position, RecordHeader]:
         """Hand a record to the system; returns where it lies and the header as written."""
-        self._make_room(header)
+        self._make_room(header, self._reserved_bytes[purpose])
         return self._put(header, data)
 
     def _put(self, header: RecordHeader, data: Buffer) -> tuple[Position, RecordHeader]:
@@ -199,8 +261,7 @@ class SegmentLog:
                 raise NoSpace(header.record_bytes, 0) from error
             raise
         self.position = Position(segment, offset + header.record_bytes)
-        with self._space_lock:
-            self.used_bytes += header.record_bytes
+        self._use(segment, header.record_bytes)
         return position, header
 
     def seal(self) -> None:
@@ -213,21 +274,34 @@ class SegmentLog:
         self.durable = self.position
         self._allocated_bytes = self.position.offset_bytes
 
-    def reclaim(self, position: Position, header_bytes: int, data_bytes: int) -> None:
-        """Give back the space of a chunk that is durably dead. Its header stays, for the scan."""
-        start = position.offset_bytes + header_bytes
-        end = (start + data_bytes) // _PAGE_BYTES * _PAGE_BYTES
+    def reclaim_all(self, dead: Iterable[Entry | None]) -> None:
+        """Give back the space of chunks that are durably dead. Their headers stay, for the scan."""
+        for entry in dead:
+            if entry is not None:
+                self._reclaim(entry)
+
+    def _reclaim(self, entry: Entry) -> None:
+        start = entry.offset_bytes + entry.header_bytes
+        end = (start + entry.data_bytes) // _PAGE_BYTES * _PAGE_BYTES
         start = -(-start // _PAGE_BYTES) * _PAGE_BYTES
         if end - start < _RECLAIM_LEAST_BYTES or not self._can_punch:
             return
         try:
-            self.file_of(position.segment).punch(start, end - start)
+            self.file_of(entry.segment).punch(start, end - start)
         except OSError as error:
             # Space is all that is lost; a disk that is really broken shows at the next write.
             self._can_punch = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS)
             return
+        self._use(entry.segment, start - end)
+
+    def remove(self, segment: int) -> None:
+        """Delete a sealed segment. Readers that hold it finish with it."""
+        with self._open_lock:
+            self._open.pop(segment, None)
+        self._disk.remove(segment_name(segment))
+        self._disk.sync_folder(SEGMENTS)
         with self._space_lock:
-            self.used_bytes -= end - start
+            self.used_bytes -= self._used_bytes.pop(segment, 0)
 
     def close(self) -> None:
         """Readers that still hold a file finish with it."""
@@ -235,9 +309,8 @@ class SegmentLog:
         with self._open_lock:
             self._open.clear()
 
-    def _make_room(self, header: RecordHeader) -> None:
+    def _make_room(self, header: RecordHeader, reserve: int) -> None:
         needed = header.record_bytes + FIXED_BYTES  # the MARK that ends the segment
-        reserve = self.reserve_bytes if header.kind is RecordKind.CHUNK else 0
         available = self.capacity_bytes - reserve - self.used_bytes
         if needed > available:
             raise NoSpace(needed, available)
@@ -282,5 +355,9 @@ class SegmentLog:
         self._active = (segment, file)
         self.position = self.durable = Position(segment, HEAD_BYTES)
         self._allocated_bytes = HEAD_BYTES
-        with self._space_lock:
-            self.used_bytes += HEAD_BYTES
+        self._use(segment, HEAD_BYTES)
+
+
+def _default_reserve_bytes(capacity_bytes: int, segment_bytes: int) -> int:
+    least_bytes = segment_bytes if capacity_bytes >= 16 * segment_bytes else 0
+    return max(min(1 << 30, capacity_bytes // 100), least_bytes)

@@ -88,6 +88,21 @@ class StorageMetrics:
         self.sync_seconds = Counter(
             "exastore_storage_sync_seconds", "Seconds spent in fdatasync", registry=registry
         )
+        self.compacted_segments = Counter(
+            "exastore_storage_compacted_segments",
+            "Segments deleted by compaction",
+            registry=registry,
+        )
+        self.compaction_moved_bytes = Counter(
+            "exastore_storage_compaction_moved_bytes",
+            "Bytes of live records that compaction wrote again",
+            registry=registry,
+        )
+        self.compaction_freed_bytes = Counter(
+            "exastore_storage_compaction_freed_bytes",
+            "Bytes that compaction gave back",
+            registry=registry,
+        )
         self.synced_records = Counter(
             "exastore_storage_synced_records", "Records made durable by them", registry=registry
         )

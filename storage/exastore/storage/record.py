@@ -12,7 +12,7 @@
     20      16     stripe id
     36      4      CRC-32C of the header
     40      c      name of the code
-    40+c    4*b    CRC-32C of each 64 KiB block of the data
+    40+c    4*b    CRC-32C of each 64 KiB block of the data; in a tombstone what it kills, 16 bytes
     40+c+4b        the data
 
 Laws:
@@ -25,6 +25,11 @@ Laws:
    the record was written. It tells rot of acknowledged data from a tail torn by a crash.
 
 A chunk costs 40 bytes, the name of its code ("rs-4-2": 6) and 4 bytes per started 64 KiB.
+
+A tombstone kills the records of its identity that lie before a place in the log: its own, or, when
+compaction moved it, the one where it was written first. So moving it kills nothing that is younger.
+It also names the oldest segment that may hold such a record: when none of the segments from there
+to its place is left, the tombstone has nothing more to kill.
 """
 
 import struct
@@ -36,7 +41,7 @@ from exastore.storage.crc import Buffer, combine_crc32c, crc32c
 from exastore.storage.errors import BadRecord, ChunkCorrupt, InvalidChunk
 
 MAGIC = b"\xe8XaR"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_BYTES = 65_536
 MAX_CHUNK_BYTES = 4 << 20
 FIXED_BYTES = 40
@@ -47,6 +52,7 @@ MAX_HEADER_BYTES = FIXED_BYTES + 255 + 4 * (MAX_CHUNK_BYTES // BLOCK_BYTES)
 _PRIOR_DURABLE = 0x80
 _FIXED = struct.Struct("<4sBBBBIII16sI")
 _PLACE = struct.Struct("<16sIQ")
+_KILL = struct.Struct("<IQI")
 
 
 class RecordKind(IntEnum):
@@ -74,6 +80,34 @@ class Place(NamedTuple):
     offset_bytes: int
 
 
+class Position(NamedTuple):
+    """A place in the log of a device; ordered as the log is."""
+
+    segment: int
+    offset_bytes: int
+
+
+class Kill(NamedTuple):
+    """What a tombstone kills.
+
+    Attributes:
+        segment, offset_bytes: Records of the identity before this place; both 0: before the
+            tombstone's own place.
+        oldest_segment: No segment before this one holds any of them.
+    """
+
+    segment: int = 0
+    offset_bytes: int = 0
+    oldest_segment: int = 0
+
+    def before(self, own: Position) -> Position:
+        """Where killing ends, for a tombstone that lies at `own`."""
+        return Position(self.segment, self.offset_bytes) if self.segment else own
+
+
+_NO_KILL = Kill()
+
+
 @dataclass(frozen=True, slots=True)
 class RecordHeader:
     """Everything about a record except its data."""
@@ -85,10 +119,11 @@ class RecordHeader:
     data_bytes: int = 0
     block_crcs: tuple[int, ...] = ()
     prior_durable: bool = False
+    kill: Kill = _NO_KILL
 
     @property
     def header_bytes(self) -> int:
-        return FIXED_BYTES + len(self.code.encode()) + 4 * len(self.block_crcs)
+        return FIXED_BYTES + len(self.code.encode()) + _tail_bytes(self.kind, self.data_bytes)
 
     @property
     def record_bytes(self) -> int:
@@ -98,6 +133,13 @@ class RecordHeader:
     def crc32c(self) -> int:
         """CRC-32C over all data, from the CRCs of the blocks."""
         return combined_crc(self.block_crcs, self.data_bytes)
+
+
+def _tail_bytes(kind: int, data_bytes: int) -> int:
+    """Bytes of a header behind the name of the code."""
+    if kind == RecordKind.TOMBSTONE:
+        return _KILL.size
+    return 0 if kind == RecordKind.SKIP else 4 * block_count(data_bytes)
 
 
 MARK_KEY = ChunkKey(0, bytes(STRIPE_ID_BYTES), 0)
@@ -148,7 +190,10 @@ def encode_header(header: RecordHeader, place: Place) -> bytes:
     key = header.key
     code = header.code.encode()
     flags = header.kind | (_PRIOR_DURABLE if header.prior_durable else 0)
-    tail = code + struct.pack(f"<{len(header.block_crcs)}I", *header.block_crcs)
+    if header.kind is RecordKind.TOMBSTONE:
+        tail = code + _KILL.pack(*header.kill)
+    else:
+        tail = code + struct.pack(f"<{len(header.block_crcs)}I", *header.block_crcs)
     fields = (
         MAGIC, FORMAT_VERSION, flags, key.chunk_index, len(code),
         key.pg, header.generation, header.data_bytes, key.stripe_id,
@@ -173,8 +218,8 @@ def decode_header(buffer: Buffer, place: Place) -> RecordHeader:
         raise BadRecord(f"format version {version}, this software knows {FORMAT_VERSION}")
     if data_bytes > MAX_CHUNK_BYTES:
         raise BadRecord(f"impossible length {data_bytes}")
-    blocks = 0 if flags & ~_PRIOR_DURABLE == RecordKind.SKIP else block_count(data_bytes)
-    end = FIXED_BYTES + code_bytes + 4 * blocks
+    tail_bytes = _tail_bytes(flags & ~_PRIOR_DURABLE, data_bytes)
+    end = FIXED_BYTES + code_bytes + tail_bytes
     if len(buffer) < end:
         raise BadRecord(f"header of {end} bytes cut off after {len(buffer)}")
     view = memoryview(buffer)
@@ -186,14 +231,17 @@ def decode_header(buffer: Buffer, place: Place) -> RecordHeader:
         code = bytes(tail[:code_bytes]).decode()
     except ValueError as error:
         raise BadRecord(f"the header is not of this format: {error}") from error
+    is_tombstone = kind is RecordKind.TOMBSTONE
+    crcs = () if is_tombstone else struct.unpack_from(f"<{tail_bytes // 4}I", tail, code_bytes)
     return RecordHeader(
         kind=kind,
         key=ChunkKey(pg, stripe_id, index),
         generation=generation,
         code=code,
         data_bytes=data_bytes,
-        block_crcs=struct.unpack_from(f"<{blocks}I", tail, code_bytes),
+        block_crcs=crcs,
         prior_durable=bool(flags & _PRIOR_DURABLE),
+        kill=Kill(*_KILL.unpack_from(tail, code_bytes)) if is_tombstone else _NO_KILL,
     )
 
 

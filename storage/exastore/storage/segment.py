@@ -88,15 +88,15 @@ class _Window:
 
 
 def scan(
-    file: DiskFile, device_uuid: bytes, segment: int, size_bytes: int
+    file: DiskFile, device_uuid: bytes, segment: int, size_bytes: int, start_bytes: int = HEAD_BYTES
 ) -> Iterator[Found | Damaged]:
-    """The records and the damage of a segment, in order.
+    """The records and the damage of a segment from `start_bytes` on, in order.
 
     Zeros up to the end are neither: they were never written, or their write was lost. Who knows
     how the segment ended (by a MARK) can tell which.
     """
     window = _Window(file, size_bytes)
-    offset = HEAD_BYTES
+    offset = start_bytes
     window_bytes = _SMALL_WINDOW_BYTES
     while offset < size_bytes:
         place = Place(device_uuid, segment, offset)
@@ -173,19 +173,27 @@ class Recovered:
 
 
 def recover(
-    file: DiskFile, device_uuid: bytes, segment: int, size_bytes: int, *, last: bool
+    file: DiskFile,
+    device_uuid: bytes,
+    segment: int,
+    size_bytes: int,
+    *,
+    last: bool,
+    start_bytes: int = HEAD_BYTES,
 ) -> Recovered:
-    """Read a segment again. In the last segment, and only behind the last record that proves all
-    before it durable, an incomplete or damaged record is a torn tail; anywhere else it is damage.
+    """Read a segment again from `start_bytes` on.
+
+    In the last segment, and only behind the last record that proves all before it durable, an
+    incomplete or damaged record is a torn tail; anywhere else it is damage.
     """
-    items = list(scan(file, device_uuid, segment, size_bytes))
+    items = list(scan(file, device_uuid, segment, size_bytes, start_bytes))
     proven = len(items)
     if last:
         flagged = [
             n for n, i in enumerate(items) if isinstance(i, Found) and i.header.prior_durable
         ]
         proven = flagged[-1] if flagged else 0
-    recovered = Recovered([], [], [], HEAD_BYTES, False)
+    recovered = Recovered([], [], [], start_bytes, False)
     for number, item in enumerate(items):
         if isinstance(item, Found) and number >= proven:
             item = _verified(file, item)

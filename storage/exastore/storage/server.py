@@ -15,6 +15,7 @@ from exastore.proto.v1 import common_pb2
 from exastore.proto.v1.storage_pb2_grpc import add_StorageServiceServicer_to_server
 from exastore.storage.channel import make_server
 from exastore.storage.chunk_store import ChunkStore
+from exastore.storage.compaction import Compacted
 from exastore.storage.config import StorageConfig
 from exastore.storage.devices import Devices
 from exastore.storage.disk import Disk, PosixDisk
@@ -36,6 +37,11 @@ class _Observer:
     def __init__(self, metrics: StorageMetrics, on_fence: Callable[[], None]) -> None:
         self._metrics = metrics
         self._on_fence = on_fence
+
+    def compacted(self, compacted: Compacted) -> None:
+        self._metrics.compacted_segments.inc(compacted.removed)
+        self._metrics.compaction_moved_bytes.inc(compacted.moved_bytes)
+        self._metrics.compaction_freed_bytes.inc(max(0, compacted.freed_bytes))
 
     def synced(self, chunk_count: int, duration_s: float) -> None:
         self._metrics.synced(chunk_count, duration_s)
