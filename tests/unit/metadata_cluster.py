@@ -59,8 +59,9 @@ class FakeNodes:
         self.deletions: list[storage_pb2.DeleteChunksRequest] = []
         self.running_count = 0
         self.most_running_count = 0
-        #: Rebuilds wait for this.
+        #: Rebuilds wait for this, but for so many that are let through.
         self.gate = asyncio.Event()
+        self._passes = asyncio.Semaphore(0)
         self.gate.set()
 
     async def rebuild(
@@ -72,10 +73,27 @@ class FakeNodes:
         self.most_running_count = max(self.most_running_count, self.running_count)
         try:
             yield storage_pb2.RebuildProgress()
-            await self.gate.wait()
+            await self._wait_for_gate()
             yield self._rebuilt(request)
         finally:
             self.running_count -= 1
+
+    def pass_gate(self, count: int) -> None:
+        """Let so many rebuilds through."""
+        for _ in range(count):
+            self._passes.release()
+
+    async def _wait_for_gate(self) -> None:
+        loop = asyncio.get_running_loop()
+        waits = [
+            loop.create_task(self.gate.wait()),
+            loop.create_task(self._passes.acquire()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _rebuilt(self, request: storage_pb2.RebuildRequest) -> storage_pb2.RebuildProgress:
         held: dict[bytes, int] = defaultdict(int)
@@ -84,11 +102,25 @@ class FakeNodes:
                 for pg, stripe_id, index in self.chunks[source.device_index]:
                     held[stripe_id] += pg == request.pg and index == source.index
         held = {stripe_id: count for stripe_id, count in held.items() if count}
+        # Of a slot that moves, chunks are copied from the device that it leaves.
+        own = {
+            stripe_id
+            for source in request.sources
+            if source.index == request.index and source.device_index not in self.dead
+            for pg, stripe_id, index in self.chunks[source.device_index]
+            if pg == request.pg and index == request.index
+        }
         progress = storage_pb2.RebuildProgress(done=True)
         for stripe_id in list(request.stripe_ids) or sorted(held):
             progress.total_chunk_count += 1
             if (request.pg, stripe_id, request.index) in self.chunks[request.device_index]:
                 progress.chunk_count += 1
+                continue
+            if stripe_id in own and request.device_index not in self.failing:
+                self.chunks[request.device_index].add((request.pg, stripe_id, request.index))
+                progress.chunk_count += 1
+                progress.chunk_bytes += 64
+                progress.read_bytes += 64
                 continue
             if held.get(stripe_id, 0) < self._k or request.device_index in self.failing:
                 progress.failed_chunk_count += 1
@@ -213,7 +245,7 @@ class Cluster:
         await self.beat()
         await self.background.run_round()
         if self.nodes.gate.is_set():
-            await self.background.repair.wait_for_running()
+            await self.background.repair.work.wait_for_running()
         for _ in range(10):  # what was started gets as far as the gate
             await asyncio.sleep(0)
 

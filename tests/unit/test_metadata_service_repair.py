@@ -58,7 +58,7 @@ async def test_at_most_so_many_rebuilds_run_at_once_and_progress_has_an_eta() ->
     # The forecast covers the slots that wait, too: each will hold one chunk.
     assert repair.total_chunk_bytes == 64 * repair.task_count > 64 * 2
     cluster.nodes.gate.set()
-    await cluster.background.repair.wait_for_running()
+    await cluster.background.repair.work.wait_for_running()
     assert (await cluster.status()).repair.eta_s >= 0
     await cluster.until(cluster.is_whole)
     assert cluster.nodes.most_running_count == 2
@@ -256,3 +256,35 @@ async def test_the_loops_start_and_stop(work: str) -> None:
         await cluster.beat()
     await cluster.background.stop()
     assert not cluster.service.lease.is_held
+
+
+async def test_slots_that_end_together_are_clean_in_one_epoch() -> None:
+    cluster = await with_objects(Cluster(6))
+    cluster.kill(1)
+    await cluster.until(lambda: any(REBUILDING in pg.slot_states for pg in cluster.map.pgs))
+    rebuilding = sum(REBUILDING in pg.slot_states for pg in cluster.map.pgs)
+    before = cluster.map.epoch
+    await cluster.until(cluster.is_whole)
+    # Only as many rebuild at once as the limit says, yet all of them end within a round or two.
+    assert rebuilding > 4
+    assert cluster.map.epoch <= before + 2
+
+
+async def test_a_slot_whose_pg_changed_meanwhile_is_verified_again() -> None:
+    cluster = await with_objects(Cluster(7, code="rs-2-2"))
+    cluster.nodes.gate.clear()
+    cluster.kill(1)
+    await cluster.until(lambda: len(cluster.nodes.requests) > 0)
+    first = cluster.nodes.requests[0]
+    other = next(
+        int(device)
+        for slot, device in enumerate(cluster.map.pgs[first.pg].device_indexes)
+        if slot != first.index
+    )
+    cluster.kill(other)
+    await cluster.until(lambda: cluster.states()[other] == 3)
+    cluster.nodes.gate.set()
+    await cluster.until(cluster.is_whole)
+    asked = [r for r in cluster.nodes.requests if (r.pg, r.index) == (first.pg, first.index)]
+    assert len(asked) > 1
+    assert all_chunks_stored(cluster)

@@ -14,7 +14,7 @@ Rows: (M, head) holds epoch, cluster id and code; (M, nodes|devices|pgs, block) 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.map_delta import checksum, encode_delta, table_of
@@ -31,6 +31,8 @@ _HEAD_KEY = pack("M", "head")
 _NODES_PER_ROW = 128
 _DEVICES_PER_ROW = 256
 _PG_ROW_BYTES = 32 * 1024
+#: Rows that one change of slots may touch: a transaction of the engine holds no more.
+_PG_ROWS_PER_CHANGE = 24
 #: Deltas kept in memory: a node that was away for less gets no full map.
 DELTA_COUNT = 256
 
@@ -44,8 +46,7 @@ def map_rows(message: common_pb2.ClusterMap) -> dict[bytes, bytes]:
         epoch=message.epoch, cluster_id=message.cluster_id, code=message.code
     )
     rows = {_HEAD_KEY: head.SerializeToString()}
-    n = len(message.pgs[0].device_indexes) if message.pgs else 1
-    pgs_per_row = max(1, _PG_ROW_BYTES // (7 * n + 24))
+    pgs_per_row = _pgs_per_row(message)
     for first in range(0, len(message.nodes), _NODES_PER_ROW):
         run = common_pb2.ClusterMap(nodes=message.nodes[first : first + _NODES_PER_ROW])
         rows[pack("M", "nodes", first // _NODES_PER_ROW)] = run.SerializeToString()
@@ -56,6 +57,11 @@ def map_rows(message: common_pb2.ClusterMap) -> dict[bytes, bytes]:
         run = common_pb2.ClusterMap(pgs=message.pgs[first : first + pgs_per_row])
         rows[pack("M", "pgs", first // pgs_per_row)] = run.SerializeToString()
     return rows
+
+
+def _pgs_per_row(message: common_pb2.ClusterMap) -> int:
+    n = len(message.pgs[0].device_indexes) if message.pgs else 1
+    return max(1, _PG_ROW_BYTES // (7 * n + 24))
 
 
 def read_rows(txn: Transaction) -> dict[bytes, bytes]:
@@ -105,6 +111,8 @@ class MapStore:
     def __init__(self, engine: Engine, rule: PlacementRule) -> None:
         self._engine = engine
         self._rule = rule
+        #: Told the next epoch before a change is stored; fences engines that do not hold the map.
+        self.before_change: Callable[[int], Awaitable[None]] | None = None
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         #: `_rows` are the rows of `_message`, and `_columns` its columns; all empty: no map yet.
@@ -155,10 +163,28 @@ class MapStore:
                     return self._message
                 assert new.epoch == self.epoch + 1, "an edit makes the next epoch"
                 rows = map_rows(new)
+                if self.before_change is not None:
+                    await self.before_change(new.epoch)
                 if await self._engine.transact(self._replacement(rows, guard)):
                     self._install(rows, new)
                     return new
                 await self._load()
+
+    def end_of_change(self, pgs: Iterable[int]) -> int:
+        """How many of these PGs, from the first, one change may touch; at least one if any.
+
+        There must be a map.
+        """
+        assert self._message is not None
+        pgs_per_row = _pgs_per_row(self._message)
+        rows: set[int] = set()
+        count = 0
+        for pg in pgs:
+            rows.add(pg // pgs_per_row)
+            if len(rows) > _PG_ROWS_PER_CHANGE:
+                break
+            count += 1
+        return count
 
     def update_from(self, known_epoch: int, *, takes_deltas: bool) -> common_pb2.ClusterMap:
         """What brings a receiver from the epoch it knows to ours: deltas if possible and smaller.
@@ -183,8 +209,11 @@ class MapStore:
             await self._changed.wait()
         return self._message
 
-    def fence(self) -> Fence:
+    def fence(self, is_current: Callable[[Transaction], bool] | None = None) -> Fence:
         """A check, for use inside a transaction, that extents may be committed.
+
+        Args:
+            is_current: Whether the cached map is the newest, in an engine that does not hold it.
 
         It raises MapOutdated when the cached map is not the stored one, StaleEpoch, NotReady,
         InvalidArgument.
@@ -192,10 +221,15 @@ class MapStore:
         message, head, pg_epochs = self._message, self._rows.get(_HEAD_KEY), self._pg_epochs
         code = None if message is None else codec(message.code)
 
+        if is_current is None:
+
+            def is_current(txn: Transaction) -> bool:
+                return txn.get(_HEAD_KEY) == head
+
         def check(txn: Transaction, extents: Iterable[common_pb2.Extent]) -> None:
             is_checked = False
             for extent in extents:
-                if not is_checked and txn.get(_HEAD_KEY) != head:
+                if not is_checked and not is_current(txn):
                     raise MapOutdated("the cached map is not the stored one")
                 is_checked = True
                 if message is None or code is None:

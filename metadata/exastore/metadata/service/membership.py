@@ -103,15 +103,31 @@ def with_states(
     return _if_changed(message, changed)
 
 
+def holders(pg: common_pb2.PlacementGroup, slot: int) -> tuple[int, ...]:
+    """The devices that hold the chunks of a slot together; none that is being rebuilt does.
+
+    A slot that moves has two: the one that it leaves, and the one that takes what is written now.
+    """
+    state = pg.slot_states[slot]
+    if state == common_pb2.SLOT_STATE_CLEAN:
+        return (pg.device_indexes[slot],)
+    if state == common_pb2.SLOT_STATE_MOVING:
+        return (pg.previous_device_indexes[slot], pg.device_indexes[slot])
+    return ()
+
+
+def serves(message: common_pb2.ClusterMap, device: int) -> bool:
+    """Whether the device, which need not exist, can be read."""
+    return device < len(message.devices) and message.devices[device].state in READABLE
+
+
 def is_quiet(message: common_pb2.ClusterMap | None, pg: int) -> bool:
     """Every slot is clean and its device can be reached."""
     if message is None or pg >= len(message.pgs):
         return False
     group = message.pgs[pg]
     return all(
-        state == common_pb2.SLOT_STATE_CLEAN
-        and device < len(message.devices)
-        and message.devices[device].state in READABLE
+        state == common_pb2.SLOT_STATE_CLEAN and serves(message, device)
         for device, state in zip(group.device_indexes, group.slot_states, strict=True)
     )
 
@@ -122,9 +138,9 @@ def pgs_by_missing(message: common_pb2.ClusterMap, unreadable: Collection[int]) 
     counts = [0] * (n + 1)
     for pg in message.pgs:
         missing = 0
-        for device, state in zip(pg.device_indexes, pg.slot_states, strict=True):
-            if state != common_pb2.SLOT_STATE_CLEAN or device in unreadable:
-                missing += 1
+        for slot in range(n):
+            devices = holders(pg, slot)
+            missing += not devices or any(device in unreadable for device in devices)
         counts[missing] += 1
     return counts
 

@@ -31,17 +31,21 @@ class Rebuilder:
     """Calls the target's node and watches over its progress."""
 
     def __init__(self, config: MetadataConfig, engine: Engine, storage: StorageClient) -> None:
-        self._engine = engine
+        #: All engines that hold buckets.
+        self.engines: Sequence[Engine] = [engine]
         self._storage = storage
         self._idle_timeout_s = config.rebuild_idle_timeout_s
-        self._bandwidth = config.repair_bandwidth_bytes_per_s // config.repair_concurrency
-        if config.repair_bandwidth_bytes_per_s:
-            self._bandwidth = max(1, self._bandwidth)
 
     async def rebuild_slot(
-        self, message: common_pb2.ClusterMap, target: SlotTarget, on_progress: OnProgress
+        self,
+        message: common_pb2.ClusterMap,
+        target: SlotTarget,
+        on_progress: OnProgress,
+        bandwidth_bytes_per_s: int = 0,
     ) -> None:
         """Rebuild every chunk of a slot. Raises StorageError unless all of them are in place.
+
+        Of a slot that moves, they are copied from the device that it leaves.
 
         First the sources are asked which stripes they hold: cheap, but it includes leftovers of
         writes that were never committed, which cannot be rebuilt. If some stripes fail, the
@@ -52,11 +56,11 @@ class Rebuilder:
         code = codec(message.code)
         sources = {source.index for source in sources_of(message, target)}
         if code.decodable(set(range(code.n)) - sources):
-            final = await self._call(message, target, (), on_progress)
+            final = await self._call(message, target, (), on_progress, bandwidth_bytes_per_s)
             if not final.failed_chunk_count:
                 return
         stripe_ids = await self.committed_stripes(target.pg)
-        await self.rebuild_stripes(message, target, stripe_ids, on_progress)
+        await self.rebuild_stripes(message, target, stripe_ids, on_progress, bandwidth_bytes_per_s)
 
     async def rebuild_stripes(
         self,
@@ -64,11 +68,12 @@ class Rebuilder:
         target: SlotTarget,
         stripe_ids: Sequence[bytes],
         on_progress: OnProgress,
+        bandwidth_bytes_per_s: int = 0,
     ) -> None:
         """Rebuild the chunks of these stripes. Raises StorageError unless all are in place."""
         for first in range(0, len(stripe_ids), _STRIPE_BATCH_COUNT):
             batch = stripe_ids[first : first + _STRIPE_BATCH_COUNT]
-            final = await self._call(message, target, batch, on_progress)
+            final = await self._call(message, target, batch, on_progress, bandwidth_bytes_per_s)
             if final.failed_chunk_count:
                 raise StorageError(
                     f"{final.failed_chunk_count} of {final.total_chunk_count} chunks of slot "
@@ -78,14 +83,17 @@ class Rebuilder:
     async def committed_stripes(self, pg: int) -> list[bytes]:
         """The stripes of a PG that objects and parts refer to; reads the whole namespace."""
         found: list[bytes] = []
-        begin: bytes | None = b""
-        while begin is not None:
-            batch, begin = await self._extents_from(begin)
-            found.extend(extent.stripe_id for extent in batch if extent.pg == pg)
-        return found
+        for engine in self.engines:
+            begin: bytes | None = b""
+            while begin is not None:
+                batch, begin = await self._extents_from(engine, begin)
+                found.extend(extent.stripe_id for extent in batch if extent.pg == pg)
+        return list(dict.fromkeys(found))  # a bucket on the move is in two engines
 
-    async def _extents_from(self, begin: bytes) -> tuple[list[common_pb2.Extent], bytes | None]:
-        return await self._engine.read(lambda txn: extents.list_extents(txn, begin=begin))
+    async def _extents_from(
+        self, engine: Engine, begin: bytes
+    ) -> tuple[list[common_pb2.Extent], bytes | None]:
+        return await engine.read(lambda txn: extents.list_extents(txn, begin=begin))
 
     async def _call(
         self,
@@ -93,6 +101,7 @@ class Rebuilder:
         target: SlotTarget,
         stripe_ids: Iterable[bytes],
         on_progress: OnProgress,
+        bandwidth_bytes_per_s: int,
     ) -> storage_pb2.RebuildProgress:
         request = storage_pb2.RebuildRequest(
             pg=target.pg,
@@ -102,7 +111,7 @@ class Rebuilder:
             epoch=message.epoch,
             sources=sources_of(message, target),
             stripe_ids=stripe_ids,
-            bandwidth_bytes_per_s=self._bandwidth,
+            bandwidth_bytes_per_s=bandwidth_bytes_per_s,
         )
         address = message.nodes[message.devices[target.device].node_index].address
         progress = storage_pb2.RebuildProgress()
@@ -126,15 +135,23 @@ class Rebuilder:
 def sources_of(
     message: common_pb2.ClusterMap, target: SlotTarget
 ) -> list[storage_pb2.RebuildSource]:
-    """The other slots of the PG that hold every chunk and can be read now."""
+    """The devices to read from, which together hold every chunk of the slots they stand for.
+
+    The first is the device that the slot itself leaves, if it moves. Another slot that moves has
+    two sources: what was written before the move is on the one, what came later on the other.
+    """
     pg = message.pgs[target.pg]
-    sources: list[storage_pb2.RebuildSource] = []
-    for slot, (index, state) in enumerate(zip(pg.device_indexes, pg.slot_states, strict=True)):
-        if slot == target.slot or state != common_pb2.SLOT_STATE_CLEAN:
+    own: list[storage_pb2.RebuildSource] = []
+    others: list[storage_pb2.RebuildSource] = []
+    for slot in range(len(pg.device_indexes)):
+        devices = membership.holders(pg, slot)
+        if not all(membership.serves(message, device) for device in devices):
             continue
-        if index < len(message.devices) and message.devices[index].state in membership.READABLE:
-            address = message.nodes[message.devices[index].node_index].address
-            sources.append(
-                storage_pb2.RebuildSource(index=slot, device_index=index, address=address)
-            )
-    return sources
+        for device in devices:
+            address = message.nodes[message.devices[device].node_index].address
+            source = storage_pb2.RebuildSource(index=slot, device_index=device, address=address)
+            if slot != target.slot:
+                others.append(source)
+            elif device != target.device:
+                own.append(source)
+    return own + others
