@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from exastore.storage.chunk_store import ChunkStore, Done, StoredChunk
 from exastore.storage.errors import DeviceClosed, StorageError
+from exastore.storage.log import Purpose
 from exastore.storage.record import ChunkKey
 from exastore.storage.runs import ByteRun
 
@@ -25,6 +26,7 @@ class ChunkWrite(NamedTuple):
     code: str
     data: bytes
     crc32c: int
+    purpose: Purpose = Purpose.CLIENT
 
 
 class LoopMailbox:
@@ -111,7 +113,7 @@ class DeviceLane:
                 batch, self._queue = self._queue, deque()
             for write, done in batch:
                 try:
-                    self.store.append(*write, done)
+                    self.store.append(*write[:5], done, write.purpose)
                 except StorageError as error:
                     done(error)
                 except Exception as error:  # a mistake of ours must not leave a caller waiting

@@ -38,6 +38,7 @@ from exastore.storage.errors import (
     StorageError,
 )
 from exastore.storage.lane import ChunkWrite, DeviceLane
+from exastore.storage.log import Purpose
 from exastore.storage.metrics import StorageMetrics
 from exastore.storage.pacing import Pacer
 from exastore.storage.peers import Peers
@@ -201,7 +202,8 @@ class Rebuilder:
             data = await asyncio.to_thread(_rebuilt, task.codec, plan, parts, request.index)
             del parts
         crc = crc32c(data)
-        await task.lane.write(ChunkWrite(key, generation, copies[0].code, data, crc))
+        write = ChunkWrite(key, generation, copies[0].code, data, crc, Purpose.REPAIR)
+        await task.lane.write(write)
         stored = await task.lane.read(key)
         if stored.data != data or stored.generation != generation:
             raise ChunkCorrupt("what was read back is not what was written")
