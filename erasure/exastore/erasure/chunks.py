@@ -1,5 +1,6 @@
 """Checks of the caller's arrays, and their addresses for the kernels."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +28,13 @@ class Chunks:
 
 def address_of(array: NDArray[Any]) -> int:
     """The address of the first byte."""
-    return cast(int, array.__array_interface__["data"][0])
+    buffer: Any = array
+    try:
+        # Several times as fast as NumPy's own way, and a call asks for it chunk by chunk.
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    except (TypeError, ValueError):
+        # Not writable, not contiguous, or no byte at all.
+        return cast(int, array.__array_interface__["data"][0])
 
 
 def check_chunks(source: Bytes | Sequence[Bytes], count: int, what: str) -> Chunks:

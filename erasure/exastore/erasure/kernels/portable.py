@@ -41,20 +41,22 @@ class PortableMap:
         # Imported at the first use: it takes half a second.
         from exastore.erasure.kernels._table_loops import apply_group
 
+        k, m = len(inputs.arrays), len(outputs.arrays)
         size = min(PIECE_BYTES, inputs.chunk_bytes)
-        sources = np.empty((len(inputs.arrays), size), dtype=np.uint8)
-        targets = np.empty((len(outputs.arrays), size), dtype=np.uint8)
+        memory = np.empty((k + m) * size, dtype=np.uint8)
         accumulator = np.empty(BLOCK_BYTES, dtype=np.uint64)
         for begin in range(0, inputs.chunk_bytes, PIECE_BYTES):
             piece = slice(begin, begin + PIECE_BYTES)
             count = min(PIECE_BYTES, inputs.chunk_bytes - begin)
-            for source, array in zip(sources, inputs.arrays, strict=True):
-                source[:count] = array[piece]
+            # One call copies all inputs: for short chunks, that is what counts.
+            source = memory[: k * count]
+            np.concatenate([array[piece] for array in inputs.arrays], out=source)
+            targets = memory[k * count : (k + m) * count].reshape(m, count)
             for group, tables in enumerate(self.tables):
                 first_row = group * ROWS_PER_WORD
-                apply_group(tables, sources[:, :count], targets[:, :count], first_row, accumulator)
+                apply_group(tables, source.reshape(k, count), targets, first_row, accumulator)
             for target, array in zip(targets, outputs.arrays, strict=True):
-                array[piece] = target[:count]
+                array[piece] = target
 
 
 @dataclass(frozen=True, slots=True)
