@@ -327,7 +327,8 @@ entry:
   %large_one = and i1 %large, %one
   %streaming = and i1 %large_one, %even
   %quarter = lshr i64 %threshold, 2
-  %medium_total = icmp uge i64 %total, %quarter
+  %most = sub i64 %threshold, %quarter
+  %medium_total = icmp uge i64 %total, %most
   %medium = and i1 %medium_total, %some
   %fetching = and i1 %medium, %one
   %special = or i1 %streaming, %fetching

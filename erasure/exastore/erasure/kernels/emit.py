@@ -22,7 +22,9 @@ from exastore.erasure.kernels.isa import (
 )
 from exastore.erasure.kernels.program import Op, Program
 
-#: How far ahead each input is fetched at most, and all inputs together.
+#: How far ahead each input is fetched where it is in the second-level cache.
+NEAR_PREFETCH_BYTES: Final = 256
+#: And where it is not: each input at most, and all together.
 PREFETCH_BYTES: Final = 1024
 ALL_PREFETCH_BYTES: Final = 10 * 1024
 CACHE_LINE_BYTES: Final = 64
@@ -246,8 +248,10 @@ class _Step:
 
     def _prefetch(self, place: str, lane: int) -> None:
         if lane * self.isa.vector_bytes % CACHE_LINE_BYTES == 0:
-            share = ALL_PREFETCH_BYTES // len(self.out.program.columns)
-            distance = min(PREFETCH_BYTES, share // CACHE_LINE_BYTES * CACHE_LINE_BYTES)
+            distance = NEAR_PREFETCH_BYTES
+            if self.out.streaming:
+                share = ALL_PREFETCH_BYTES // len(self.out.program.columns)
+                distance = min(PREFETCH_BYTES, share // CACHE_LINE_BYTES * CACHE_LINE_BYTES)
             ahead = self.out.value(f"getelementptr i8, ptr {place}, i64 {distance}")
             self.out.line(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 3, i32 1)")
 
