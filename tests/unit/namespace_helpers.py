@@ -78,7 +78,16 @@ async def get(engine: Engine, key: str, *, head_only: bool = False) -> metadata_
 
 
 async def delete(engine: Engine, *keys: str, now_s: float = 20.0) -> list[bool]:
-    return await engine.transact(lambda txn: objects.delete_objects(txn, BUCKET, keys, now_s))
+    items = [pb.DeleteItem(key=key) for key in keys]
+    return list((await delete_items(engine, *items, now_s=now_s)).existed)
+
+
+async def delete_items(
+    engine: Engine, *items: metadata_pb2.DeleteItem, now_s: float = 20.0, request_id: str = ""
+) -> metadata_pb2.DeleteObjectsResponse:
+    return await engine.transact(
+        lambda txn: objects.delete_objects(txn, BUCKET, items, now_s, request_id=request_id)
+    )
 
 
 async def create_upload(engine: Engine, key: str, upload_id: str) -> metadata_pb2.Upload:

@@ -21,6 +21,7 @@ from tests.unit.namespace_helpers import (
 from exastore.metadata.kv.memory import MemoryEngine
 from exastore.metadata.namespace import buckets, extents, trash, uploads
 from exastore.metadata.namespace.errors import (
+    BucketNotEmpty,
     EntityTooSmall,
     InvalidArgument,
     InvalidPart,
@@ -132,7 +133,7 @@ async def test_parts_not_listed_are_not_in_the_object_and_go_to_the_trash(
         )
         dropped += [item.stripe_id for item in batch.extents]
         keys = batch.row_keys
-        await engine.transact(lambda txn, keys=keys: trash.drop_rows(txn, keys))  # type: ignore[misc]
+        await engine.transact(lambda txn, keys=keys: trash.drop_rows(txn, entry, keys))  # type: ignore[misc]
         begin = batch.next_begin
         if begin is None:
             break
@@ -239,13 +240,16 @@ async def test_parts_are_listed_in_pages(engine: MemoryEngine) -> None:
 async def test_uploads_are_listed_by_key_and_prefix(engine: MemoryEngine) -> None:
     for key, upload_id in (("a", "u3"), ("big", "upload-0"), ("bigger", "u2"), ("c", "u4")):
         await create_upload(engine, key, upload_id)
-    found = await engine.read(lambda txn: uploads.list_uploads(txn, BUCKET, "big"))
-    assert [(u.key, u.upload_id) for u in found] == [
+    found = await engine.read(
+        lambda txn: uploads.list_uploads(txn, pb.ListUploadsRequest(bucket=BUCKET, prefix="big"))
+    )
+    assert [(u.key, u.upload_id) for u in found.uploads] == [
         ("big", "upload-0"),
         ("big", "upload-1"),
         ("bigger", "u2"),
     ]
-    assert len(await engine.read(lambda txn: uploads.list_uploads(txn, BUCKET, ""))) == 5
+    everything = pb.ListUploadsRequest(bucket=BUCKET)
+    assert len((await engine.read(lambda txn: uploads.list_uploads(txn, everything))).uploads) == 5
 
 
 async def test_uploads_and_parts_outside_the_rules_are_refused(engine: MemoryEngine) -> None:
@@ -259,9 +263,12 @@ async def test_uploads_and_parts_outside_the_rules_are_refused(engine: MemoryEng
         await engine.transact(lambda txn: uploads.create_upload(txn, request, 1.0))
 
 
-async def test_deleting_a_bucket_aborts_its_uploads(engine: MemoryEngine) -> None:
+async def test_a_bucket_with_an_upload_is_not_empty(engine: MemoryEngine) -> None:
     await add(engine, a_part(1))
-    await engine.transact(lambda txn: buckets.delete_bucket(txn, BUCKET, 8.0))
+    with pytest.raises(BucketNotEmpty):
+        await engine.transact(lambda txn: buckets.delete_bucket(txn, BUCKET))
+    await engine.transact(lambda txn: uploads.abort_upload(txn, BUCKET, KEY, UPLOAD, 7.0))
+    await engine.transact(lambda txn: buckets.delete_bucket(txn, BUCKET))
     assert (await engine.read(trash.trash_stats)).extent_count == 1
 
 

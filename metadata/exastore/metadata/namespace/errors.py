@@ -3,15 +3,22 @@
 NamespaceError
 ├── NoSuchBucket
 ├── NoSuchKey
+├── NoSuchVersion
 ├── NoSuchUpload
+├── IsDeleteMarker          the version named is a delete marker, which has no bytes and no tags
 ├── BucketExists
 ├── BucketNotEmpty
+├── BucketMoving            frozen or on its way to another partition: try again soon
 ├── PreconditionFailed
+├── QuotaExceeded           of the bucket or its tenant
 ├── InvalidPart             a part is missing or has another ETag
 ├── InvalidPartOrder        part numbers do not ascend
 ├── EntityTooSmall          a part other than the last is below the minimum
 ├── InvalidArgument         a name, a key or a number is outside its rules
-└── PlanOutdated            internal: the upload changed between reading and completing it
+│   └── InvalidTag          too many tags, or one outside its rules
+├── MoveConflict            a move cannot begin, or cannot be cancelled any more
+├── PlanOutdated            internal: the upload changed between reading and completing it
+└── MoverReplaced           internal: another server carries this move out now
 """
 
 
@@ -32,6 +39,24 @@ class NoSuchKey(NamespaceError):
         self.key = key
 
 
+class NoSuchVersion(NamespaceError):
+    def __init__(self, bucket: str, key: str, version_id: str) -> None:
+        super().__init__(f"object {key!r} in bucket {bucket!r} has no version {version_id!r}")
+        self.bucket = bucket
+        self.key = key
+        self.version_id = version_id
+
+
+class IsDeleteMarker(NamespaceError):
+    def __init__(self, bucket: str, key: str, version_id: str) -> None:
+        super().__init__(
+            f"version {version_id!r} of {key!r} in bucket {bucket!r} is a delete marker"
+        )
+        self.bucket = bucket
+        self.key = key
+        self.version_id = version_id
+
+
 class NoSuchUpload(NamespaceError):
     def __init__(self, upload_id: str) -> None:
         super().__init__(f"no multipart upload {upload_id!r}: unknown, completed or aborted")
@@ -47,7 +72,13 @@ class BucketExists(NamespaceError):
 
 class BucketNotEmpty(NamespaceError):
     def __init__(self, bucket: str) -> None:
-        super().__init__(f"bucket {bucket!r} is not empty")
+        super().__init__(f"bucket {bucket!r} is not empty: versions and uploads count")
+        self.bucket = bucket
+
+
+class BucketMoving(NamespaceError):
+    def __init__(self, bucket: str) -> None:
+        super().__init__(f"bucket {bucket!r} is changing its partition: try again soon")
         self.bucket = bucket
 
 
@@ -55,6 +86,17 @@ class PreconditionFailed(NamespaceError):
     def __init__(self, condition: str) -> None:
         super().__init__(f"the condition {condition} does not hold")
         self.condition = condition
+
+
+class QuotaExceeded(NamespaceError):
+    """`what` is bytes or objects, `whose` a bucket or a tenant."""
+
+    def __init__(self, whose: str, what: str, used: int, allowed: int) -> None:
+        super().__init__(f"{whose} would use {used} {what}; its quota is {allowed}")
+        self.whose = whose
+        self.what = what
+        self.used = used
+        self.allowed = allowed
 
 
 class InvalidPart(NamespaceError):
@@ -82,5 +124,17 @@ class InvalidArgument(NamespaceError):
     """The message says which argument and what its rule is."""
 
 
+class InvalidTag(InvalidArgument):
+    """The message says which tag and what its rule is."""
+
+
+class MoveConflict(NamespaceError):
+    """The message says what stands in the way."""
+
+
 class PlanOutdated(NamespaceError):
     """Plan the completion again."""
+
+
+class MoverReplaced(NamespaceError):
+    """The copy has another token: another server took the move over."""

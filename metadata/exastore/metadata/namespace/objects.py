@@ -1,27 +1,33 @@
-"""Objects: commit, get, delete. An object's bytes never change; a commit replaces it whole."""
+"""Objects: commit, get, tag, delete. The bytes of a version never change."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from exastore.metadata.kv.contract import Transaction
-from exastore.metadata.kv.keys import prefix_range
-from exastore.metadata.namespace import rows, trash
-from exastore.metadata.namespace.buckets import require_bucket
+from exastore.metadata.namespace import requests, rows, versions
 from exastore.metadata.namespace.errors import (
     InvalidArgument,
+    IsDeleteMarker,
     NoSuchKey,
+    NoSuchVersion,
     PreconditionFailed,
+)
+from exastore.metadata.namespace.naming import check_id, check_object_key, check_tags
+from exastore.metadata.namespace.space import (
+    DEFAULT_TERMS,
+    Space,
+    Terms,
+    open_to_read,
+    open_to_write,
 )
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
 #: Refuses extents that were written under a map too old; may read in the transaction.
 Fence: TypeAlias = Callable[[Transaction, Iterable[common_pb2.Extent]], None]
 
-
-def check_object_key(key: str) -> None:
-    """Raises InvalidArgument unless S3 allows `key`."""
-    if not 1 <= len(key.encode()) <= rows.OBJECT_KEY_BYTES_MAX:
-        raise InvalidArgument(f"an object key has 1 to {rows.OBJECT_KEY_BYTES_MAX} bytes of UTF-8")
+#: Keys that one transaction deletes: in a bucket with versions and due times that is being copied
+#: each takes some 20 of the 100 mutations.
+DELETED_COUNT_MAX = 4
 
 
 def check_size(
@@ -46,14 +52,8 @@ def check_condition(
             raise PreconditionFailed(f"If-Match: {condition.if_match}")
 
 
-def find_object(txn: Transaction, bucket: str, key: str) -> metadata_pb2.Object | None:
-    """The object's row, if there is one."""
-    value = txn.get(rows.object_key(bucket, key))
-    return None if value is None else metadata_pb2.Object.FromString(value)
-
-
 def put_data(
-    txn: Transaction,
+    space: Space,
     owner: str,
     part: metadata_pb2.Part,
     extents: Sequence[common_pb2.Extent],
@@ -67,97 +67,237 @@ def put_data(
             row.modified_s = part.modified_s
             row.inline_data = part.inline_data
             row.checksums.update(part.checksums)
-        txn.put(rows.data_key(owner, part.number, batch), row.SerializeToString())
+        holder = rows.data(owner, part.number, batch)
+        space.put(holder, row.SerializeToString())
         missing = [extent for extent in run if extent.missing_indexes]
         if missing:
-            txn.put(
-                rows.degraded_key(owner, part.number, batch),
+            space.put_row(
+                rows.degraded(space.bucket.id, holder),
                 metadata_pb2.ListExtentsResponse(extents=missing).SerializeToString(),
             )
 
 
+def find_done(
+    space: Space, known: metadata_pb2.Object | None, key: str, commit_id: str
+) -> metadata_pb2.Object | None:
+    """The answer of the commit with this id, if it was done. Raises InvalidArgument.
+
+    Args:
+        known: The current version.
+    """
+    if known is not None and known.version_id == commit_id:
+        return versions.answer(space.bucket.name, key, known)
+    done = requests.recall(space, commit_id)
+    if done is None:
+        return None
+    if done.object.key != key:
+        raise InvalidArgument(f"the id {commit_id} belongs to another request")
+    return versions.answer(space.bucket.name, key, done.object)
+
+
 def commit_object(
-    txn: Transaction, request: metadata_pb2.CommitObjectRequest, now_s: float, fence: Fence
+    txn: Transaction,
+    request: metadata_pb2.CommitObjectRequest,
+    now_s: float,
+    fence: Fence,
+    terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.Object:
-    """Make `request.object` the current object of its key.
+    """Make `request.object` the newest version of its key.
 
     Committing the same version id again is success and changes nothing, even when the object was
     replaced or deleted since.
 
-    Raises InvalidArgument, NoSuchBucket, NoSuchKey, PreconditionFailed, and what `fence` raises.
+    Raises InvalidArgument, InvalidTag, NoSuchBucket, NoSuchKey, PreconditionFailed, QuotaExceeded,
+    BucketMoving, and what `fence` raises.
     """
     new = request.object
-    check_object_key(new.key)
-    if not new.version_id:
-        raise InvalidArgument("a commit needs a version id")
+    key = new.key
+    check_object_key(key)
+    check_id("version id", new.version_id)
     check_size("an object", new.size_bytes, new.inline_data, new.extents)
-    require_bucket(txn, new.bucket)
-    known = find_object(txn, new.bucket, new.key)
-    if known is not None and known.version_id == new.version_id:
-        return known
-    row = rows.bare_object(new)
-    row.modified_s = now_s
-    if txn.get(rows.data_key(new.version_id, rows.PLAIN, 0)) is not None:
-        return row
-    check_condition(request.condition, known, new.bucket, new.key)
+    check_tags(new.tags)
+    space = open_to_write(txn, new.bucket)
+    known = versions.find_current(space, key)
+    done = find_done(space, known, key, new.version_id)
+    if done is not None:
+        return done
+    check_condition(request.condition, known, new.bucket, key)
     fence(txn, new.extents)
-    part = metadata_pb2.Part(
-        number=rows.PLAIN, size_bytes=new.size_bytes, inline_data=new.inline_data
-    )
-    put_data(txn, new.version_id, part, new.extents)
-    if known is not None:
-        trash.put_owner(txn, known.version_id, now_s)
-    txn.put(rows.object_key(new.bucket, new.key), row.SerializeToString())
-    return row
+    record = new_record(new, now_s)
+    if len(new.inline_data) + sum(item.ByteSize() for item in new.extents) > rows.RECORD_DATA_BYTES:
+        record.in_rows = True
+        part = metadata_pb2.Part(
+            number=rows.PLAIN, size_bytes=new.size_bytes, inline_data=new.inline_data
+        )
+        put_data(space, new.version_id, part, new.extents)
+    else:
+        record.inline_data = new.inline_data
+        record.extents.extend(new.extents)
+    versions.install(space, key, record, known, now_s, terms)
+    space.settle()
+    return versions.answer(new.bucket, key, record)
 
 
-def manifest(txn: Transaction, owner: str) -> list[metadata_pb2.PartInfo]:
+def new_record(source: metadata_pb2.Object, now_s: float) -> metadata_pb2.Object:
+    """What a client said about an object, as the record of a new version."""
+    record = rows.bare_object(source)
+    record.modified_s = now_s
+    for name in ("delete_marker", "is_latest", "versioned", "order", "due_ms", "noncurrent_s"):
+        record.ClearField(name)
+    record.in_rows = False
+    return record
+
+
+def manifest(space: Space, owner: str) -> list[metadata_pb2.PartInfo]:
     """The parts of a completed upload; empty for a plain object."""
     parts: list[metadata_pb2.PartInfo] = []
-    for _, value in txn.scan(*prefix_range(rows.manifest_prefix(owner))):
+    for _, value in space.scan(rows.manifest_of(owner)):
         parts.extend(metadata_pb2.Object.FromString(value).parts)
     return parts
 
 
 def get_object(
-    txn: Transaction, bucket: str, key: str, *, head_only: bool = False
+    txn: Transaction, bucket: str, key: str, *, version_id: str = "", head_only: bool = False
 ) -> metadata_pb2.Object:
-    """The current object with its parts, and unless `head_only` its bytes or extents in order.
+    """A version with its parts, and unless `head_only` its bytes or extents in order.
 
-    Raises NoSuchBucket, NoSuchKey.
+    Args:
+        version_id: Empty for the current version.
+
+    Raises NoSuchBucket, NoSuchKey, NoSuchVersion, IsDeleteMarker, BucketMoving.
     """
-    found = find_object(txn, bucket, key)
-    if found is None:
-        require_bucket(txn, bucket)
-        raise NoSuchKey(bucket, key)
+    space = open_to_read(txn, bucket)
+    found = _find(space, key, version_id)[1]
+    found.bucket = bucket
+    found.key = key
+    owner, found.version_id = found.version_id, versions.public_id(found)
     if "-" in found.etag:  # only these can be multipart objects
-        found.parts.extend(manifest(txn, found.version_id))
+        found.parts.extend(manifest(space, owner))
     if head_only:
-        return found
+        del found.extents[:]
+        found.inline_data = b""
+    elif found.in_rows:
+        _read_rows(space, owner, found)
+    return found
+
+
+def put_tags(
+    txn: Transaction, request: metadata_pb2.PutTagsRequest, terms: Terms = DEFAULT_TERMS
+) -> metadata_pb2.Object:
+    """Replace the tags of a version.
+
+    Raises InvalidTag, NoSuchBucket, NoSuchKey, NoSuchVersion, IsDeleteMarker, BucketMoving.
+    """
+    check_tags(request.tags)
+    space = open_to_write(txn, request.bucket)
+    holder, record = _find(space, request.key, request.version_id)
+    if dict(record.tags) != dict(request.tags):
+        versions.unindex(space, holder, record)
+        record.tags.clear()
+        record.tags.update(request.tags)
+        versions.put_record(space, holder, request.key, record, terms)
+    return versions.answer(request.bucket, request.key, record)
+
+
+def delete_objects(
+    txn: Transaction,
+    bucket: str,
+    items: Sequence[metadata_pb2.DeleteItem],
+    now_s: float,
+    *,
+    request_id: str = "",
+    terms: Terms = DEFAULT_TERMS,
+) -> metadata_pb2.DeleteObjectsResponse:
+    """Delete keys or versions, at most DELETED_COUNT_MAX; an item that is refused says why.
+
+    Args:
+        request_id: Unique for these items of a request; the same again gets the same answer. Empty:
+            deleting again is a new deletion.
+
+    Raises NoSuchBucket, BucketMoving.
+    """
+    assert len(items) <= DELETED_COUNT_MAX, "one transaction deletes few keys"
+    space = open_to_write(txn, bucket)
+    if request_id:
+        done = requests.recall(space, request_id)
+        if done is not None:
+            return done.deleted
+    response = metadata_pb2.DeleteObjectsResponse()
+    for number, item in enumerate(items):
+        deleted = _delete_item(space, item, f"{request_id}{number or ''}", now_s, terms)
+        response.deleted.append(deleted)
+        response.existed.append(deleted.existed)
+    if request_id:
+        result = metadata_pb2.StoredResult(deleted=response)
+        requests.remember(space, request_id, result, now_s, terms)
+    space.settle()
+    return response
+
+
+def _delete_item(
+    space: Space, item: metadata_pb2.DeleteItem, marker_id: str, now_s: float, terms: Terms
+) -> metadata_pb2.DeletedItem:
+    bucket, key = space.bucket.name, item.key
+    condition = metadata_pb2.WriteCondition(if_match=item.if_match)
+    try:
+        if item.version_id:
+            return _delete_version(space, item, condition, now_s, terms)
+        known = versions.find_current(space, key)
+        check_condition(condition, known, bucket, key)
+    except PreconditionFailed:
+        return metadata_pb2.DeletedItem(reason=metadata_pb2.ERROR_REASON_PRECONDITION_FAILED)
+    except NoSuchKey:
+        return metadata_pb2.DeletedItem(reason=metadata_pb2.ERROR_REASON_NO_SUCH_KEY)
+    marker = versions.delete_current(space, key, known, marker_id, now_s, terms)
+    deleted = metadata_pb2.DeletedItem(existed=known is not None)
+    if marker is not None:
+        deleted.delete_marker = True
+        deleted.version_id = versions.public_id(marker) if marker.versioned else versions.NULL_ID
+    return deleted
+
+
+def _delete_version(
+    space: Space,
+    item: metadata_pb2.DeleteItem,
+    condition: metadata_pb2.WriteCondition,
+    now_s: float,
+    terms: Terms,
+) -> metadata_pb2.DeletedItem:
+    try:
+        holder, record = versions.find_version(space, item.key, item.version_id)
+    except NoSuchVersion:
+        check_condition(condition, None, space.bucket.name, item.key)
+        return metadata_pb2.DeletedItem(version_id=item.version_id)
+    known = None if record.delete_marker else record
+    check_condition(condition, known, space.bucket.name, item.key)
+    versions.delete_version(space, item.key, holder, record, now_s, terms)
+    return metadata_pb2.DeletedItem(
+        existed=True, delete_marker=record.delete_marker, version_id=item.version_id
+    )
+
+
+def _find(space: Space, key: str, version_id: str) -> tuple[bytes, metadata_pb2.Object]:
+    """The row of a version that has bytes."""
+    if not version_id:
+        current = versions.find_current(space, key)
+        if current is None:
+            raise NoSuchKey(space.bucket.name, key)
+        return rows.current(key), current
+    holder, record = versions.find_version(space, key, version_id)
+    if record.delete_marker:
+        raise IsDeleteMarker(space.bucket.name, key, version_id)
+    return holder, record
+
+
+def _read_rows(space: Space, owner: str, found: metadata_pb2.Object) -> None:
+    """Add what is kept in `d` rows; of an upload, that of the parts it was completed with."""
     listed = {part.number for part in found.parts}
     inline: list[bytes] = []
-    for row_key, value in txn.scan(*prefix_range(rows.data_prefix(found.version_id))):
-        if listed and rows.data_place(row_key)[1] not in listed:
+    for holder, value in space.scan(rows.data_of(owner)):
+        if listed and rows.data_place(holder)[1] not in listed:
             continue
         part = metadata_pb2.Part.FromString(value)
         found.extents.extend(part.extents)
         if part.inline_data:
             inline.append(part.inline_data)
     found.inline_data = b"".join(inline)
-    return found
-
-
-def delete_objects(txn: Transaction, bucket: str, keys: Sequence[str], now_s: float) -> list[bool]:
-    """Delete `keys`, few enough for one transaction; true where there was an object.
-
-    Raises NoSuchBucket.
-    """
-    require_bucket(txn, bucket)
-    existed: list[bool] = []
-    for key in keys:
-        known = find_object(txn, bucket, key)
-        existed.append(known is not None)
-        if known is not None:
-            trash.put_owner(txn, known.version_id, now_s)
-            txn.delete(rows.object_key(bucket, key))
-    return existed

@@ -1,23 +1,50 @@
 """The rows of the namespace: their keys, and how extents are cut into them.
 
-    b, bucket               Bucket               a bucket
-    o, bucket + raw key     Object, bare         the current object: no bytes, extents, parts
-    d, owner, part, batch   Part                 inline bytes or extents of a part (0: plain)
-    g, owner, part, batch   ListExtentsResponse  extents of that `d` row that miss chunks
-    m, owner, batch         Object with parts    the parts a completed upload consists of
-    u, bucket, key, upload  Upload               an upload in progress
-    v, upload               counter              changes of the upload's parts
-    r, upload               Object, bare         the answer of a completed upload
-    t, ms, kind, owner, ..  by kind              trash, oldest first
-    k, owner                empty                the owner is in the trash as a whole
+Rows of a bucket lie side by side behind its base, (n, bucket id), so that a bucket can be copied to
+another engine in the order of its keys. One byte tells the kind:
 
-The *owner* of data is a version id; an upload's id becomes the version id of its object, so that
-completing 10,000 parts moves none of them. Object rows stay small, so that a listing reads little.
+    s                        text                name of the bucket
+    o  key                   Object              the current version, if it is no delete marker
+    v  key' order'           Object              the other versions, newest first
+    0  key'                  order'              which of the `v` rows is the null version
+    d  owner part batch      Part                bytes or extents that do not fit the record
+    k  owner                 empty               all `d` rows of the owner are in the trash
+    m  owner batch           Object with parts   the parts a completed upload consists of
+    u  key' upload           Upload              an upload in progress
+    w  upload slot           numbers             changes, count and bytes of the upload's parts
+    c  slot                  numbers             usage of the bucket
+    q  request id            StoredResult        answer of a request that was done
 
-The `d` rows of a version live until its trash is collected: they are the proof that a commit with
-this version id has been done, even if the object was replaced since.
+Rows of the engine, which background work walks through; they name the bucket's id:
+
+    (b, name)                    Bucket          a bucket that this engine holds, with its settings
+    (t, ms, id, kind, owner, ..) by kind         trash, oldest first
+    (g, id) holder               extents         which of the extents in that row miss chunks
+    (x, ms, id) holder           empty           when lifecycle has to look at that row
+    (e, ms, id) request id       empty           when that `q` row expires
+    (y, id)                      cursor          how far a bucket is indexed after its rules changed
+    (a, tenant, slot)            numbers         usage of the tenant's buckets in this engine
+    (A, tenant)                  Quota           what the tenant may use
+    (l, id) row                  empty           a row changed while the bucket is being copied
+    (h, id)                      section, key    how far the copy of a bucket to this engine is
+    (f)                          number          map epoch below which commits are refused
+
+Rows of the first engine only:
+
+    (p, name)                    Bucket, bare    which partition holds the bucket
+    (n)                          counter         the last bucket id
+    (V, name)                    Move            a move of a bucket between partitions
+    (T, tenant)                  Quota           what the tenant may use in all engines together
+
+*holder* is the part of a row's key behind the base. *key'* is the object key with every byte raised
+by one, and a 0x00 behind: UTF-8 has no byte above 0xF4, so order and length stay and no key is the
+beginning of another. *order'* is the version's order, subtracted from the largest number.
+
+The *owner* of data is the version id that the gateway chose; an upload's id becomes the version id
+of its object, so that completing 10,000 parts moves none of them.
 """
 
+import struct
 from collections.abc import Iterable, Iterator
 
 from exastore.metadata.kv.keys import pack, unpack
@@ -25,77 +52,229 @@ from exastore.proto.v1 import common_pb2, metadata_pb2
 
 #: Extents of a row are cut here; the engine's limit of 64 KiB keeps room for the rest of a Part.
 ROW_EXTENT_BYTES = 48 * 1024
+#: Bytes and extents up to this size stay in the object's record: one stripe of a wide code fits.
+RECORD_DATA_BYTES = 512
 #: A plain object has the one part 0; the parts of an upload are 1 to PART_COUNT_MAX.
 PLAIN = 0
 PART_COUNT_MAX = 10_000
 OBJECT_KEY_BYTES_MAX = 1024
+ORDER_MAX = (1 << 64) - 1
+
+#: Kinds of a bucket's rows.
+NAME = b"s"
+CURRENT = b"o"
+OTHER = b"v"
+NULL = b"0"
+DATA = b"d"
+DEAD = b"k"
+MANIFEST = b"m"
+UPLOAD = b"u"
+TOTALS = b"w"
+USAGE = b"c"
+RESULT = b"q"
+
+_RAISED = bytes(range(1, 256)) + b"\x00"
+_LOWERED = b"\xff" + bytes(range(255))
+_PLACE = struct.Struct(">HI")
+_ORDER = struct.Struct(">Q")
+_BASE_BYTES = len(pack("n", 0))
 
 
-def bucket_key(bucket: str) -> bytes:
-    return pack("b", bucket)
+def raised(key: bytes) -> bytes:
+    """Every byte of a key, or of the beginning of one, one higher."""
+    return key.translate(_RAISED)
 
 
-def objects_prefix(bucket: str) -> bytes:
-    return pack("o", bucket)
+def lowered(key: bytes) -> bytes:
+    """What `raised` was given."""
+    return key.translate(_LOWERED)
 
 
-def object_key(bucket: str, key: str) -> bytes:
-    return pack("o", bucket) + key.encode()
+# ---- rows of a bucket, relative to its base ----
 
 
-def data_prefix(owner: str) -> bytes:
-    return pack("d", owner)
+def base(bucket_id: int) -> bytes:
+    return pack("n", bucket_id)
 
 
-def part_prefix(owner: str, number: int) -> bytes:
-    return pack("d", owner, number)
+def bucket_id_of(row_key: bytes) -> int:
+    """The bucket of a row behind a base."""
+    return int.from_bytes(row_key[_BASE_BYTES - 8 : _BASE_BYTES], "big")
 
 
-def data_key(owner: str, number: int, batch: int) -> bytes:
-    return pack("d", owner, number, batch)
+def holder_of(row_key: bytes) -> bytes:
+    """What follows the base."""
+    return row_key[_BASE_BYTES:]
 
 
-def degraded_key(owner: str, number: int, batch: int) -> bytes:
-    return pack("g", owner, number, batch)
+def current(key: str) -> bytes:
+    return CURRENT + key.encode()
 
 
-def manifest_prefix(owner: str) -> bytes:
-    return pack("m", owner)
+def versions_of(key: str) -> bytes:
+    return OTHER + raised(key.encode()) + b"\x00"
 
 
-def manifest_key(owner: str, batch: int) -> bytes:
-    return pack("m", owner, batch)
+def version(key: str, order: int) -> bytes:
+    return versions_of(key) + _ORDER.pack(ORDER_MAX - order)
 
 
-def uploads_prefix(bucket: str) -> bytes:
-    return pack("u", bucket)
+def version_place(holder: bytes) -> tuple[str, int]:
+    """(key, order) of a `v` row."""
+    (left,) = _ORDER.unpack(holder[-8:])
+    return lowered(holder[1:-9]).decode(), ORDER_MAX - left
 
 
-def upload_key(bucket: str, key: str, upload_id: str) -> bytes:
-    return pack("u", bucket, key, upload_id)
+def null_version(key: str) -> bytes:
+    return NULL + raised(key.encode()) + b"\x00"
 
 
-def revision_key(upload_id: str) -> bytes:
-    return pack("v", upload_id)
+def data_of(owner: str) -> bytes:
+    return DATA + pack(owner)
 
 
-def result_key(upload_id: str) -> bytes:
-    return pack("r", upload_id)
+def part_data(owner: str, number: int) -> bytes:
+    """Before the `d` rows of a part; those of the next part begin at `number + 1`."""
+    return DATA + pack(owner) + number.to_bytes(2, "big")
 
 
-def trash_key(trashed_s: float, kind: str, owner: str, number: int, batch: int) -> bytes:
-    return pack("t", int(trashed_s * 1000), kind, owner, number, batch)
+def data(owner: str, number: int, batch: int) -> bytes:
+    return DATA + pack(owner) + _PLACE.pack(number, batch)
 
 
-def dead_key(owner: str) -> bytes:
-    return pack("k", owner)
-
-
-def data_place(key: bytes) -> tuple[str, int, int]:
-    """(owner, part, batch) of a `d` or `g` row."""
-    _, owner, number, batch = unpack(key)
-    assert isinstance(owner, str) and isinstance(number, int) and isinstance(batch, int)
+def data_place(holder: bytes) -> tuple[str, int, int]:
+    """(owner, part, batch) of a `d` row."""
+    number, batch = _PLACE.unpack(holder[-_PLACE.size :])
+    (owner,) = unpack(holder[1 : -_PLACE.size])
+    assert isinstance(owner, str)
     return owner, number, batch
+
+
+def dead(owner: str) -> bytes:
+    return DEAD + pack(owner)
+
+
+def manifest_of(owner: str) -> bytes:
+    return MANIFEST + pack(owner)
+
+
+def manifest(owner: str, batch: int) -> bytes:
+    return MANIFEST + pack(owner) + batch.to_bytes(4, "big")
+
+
+def uploads_of(key: str) -> bytes:
+    return UPLOAD + raised(key.encode()) + b"\x00"
+
+
+def upload(key: str, upload_id: str) -> bytes:
+    return uploads_of(key) + upload_id.encode()
+
+
+def upload_place(holder: bytes) -> tuple[str, str]:
+    """(key, upload id) of a `u` row."""
+    key, _, upload_id = holder[1:].partition(b"\x00")
+    return lowered(key).decode(), upload_id.decode()
+
+
+def totals(upload_id: str, slot: int) -> bytes:
+    return TOTALS + pack(upload_id) + bytes((slot,))
+
+
+def usage(slot: int) -> bytes:
+    return USAGE + bytes((slot,))
+
+
+def result(request_id: str) -> bytes:
+    return RESULT + request_id.encode()
+
+
+# ---- rows of an engine ----
+
+
+def bucket(name: str) -> bytes:
+    return pack("b", name)
+
+
+def trash(trashed_s: float, bucket_id: int, kind: str, owner: str, unique: int) -> bytes:
+    return pack("t", ms_of(trashed_s), bucket_id, kind, owner, unique)
+
+
+def degraded(bucket_id: int, holder: bytes) -> bytes:
+    return pack("g", bucket_id) + holder
+
+
+def due(due_ms: int, bucket_id: int, holder: bytes) -> bytes:
+    return pack("x", due_ms, bucket_id) + holder
+
+
+def expiry(expires_s: float, bucket_id: int, request_id: str) -> bytes:
+    return pack("e", ms_of(expires_s), bucket_id) + request_id.encode()
+
+
+def reindex(bucket_id: int) -> bytes:
+    return pack("y", bucket_id)
+
+
+def tenant_usage(tenant: str, slot: int) -> bytes:
+    return pack("a", tenant, slot)
+
+
+def tenant_quota(tenant: str) -> bytes:
+    return pack("A", tenant)
+
+
+def total_quota(tenant: str) -> bytes:
+    return pack("T", tenant)
+
+
+def marks(bucket_id: int) -> bytes:
+    return pack("l", bucket_id)
+
+
+def copied(bucket_id: int) -> bytes:
+    return pack("h", bucket_id)
+
+
+def place(name: str) -> bytes:
+    return pack("p", name)
+
+
+def move(name: str) -> bytes:
+    return pack("V", name)
+
+
+LAST_BUCKET_ID = pack("n")
+MAP_FENCE = pack("f")
+_MARKS_BYTES = len(marks(0))
+_TIMED_BYTES = len(pack("x", 0, 0))
+
+
+def marked_row(mark_key: bytes) -> bytes:
+    """The row that a mark speaks of."""
+    return mark_key[_MARKS_BYTES:]
+
+
+def timed_place(key: bytes) -> tuple[int, int, bytes]:
+    """(ms, bucket id, rest) of an `x` or `e` row."""
+    at = _TIMED_BYTES
+    return (
+        int.from_bytes(key[at - 17 : at - 9], "big"),
+        int.from_bytes(key[at - 8 : at], "big"),
+        key[at:],
+    )
+
+
+def degraded_place(key: bytes) -> tuple[int, bytes]:
+    """(bucket id, holder) of a `g` row."""
+    return bucket_id_of(key), holder_of(key)
+
+
+def ms_of(time_s: float) -> int:
+    """Milliseconds, for the keys of rows that are ordered by time."""
+    return max(0, int(time_s * 1000))
+
+
+# ---- extents and records ----
 
 
 def extent_batches(extents: Iterable[common_pb2.Extent]) -> Iterator[list[common_pb2.Extent]]:
@@ -113,17 +292,9 @@ def extent_batches(extents: Iterable[common_pb2.Extent]) -> Iterator[list[common
 
 
 def bare_object(source: metadata_pb2.Object) -> metadata_pb2.Object:
-    """A copy without bytes, extents and parts, as object rows and listings hold it."""
-    bare = metadata_pb2.Object(
-        bucket=source.bucket,
-        key=source.key,
-        version_id=source.version_id,
-        size_bytes=source.size_bytes,
-        etag=source.etag,
-        modified_s=source.modified_s,
-        content_type=source.content_type,
-    )
-    bare.headers.update(source.headers)
-    bare.user_metadata.update(source.user_metadata)
-    bare.checksums.update(source.checksums)
+    """A copy of what clients said and the server noted: no bytes, extents, parts, bucket, key."""
+    bare = metadata_pb2.Object()
+    bare.CopyFrom(source)
+    for name in ("bucket", "key", "inline_data", "extents", "parts"):
+        bare.ClearField(name)
     return bare

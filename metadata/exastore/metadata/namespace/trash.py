@@ -5,8 +5,8 @@ Laws:
 2. A row leaves the trash after its chunks were deleted; repeating a collection is harmless.
 
 An entry is one of three kinds, so that no transaction grows with the size of an object:
-- owner: everything under a version id (object replaced or deleted, upload aborted);
-- part: one `d` row, moved here whole (a part uploaded again);
+- owner: all `d` rows under a version id (object replaced or deleted, upload aborted);
+- extents: some extents, moved here with the entry (a small object, a part uploaded again);
 - unlisted: the parts of a completed upload that its completion did not list.
 """
 
@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.keys import pack, prefix_range, unpack
 from exastore.metadata.namespace import rows
+from exastore.metadata.namespace.space import Space, open_by_id
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
 OWNER = "owner"
-PART = "part"
+EXTENTS = "extents"
 UNLISTED = "unlisted"
 
 
@@ -28,6 +29,7 @@ class TrashEntry:
     """A row of the trash."""
 
     key: bytes
+    bucket_id: int
     kind: str
     owner: str
     trashed_s: float
@@ -36,7 +38,7 @@ class TrashEntry:
 
 @dataclass(frozen=True, slots=True)
 class TrashBatch:
-    """Extents of an entry, and the `d` rows that hold them."""
+    """Extents of an entry, and the keys of the `d` rows that hold them."""
 
     extents: Sequence[common_pb2.Extent]
     row_keys: Sequence[bytes]
@@ -54,30 +56,27 @@ class TrashStats:
     oldest_s: float | None
 
 
-def put_owner(txn: Transaction, owner: str, now_s: float) -> None:
+def put_owner(space: Space, owner: str, now_s: float) -> None:
     """Give up everything under a version id: two mutations, whatever its size."""
-    txn.put(rows.trash_key(now_s, OWNER, owner, 0, 0), b"")
-    txn.put(rows.dead_key(owner), b"")
+    space.put_row(rows.trash(now_s, space.bucket.id, OWNER, owner, 0), b"")
+    space.put(rows.dead(owner), b"")
 
 
-def put_unlisted(txn: Transaction, upload_id: str, now_s: float) -> None:
+def put_unlisted(space: Space, upload_id: str, now_s: float) -> None:
     """Give up the parts that a completed upload did not list."""
-    txn.put(rows.trash_key(now_s, UNLISTED, upload_id, 0, 0), b"")
+    space.put_row(rows.trash(now_s, space.bucket.id, UNLISTED, upload_id, 0), b"")
 
 
-def move_part(
-    txn: Transaction, owner: str, part_rows: Sequence[tuple[bytes, bytes]], now_s: float
+def put_extents(
+    space: Space, owner: str, extents: Sequence[common_pb2.Extent], now_s: float
 ) -> None:
-    """Move the `d` rows of a part here."""
-    for key, value in part_rows:
-        _, number, batch = rows.data_place(key)
-        # The stripe id makes the key unique when a part is replaced twice in a millisecond.
-        part = metadata_pb2.Part.FromString(value)
-        if part.extents:
-            unique = int.from_bytes(part.extents[0].stripe_id[:8].ljust(8, b"\x00"), "big")
-            txn.put(rows.trash_key(now_s, PART, owner, number, unique), value)
-        txn.delete(key)
-        txn.delete(rows.degraded_key(owner, number, batch))
+    """Give up extents, few enough for a row; those of nothing leave no entry."""
+    if not extents:
+        return
+    # A stripe id makes the key unique when a part is replaced twice in a millisecond.
+    unique = int.from_bytes(extents[0].stripe_id[:8].ljust(8, b"\x00"), "big")
+    value = metadata_pb2.Part(extents=extents).SerializeToString()
+    space.put_row(rows.trash(now_s, space.bucket.id, EXTENTS, owner, unique), value)
 
 
 def scan_trash(
@@ -85,7 +84,7 @@ def scan_trash(
 ) -> list[TrashEntry]:
     """Entries put here before `before_s`, oldest first, behind the row key `after`."""
     begin = max(pack("t"), after + b"\x00")
-    end = pack("t", max(0, int(before_s * 1000)))
+    end = pack("t", rows.ms_of(before_s))
     if begin >= end:
         return []
     return [_entry(key, value) for key, value in txn.scan(begin, end, limit=limit)]
@@ -94,19 +93,26 @@ def scan_trash(
 def entry_extents(
     txn: Transaction, entry: TrashEntry, *, begin: bytes | None = None, row_limit: int = 32
 ) -> TrashBatch:
-    """Some extents of an entry; the rest is behind `next_begin`."""
-    if entry.kind == PART:
+    """Some extents of an entry; the rest is behind `next_begin`.
+
+    None of an entry that is gone: the rows that it needs may be gone, too. Raises BucketMoving.
+    """
+    open_by_id(txn, entry.bucket_id)
+    if txn.get(entry.key) is None:
+        return TrashBatch([], [], None)
+    if entry.kind == EXTENTS:
         return TrashBatch(metadata_pb2.Part.FromString(entry.value).extents, [], None)
-    first, end = prefix_range(rows.data_prefix(entry.owner))
+    base = rows.base(entry.bucket_id)
+    first, end = prefix_range(base + rows.data_of(entry.owner))
     found = txn.scan(begin or first, end, limit=row_limit)
     listed: set[int] = set()
     if entry.kind == UNLISTED:
-        for _, value in txn.scan(*prefix_range(rows.manifest_prefix(entry.owner))):
+        for _, value in txn.scan(*prefix_range(base + rows.manifest_of(entry.owner))):
             listed.update(part.number for part in metadata_pb2.Object.FromString(value).parts)
     extents: list[common_pb2.Extent] = []
     row_keys: list[bytes] = []
     for key, value in found:
-        if rows.data_place(key)[1] not in listed:
+        if rows.data_place(rows.holder_of(key))[1] not in listed:
             extents.extend(metadata_pb2.Part.FromString(value).extents)
             row_keys.append(key)
     return TrashBatch(
@@ -114,21 +120,25 @@ def entry_extents(
     )
 
 
-def drop_rows(txn: Transaction, row_keys: Sequence[bytes]) -> None:
-    """Forget `d` rows whose chunks are deleted."""
+def drop_rows(txn: Transaction, entry: TrashEntry, row_keys: Sequence[bytes]) -> None:
+    """Forget `d` rows of an entry whose chunks are deleted."""
+    if not row_keys:
+        return
+    space = open_by_id(txn, entry.bucket_id)
     for key in row_keys:
-        txn.delete(key)
-        txn.delete(rows.degraded_key(*rows.data_place(key)))
+        space.delete_row(key)
+        space.delete_row(rows.degraded(entry.bucket_id, rows.holder_of(key)))
 
 
 def finish_entry(txn: Transaction, entry: TrashEntry) -> None:
     """Forget an entry all of whose chunks and `d` rows are gone."""
+    space = open_by_id(txn, entry.bucket_id)
     if entry.kind == OWNER:
-        for key, _ in txn.scan(*prefix_range(rows.manifest_prefix(entry.owner)), keys_only=True):
-            txn.delete(key)
-        txn.delete(rows.result_key(entry.owner))
-        txn.delete(rows.dead_key(entry.owner))
-    txn.delete(entry.key)
+        manifest = space.base + rows.manifest_of(entry.owner)
+        for key, _ in txn.scan(*prefix_range(manifest), keys_only=True):
+            space.delete_row(key)
+        space.delete(rows.dead(entry.owner))
+    space.delete_row(entry.key)
 
 
 def trash_stats(
@@ -158,6 +168,7 @@ def trash_stats(
 
 
 def _entry(key: bytes, value: bytes) -> TrashEntry:
-    _, trashed_ms, kind, owner, _, _ = unpack(key)
-    assert isinstance(trashed_ms, int) and isinstance(kind, str) and isinstance(owner, str)
-    return TrashEntry(key, kind, owner, trashed_ms / 1000, value)
+    _, trashed_ms, bucket_id, kind, owner, _ = unpack(key)
+    assert isinstance(trashed_ms, int) and isinstance(bucket_id, int)
+    assert isinstance(kind, str) and isinstance(owner, str)
+    return TrashEntry(key, bucket_id, kind, owner, trashed_ms / 1000, value)

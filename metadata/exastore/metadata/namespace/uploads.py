@@ -4,16 +4,18 @@ A part is rows under its upload's id, so adding part 9,999 rewrites no other. Co
 part: the object takes the upload's id as its version id, and a manifest names the parts it
 consists of. Completion happens in two steps: `plan_completion` reads and checks all parts in a
 snapshot, `complete_upload` commits few rows if no part changed since (the upload's revision).
+The revision, count and bytes of an upload's parts are spread over a few rows, so that parts that
+arrive together do not meet.
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exastore.metadata.kv.contract import Transaction, counter_value
-from exastore.metadata.kv.keys import pack, prefix_range
-from exastore.metadata.namespace import rows, trash
-from exastore.metadata.namespace.buckets import require_bucket
+from exastore.metadata.kv.contract import Transaction
+from exastore.metadata.kv.keys import after_prefix, prefix_range
+from exastore.metadata.namespace import lifecycle, rows, trash, usage, versions
 from exastore.metadata.namespace.errors import (
     EntityTooSmall,
     InvalidArgument,
@@ -22,13 +24,22 @@ from exastore.metadata.namespace.errors import (
     NoSuchUpload,
     PlanOutdated,
 )
+from exastore.metadata.namespace.listing import Cursor, Roll
+from exastore.metadata.namespace.naming import check_id, check_object_key, check_tags
 from exastore.metadata.namespace.objects import (
     Fence,
     check_condition,
-    check_object_key,
     check_size,
-    find_object,
+    find_done,
+    new_record,
     put_data,
+)
+from exastore.metadata.namespace.space import (
+    DEFAULT_TERMS,
+    Space,
+    Terms,
+    open_to_read,
+    open_to_write,
 )
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
@@ -36,13 +47,26 @@ from exastore.proto.v1 import common_pb2, metadata_pb2
 MIN_PART_BYTES = 5 << 20
 _MANIFEST_ROW_PART_COUNT = 800
 _LIST_MAX = 1000
+_TOTALS_SLOT_COUNT = 4
+#: Revision, count and bytes.
+_TOTALS = struct.Struct("<3q")
+_NO_TOTALS = bytes(_TOTALS.size)
+
+
+@dataclass(frozen=True, slots=True)
+class PartTotals:
+    """The parts of an upload together; the revision changes with each of them."""
+
+    revision: int
+    part_count: int
+    part_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionPlan:
-    """What completing an upload will write, if its revision is still the same."""
+    """What completing an upload will write, if its parts are still the same."""
 
-    revision: int
+    totals: PartTotals
     parts: Sequence[metadata_pb2.PartInfo]
     etag: str
     size_bytes: int
@@ -51,37 +75,41 @@ class CompletionPlan:
 
 
 def create_upload(
-    txn: Transaction, request: metadata_pb2.CreateUploadRequest, now_s: float
+    txn: Transaction,
+    request: metadata_pb2.CreateUploadRequest,
+    now_s: float,
+    terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.Upload:
     """Begin an upload under the id the caller chose; again is harmless.
 
-    Raises InvalidArgument, NoSuchBucket.
+    Raises InvalidArgument, InvalidTag, NoSuchBucket, BucketMoving.
     """
     check_object_key(request.key)
-    if not request.upload_id:
-        raise InvalidArgument("an upload needs an id")
-    require_bucket(txn, request.bucket)
-    key = rows.upload_key(request.bucket, request.key, request.upload_id)
-    known = txn.get(key)
+    check_id("upload id", request.upload_id)
+    check_tags(request.attributes.tags)
+    space = open_to_write(txn, request.bucket)
+    holder = rows.upload(request.key, request.upload_id)
+    known = space.get(holder)
     if known is not None:
-        return metadata_pb2.Upload.FromString(known)
+        return _shown(request.bucket, holder, known)
     upload = metadata_pb2.Upload(
-        bucket=request.bucket,
-        key=request.key,
         upload_id=request.upload_id,
         initiated_s=now_s,
-        attributes=rows.bare_object(request.attributes),
+        attributes=new_record(request.attributes, 0.0),
     )
-    txn.put(key, upload.SerializeToString())
-    return upload
+    put_upload(space, holder, request.key, upload, terms)
+    space.charge(request.upload_id.encode(), (usage.UPLOADS, 1))
+    space.settle()
+    return _shown(request.bucket, holder, upload.SerializeToString())
 
 
-def require_upload(txn: Transaction, bucket: str, key: str, upload_id: str) -> metadata_pb2.Upload:
-    """Raises NoSuchUpload."""
-    value = txn.get(rows.upload_key(bucket, key, upload_id))
-    if value is None:
-        raise NoSuchUpload(upload_id)
-    return metadata_pb2.Upload.FromString(value)
+def put_upload(
+    space: Space, holder: bytes, key: str, upload: metadata_pb2.Upload, terms: Terms
+) -> None:
+    """Write an upload's row and its row in the index by due time."""
+    upload.due_ms = lifecycle.upload_due_ms(space.bucket.lifecycle, key, upload, terms)
+    space.put(holder, upload.SerializeToString())
+    lifecycle.index(space, holder, upload.due_ms)
 
 
 def commit_part(
@@ -89,28 +117,35 @@ def commit_part(
 ) -> metadata_pb2.Part:
     """Add a part, or replace it: the last upload of a part wins. The same part again is success.
 
-    Raises InvalidArgument, NoSuchUpload, and what `fence` raises.
+    Raises InvalidArgument, NoSuchUpload, QuotaExceeded, BucketMoving, and what `fence` raises.
     """
-    part = request.part
+    part, upload_id = request.part, request.upload_id
     if not 1 <= part.number <= rows.PART_COUNT_MAX:
         raise InvalidArgument(f"part number {part.number}: 1 to {rows.PART_COUNT_MAX} are allowed")
     if part.inline_data:
         raise InvalidArgument("the bytes of a part are stored in extents, not inline")
     check_size(f"part {part.number}", part.size_bytes, b"", part.extents)
-    require_upload(txn, request.bucket, request.key, request.upload_id)
-    known_rows = txn.scan(*prefix_range(rows.part_prefix(request.upload_id, part.number)))
-    if known_rows:
-        known = metadata_pb2.Part.FromString(known_rows[0][1])
-        if _is_same(known, part):
-            return _bare_part(known)
+    space = open_to_write(txn, request.bucket)
+    _require_upload(space, request.key, upload_id)
+    known_rows = space.scan(
+        rows.part_data(upload_id, part.number), rows.part_data(upload_id, part.number + 1)
+    )
+    known = metadata_pb2.Part.FromString(known_rows[0][1]) if known_rows else None
+    if known is not None and _is_same(known, part):
+        return _bare_part(known)
     fence(txn, part.extents)
-    trash.move_part(txn, request.upload_id, known_rows, now_s)
+    _discard_rows(space, upload_id, known_rows, now_s)
     committed = metadata_pb2.Part(
         number=part.number, size_bytes=part.size_bytes, etag=part.etag, modified_s=now_s
     )
     committed.checksums.update(part.checksums)
-    put_data(txn, request.upload_id, committed, part.extents)
-    txn.add(rows.revision_key(request.upload_id), 1)
+    put_data(space, upload_id, committed, part.extents)
+    more_count = 0 if known is not None else 1
+    more_bytes = part.size_bytes - (0 if known is None else known.size_bytes)
+    _add_totals(space, upload_id, part.number, more_count, more_bytes)
+    seed = f"{upload_id}{part.number}".encode()
+    space.charge(seed, (usage.PARTS, more_count), (usage.PART_BYTES, more_bytes))
+    space.settle()
     return committed
 
 
@@ -119,23 +154,22 @@ def plan_completion(
 ) -> CompletionPlan | metadata_pb2.Object:
     """Check a completion in a snapshot; the object when the upload is complete already.
 
-    Raises NoSuchUpload, InvalidArgument, InvalidPart, InvalidPartOrder, EntityTooSmall.
+    Raises NoSuchBucket, NoSuchUpload, InvalidArgument, InvalidPart, InvalidPartOrder,
+    EntityTooSmall, BucketMoving.
     """
-    if txn.get(rows.upload_key(request.bucket, request.key, request.upload_id)) is None:
-        done = _completed(txn, request)
-        if done is None:
-            raise NoSuchUpload(request.upload_id)
-        return done
+    space = open_to_read(txn, request.bucket)
+    if space.get(rows.upload(request.key, request.upload_id)) is None:
+        return _completed(space, request.key, request.upload_id)
     uploaded = {
         part.number: part
-        for key, value in txn.scan(*prefix_range(rows.data_prefix(request.upload_id)))
-        if rows.data_place(key)[2] == 0
+        for holder, value in space.scan(rows.data_of(request.upload_id))
+        if rows.data_place(holder)[2] == 0
         for part in (metadata_pb2.Part.FromString(value),)
     }
     chosen = _choose_parts(request.parts, uploaded, min_part_bytes)
     digest = hashlib.md5(b"".join(_md5_of(part) for part in chosen), usedforsecurity=False)
     return CompletionPlan(
-        revision=counter_value(txn.get(rows.revision_key(request.upload_id))),
+        totals=part_totals(space, request.upload_id),
         parts=[
             metadata_pb2.PartInfo(number=part.number, size_bytes=part.size_bytes, etag=part.etag)
             for part in chosen
@@ -151,83 +185,183 @@ def complete_upload(
     request: metadata_pb2.CompleteUploadRequest,
     plan: CompletionPlan,
     now_s: float,
+    terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.Object:
-    """Make the upload the current object of its key; again is success.
+    """Make the upload the newest version of its key; again is success.
 
-    Raises NoSuchUpload, NoSuchKey, PreconditionFailed, PlanOutdated (plan again).
+    Raises NoSuchBucket, NoSuchUpload, NoSuchKey, PreconditionFailed, BucketMoving, PlanOutdated
+    (plan again).
     """
-    upload_row = rows.upload_key(request.bucket, request.key, request.upload_id)
-    value = txn.get(upload_row)
+    key, upload_id = request.key, request.upload_id
+    space = open_to_write(txn, request.bucket)
+    holder = rows.upload(key, upload_id)
+    value = space.get(holder)
     if value is None:
-        done = _completed(txn, request)
-        if done is None:
-            raise NoSuchUpload(request.upload_id)
-        return done
-    require_bucket(txn, request.bucket)
-    if counter_value(txn.get(rows.revision_key(request.upload_id))) != plan.revision:
-        raise PlanOutdated(request.upload_id)
-    known = find_object(txn, request.bucket, request.key)
-    check_condition(request.condition, known, request.bucket, request.key)
-    row = rows.bare_object(metadata_pb2.Upload.FromString(value).attributes)
-    row.bucket = request.bucket
-    row.key = request.key
-    row.version_id = request.upload_id
-    row.size_bytes = plan.size_bytes
-    row.etag = plan.etag
-    row.modified_s = now_s
+        return _completed(space, key, upload_id)
+    if part_totals(space, upload_id) != plan.totals:
+        raise PlanOutdated(upload_id)
+    known = versions.find_current(space, key)
+    check_condition(request.condition, known, request.bucket, key)
+    upload = metadata_pb2.Upload.FromString(value)
+    record = new_record(upload.attributes, now_s)
+    record.version_id = upload_id
+    record.size_bytes = plan.size_bytes
+    record.etag = plan.etag
+    record.in_rows = True
     for batch, first in enumerate(range(0, len(plan.parts), _MANIFEST_ROW_PART_COUNT)):
         run = metadata_pb2.Object(parts=plan.parts[first : first + _MANIFEST_ROW_PART_COUNT])
-        txn.put(rows.manifest_key(request.upload_id, batch), run.SerializeToString())
+        space.put(rows.manifest(upload_id, batch), run.SerializeToString())
     if plan.has_unlisted:
-        trash.put_unlisted(txn, request.upload_id, now_s)
-    if known is not None:
-        trash.put_owner(txn, known.version_id, now_s)
-    txn.put(rows.object_key(request.bucket, request.key), row.SerializeToString())
-    txn.put(rows.result_key(request.upload_id), row.SerializeToString())
-    txn.delete(upload_row)
-    txn.delete(rows.revision_key(request.upload_id))
-    return row
+        trash.put_unlisted(space, upload_id, now_s)
+    _drop_upload(space, holder, upload, plan.totals, key.encode())
+    versions.install(space, key, record, known, now_s, terms)
+    space.settle()
+    return versions.answer(request.bucket, key, record)
 
 
 def abort_upload(txn: Transaction, bucket: str, key: str, upload_id: str, now_s: float) -> None:
-    """Give up an upload and its parts. Raises NoSuchUpload."""
-    require_upload(txn, bucket, key, upload_id)
-    txn.delete(rows.upload_key(bucket, key, upload_id))
-    txn.delete(rows.revision_key(upload_id))
-    trash.put_owner(txn, upload_id, now_s)
+    """Give up an upload and its parts. Raises NoSuchBucket, NoSuchUpload, BucketMoving."""
+    space = open_to_write(txn, bucket)
+    drop_upload(space, rows.upload(key, upload_id), _require_upload(space, key, upload_id), now_s)
+    space.settle()
+
+
+def drop_upload(space: Space, holder: bytes, upload: metadata_pb2.Upload, now_s: float) -> None:
+    """Delete an upload's rows; its parts go to the trash as one."""
+    totals = part_totals(space, upload.upload_id)
+    _drop_upload(space, holder, upload, totals, upload.upload_id.encode())
+    if totals.revision:
+        trash.put_owner(space, upload.upload_id, now_s)
+
+
+def part_totals(space: Space, upload_id: str) -> PartTotals:
+    """The parts of an upload in progress together."""
+    keys = [space.base + rows.totals(upload_id, slot) for slot in range(_TOTALS_SLOT_COUNT)]
+    found = [_TOTALS.unpack(value or _NO_TOTALS) for value in space.txn.multi_get(keys)]
+    return PartTotals(*(sum(numbers) for numbers in zip(*found, strict=True)))
 
 
 def list_parts(
     txn: Transaction, request: metadata_pb2.ListPartsRequest
 ) -> metadata_pb2.ListPartsResponse:
-    """Parts behind `after_number`, without extents. Raises NoSuchUpload."""
-    upload = require_upload(txn, request.bucket, request.key, request.upload_id)
-    response = metadata_pb2.ListPartsResponse(upload=upload)
+    """Parts behind `after_number`, without extents. Raises NoSuchBucket, NoSuchUpload."""
+    space = open_to_read(txn, request.bucket)
+    upload_id = request.upload_id
+    holder = rows.upload(request.key, upload_id)
+    value = space.get(holder)
+    if value is None:
+        raise NoSuchUpload(upload_id)
+    response = metadata_pb2.ListPartsResponse(upload=_shown(request.bucket, holder, value))
     room = min(request.max_parts, _LIST_MAX)
-    begin = rows.part_prefix(request.upload_id, request.after_number + 1)
-    _, end = prefix_range(rows.data_prefix(request.upload_id))
+    begin = rows.part_data(upload_id, min(request.after_number, rows.PART_COUNT_MAX) + 1)
+    end = after_prefix(rows.data_of(upload_id))
     while True:
-        found = txn.scan(begin, end, limit=room + 1)
-        for key, value in found:
-            if rows.data_place(key)[2] != 0:
+        found = space.scan(begin, end, limit=room + 1)
+        for row, part_value in found:
+            if rows.data_place(row)[2] != 0:
                 continue
             if len(response.parts) == room:
                 response.truncated = True
                 return response
-            response.parts.append(_bare_part(metadata_pb2.Part.FromString(value)))
+            response.parts.append(_bare_part(metadata_pb2.Part.FromString(part_value)))
         if len(found) <= room:
             return response
         begin = found[-1][0] + b"\x00"
 
 
-def list_uploads(txn: Transaction, bucket: str, prefix: str) -> list[metadata_pb2.Upload]:
-    """The first 1,000 uploads in progress whose key begins with `prefix`. Raises NoSuchBucket."""
-    require_bucket(txn, bucket)
-    # The text's terminator is cut off, so that the key only has to begin with `prefix`.
-    begin, end = prefix_range(rows.uploads_prefix(bucket) + pack(prefix)[:-1])
-    return [
-        metadata_pb2.Upload.FromString(value) for _, value in txn.scan(begin, end, limit=_LIST_MAX)
-    ]
+def list_uploads(
+    txn: Transaction, request: metadata_pb2.ListUploadsRequest
+) -> metadata_pb2.ListUploadsResponse:
+    """A page of uploads in progress and common prefixes, by key and id.
+
+    Raises NoSuchBucket, BucketMoving.
+    """
+    space = open_to_read(txn, request.bucket)
+    response = metadata_pb2.ListUploadsResponse()
+    room = min(request.max_uploads or _LIST_MAX, _LIST_MAX)
+    roll = Roll(request.prefix, request.delimiter)
+    begin, end = prefix_range(space.base + rows.UPLOAD + rows.raised(roll.prefix))
+    if request.key_marker:
+        common = roll.common_prefix(request.key_marker.encode())
+        if common is not None:
+            behind = after_prefix(space.base + rows.UPLOAD + rows.raised(common))
+        elif request.upload_id_marker:
+            marker = rows.upload(request.key_marker, request.upload_id_marker)
+            behind = space.base + marker + b"\x00"
+        else:
+            behind = after_prefix(space.base + rows.uploads_of(request.key_marker))
+        begin = max(begin, behind)
+    cursor = Cursor(txn, begin, end, room + 1 if roll.is_flat else 32)
+    entry_count = 0
+    while cursor.head is not None:
+        if entry_count == room:
+            response.truncated = True
+            return response
+        entry_count += 1
+        holder, value = cursor.head[0][len(space.base) :], cursor.head[1]
+        key, upload_id = rows.upload_place(holder)
+        common = roll.common_prefix(key.encode())
+        if common is None:
+            response.uploads.append(_shown(request.bucket, holder, value))
+            response.next_key_marker, response.next_upload_id_marker = key, upload_id
+            cursor.advance()
+        else:
+            response.common_prefixes.append(common.decode())
+            response.next_key_marker, response.next_upload_id_marker = common.decode(), ""
+            cursor.seek(after_prefix(space.base + rows.UPLOAD + rows.raised(common)))
+    response.next_key_marker = response.next_upload_id_marker = ""
+    return response
+
+
+def _require_upload(space: Space, key: str, upload_id: str) -> metadata_pb2.Upload:
+    value = space.get(rows.upload(key, upload_id))
+    if value is None:
+        raise NoSuchUpload(upload_id)
+    return metadata_pb2.Upload.FromString(value)
+
+
+def _shown(bucket: str, holder: bytes, value: bytes) -> metadata_pb2.Upload:
+    """An upload as clients get it."""
+    upload = metadata_pb2.Upload.FromString(value)
+    upload.bucket = bucket
+    upload.key, _ = rows.upload_place(holder)
+    return upload
+
+
+def _add_totals(
+    space: Space, upload_id: str, number: int, more_count: int, more_bytes: int
+) -> None:
+    holder = rows.totals(upload_id, number % _TOTALS_SLOT_COUNT)
+    revision, count, size_bytes = _TOTALS.unpack(space.get(holder) or _NO_TOTALS)
+    space.put(holder, _TOTALS.pack(revision + 1, count + more_count, size_bytes + more_bytes))
+
+
+def _drop_upload(
+    space: Space, holder: bytes, upload: metadata_pb2.Upload, totals: PartTotals, seed: bytes
+) -> None:
+    """Delete the upload's rows but for its parts, which are no parts of an upload any more."""
+    space.delete(holder)
+    lifecycle.unindex(space, holder, upload.due_ms)
+    for slot in range(_TOTALS_SLOT_COUNT):
+        space.delete(rows.totals(upload.upload_id, slot))
+    space.charge(
+        seed,
+        (usage.UPLOADS, -1),
+        (usage.PARTS, -totals.part_count),
+        (usage.PART_BYTES, -totals.part_bytes),
+    )
+
+
+def _discard_rows(
+    space: Space, upload_id: str, part_rows: Sequence[tuple[bytes, bytes]], now_s: float
+) -> None:
+    """Move the `d` rows of a part to the trash."""
+    for holder, value in part_rows:
+        part = metadata_pb2.Part.FromString(value)
+        trash.put_extents(space, upload_id, part.extents, now_s)
+        space.delete(holder)
+        if any(extent.missing_indexes for extent in part.extents):
+            space.delete_row(rows.degraded(space.bucket.id, holder))
 
 
 def _choose_parts(
@@ -260,14 +394,12 @@ def _md5_of(part: metadata_pb2.Part) -> bytes:
         raise InvalidPart(part.number, f"its ETag {part.etag} is no MD5") from None
 
 
-def _completed(
-    txn: Transaction, request: metadata_pb2.CompleteUploadRequest
-) -> metadata_pb2.Object | None:
-    value = txn.get(rows.result_key(request.upload_id))
-    if value is None:
-        return None
-    done = metadata_pb2.Object.FromString(value)
-    return done if (done.bucket, done.key) == (request.bucket, request.key) else None
+def _completed(space: Space, key: str, upload_id: str) -> metadata_pb2.Object:
+    """The answer of the completion that was done. Raises NoSuchUpload."""
+    done = find_done(space, versions.find_current(space, key), key, upload_id)
+    if done is None:
+        raise NoSuchUpload(upload_id)
+    return done
 
 
 def _is_same(known: metadata_pb2.Part, part: metadata_pb2.Part) -> bool:

@@ -19,6 +19,7 @@ from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.degraded import DegradedStripes
 from exastore.metadata.service.errors import ServiceError
 from exastore.metadata.service.leftovers import Leftovers
+from exastore.metadata.service.lifecycle import Lifecycle
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.rebuild import Rebuilder
 from exastore.metadata.service.repair import Repairer
@@ -37,6 +38,7 @@ class Background:
         degraded: Completes stripes committed with chunks missing.
         trash: Deletes the chunks of deleted objects.
         leftovers: Deletes the chunks of slots that devices have given up.
+        lifecycle: Carries out lifecycle rules and forgets expired answers.
     """
 
     def __init__(
@@ -54,11 +56,16 @@ class Background:
         self._clock = clock
         self._metrics = metrics
         maps, lease = service.maps, service.lease
+        partitions = service.names.partitions
         rebuilder = Rebuilder(config, engine, storage)
+        rebuilder.engines = [partition.engine for partition in partitions.all]
         self.repair = Repairer(config, maps, lease, rebuilder, storage, clock, metrics)
-        self.degraded = DegradedStripes(engine, maps, lease, rebuilder, metrics)
-        self.trash = TrashCollector(config, engine, maps, lease, storage, clock, metrics)
+        self.degraded = DegradedStripes(partitions, maps, rebuilder, metrics)
+        self.trash = TrashCollector(config, partitions, maps, storage, clock, metrics)
         self.leftovers = Leftovers(engine, maps, lease, storage, metrics)
+        self.lifecycle = Lifecycle(
+            partitions, service.names.tenants, service.names.terms, clock, metrics
+        )
         service.cluster.background_status = self._status
         self._tasks: list[asyncio.Task[None]] = []
         self._known_epoch = 0
@@ -73,6 +80,8 @@ class Background:
             ),
             loop.create_task(self._repeat("degraded", self.degraded.run_round, slow_s)),
             loop.create_task(self._repeat("trash", self.trash.run_round, slow_s)),
+            loop.create_task(self._repeat("lifecycle", self.lifecycle.run_round, slow_s)),
+            loop.create_task(self._repeat("moves", self._service.mover.run_round, slow_s)),
             loop.create_task(self._repeat("leftovers", self.leftovers.run_round, slow_s)),
         ]
 
@@ -96,6 +105,8 @@ class Background:
         is_held = await service.lease.keep()
         self._metrics.lease(is_held)
         await service.maps.load()
+        if is_held:
+            await service.names.hold_partitions()
         if is_held and not was_held:
             await service.cluster.take_over()
         if service.maps.epoch != self._known_epoch:

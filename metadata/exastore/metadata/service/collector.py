@@ -9,32 +9,31 @@ Laws:
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from exastore.metadata.core.clock import Clock
-from exastore.metadata.kv.contract import Engine, Transaction
+from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.namespace import trash
+from exastore.metadata.namespace.errors import BucketMoving
 from exastore.metadata.namespace.trash import TrashBatch, TrashEntry, TrashStats
 from exastore.metadata.service import membership
 from exastore.metadata.service.config import MetadataConfig
-from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.partitions import Partition, Partitions
 from exastore.metadata.service.storage_client import StorageClient, StorageError
 from exastore.proto.v1 import common_pb2, storage_pb2
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 #: Entries looked at together: their chunks of one device go in one call.
 _ENTRY_COUNT = 64
-#: `d` rows of an entry handled at once; two mutations each.
-_ROW_COUNT = 32
+#: `d` rows of an entry handled at once; two mutations each, four while the bucket moves.
+_ROW_COUNT = 16
 _CHUNKS_PER_CALL = 4096
 
 
@@ -56,17 +55,15 @@ class TrashCollector:
     def __init__(
         self,
         config: MetadataConfig,
-        engine: Engine,
+        partitions: Partitions,
         maps: MapStore,
-        lease: Lease,
         storage: StorageClient,
         clock: Clock,
         metrics: MetadataMetrics,
     ) -> None:
         self._grace_s = config.trash_grace_s
-        self._engine = engine
+        self._partitions = partitions
         self._maps = maps
-        self._lease = lease
         self._storage = storage
         self._clock = clock
         self._metrics = metrics
@@ -75,36 +72,43 @@ class TrashCollector:
 
     async def run_round(self) -> None:
         """Go through all entries that are due once, oldest first."""
-        after = b""
-        while self._lease.is_held:
-            entries = await self._due_after(after)
-            if not entries:
-                break
-            after = entries[-1].key
-            await self._collect(entries)
+        for partition in self._partitions.all:
+            after = b""
+            while partition.lease.is_held:
+                entries = await self._due_after(partition, after)
+                if not entries:
+                    break
+                after = entries[-1].key
+                await self._collect(partition, entries)
         await self.count()
 
     async def count(self) -> None:
         """Count what waits."""
-        self.stats = await self._engine.read(trash.trash_stats)
-        oldest_s = self.stats.oldest_s
+        found = [await p.engine.read(trash.trash_stats) for p in self._partitions.all]
+        oldest_s = min((s.oldest_s for s in found if s.oldest_s is not None), default=None)
+        self.stats = TrashStats(
+            sum(stats.entry_count for stats in found),
+            sum(stats.extent_count for stats in found),
+            oldest_s,
+        )
         age_s = 0.0 if oldest_s is None else max(0.0, self._clock.now_s() - oldest_s)
         self._metrics.trash(self.stats.entry_count, self.stats.extent_count, age_s)
 
-    async def _due_after(self, after: bytes) -> list[TrashEntry]:
+    async def _due_after(self, partition: Partition, after: bytes) -> list[TrashEntry]:
         before_s = self._clock.now_s() - self._grace_s
-        return await self._engine.read(
+        return await partition.engine.read(
             lambda txn: trash.scan_trash(txn, before_s=before_s, after=after, limit=_ENTRY_COUNT)
         )
 
-    async def _collect(self, entries: Sequence[TrashEntry]) -> None:
+    async def _collect(self, partition: Partition, entries: Sequence[TrashEntry]) -> None:
         """Take some rows off each entry, until all of them are done or held up."""
         waiting = list(entries)
         while waiting:
             message = self._maps.message
-            if not self._lease.is_held:
+            if not partition.lease.is_held:
                 return
-            works = await asyncio.gather(*(self._next_rows(entry) for entry in waiting))
+            found = await asyncio.gather(*(self._next_rows(partition, e) for e in waiting))
+            works = [work for work in found if work is not None]
             ready = [
                 work
                 for work in works
@@ -113,19 +117,25 @@ class TrashCollector:
             failed = await self._delete(message, ready)
             done = [work for work in ready if not _touches(message, work, failed)]
             # Together, so that the engine can commit them at once.
-            await asyncio.gather(*(self._fenced(_forgetting(work)) for work in done))
+            await asyncio.gather(*(self._forget(partition, work) for work in done))
             waiting = [work.entry for work in done if not work.is_last]
 
-    async def _next_rows(self, entry: TrashEntry) -> _Work:
+    async def _next_rows(self, partition: Partition, entry: TrashEntry) -> _Work | None:
+        """The next rows of an entry; None: its bucket is moving, so it has to wait."""
         begin: bytes | None = None
         while True:
-            batch = await self._rows_from(entry, begin)
+            try:
+                batch = await self._rows_from(partition, entry, begin)
+            except BucketMoving:
+                return None
             if batch.row_keys or batch.next_begin is None:
                 return _Work(entry, batch)
             begin = batch.next_begin
 
-    async def _rows_from(self, entry: TrashEntry, begin: bytes | None) -> TrashBatch:
-        return await self._engine.read(
+    async def _rows_from(
+        self, partition: Partition, entry: TrashEntry, begin: bytes | None
+    ) -> TrashBatch:
+        return await partition.engine.read(
             lambda txn: trash.entry_extents(txn, entry, begin=begin, row_limit=_ROW_COUNT)
         )
 
@@ -161,23 +171,18 @@ class TrashCollector:
         await asyncio.gather(*(delete(device, ids) for device, ids in chunks.items()))
         return failed
 
-    async def _fenced(self, fn: Callable[[Transaction], T]) -> T:
-        guard = self._lease.guard()
+    async def _forget(self, partition: Partition, work: _Work) -> None:
+        """Forget rows whose chunks are gone; those of a bucket that moves go when it has moved."""
+        guard = partition.lease.guard()
 
-        def guarded(txn: Transaction) -> T:
+        def forget(txn: Transaction) -> None:
             guard(txn)
-            return fn(txn)
+            trash.drop_rows(txn, work.entry, work.batch.row_keys)
+            if work.is_last:
+                trash.finish_entry(txn, work.entry)
 
-        return await self._engine.transact(guarded)
-
-
-def _forgetting(work: _Work) -> Callable[[Transaction], None]:
-    def forget(txn: Transaction) -> None:
-        trash.drop_rows(txn, work.batch.row_keys)
-        if work.is_last:
-            trash.finish_entry(txn, work.entry)
-
-    return forget
+        with contextlib.suppress(BucketMoving):
+            await partition.engine.transact(forget)
 
 
 def _touches(message: common_pb2.ClusterMap | None, work: _Work, devices: set[int]) -> bool:

@@ -18,6 +18,14 @@ def cluster_code(name: str) -> Codec:
         raise ValueError(f"code: {error}") from error
 
 
+def parsed_partition(item: str) -> tuple[str, str]:
+    """(name, URL) of "name=engine URL". Raises ValueError."""
+    name, sign, url = item.partition("=")
+    if not sign or not name.replace("-", "").isalnum() or not url:
+        raise ValueError(f"partition {item!r}: name=engine URL is expected")
+    return name, url
+
+
 @dataclass(frozen=True, slots=True)
 class MetadataConfig:
     """What one metadata server is told. Raises ValueError, in words, for what cannot work."""
@@ -58,6 +66,12 @@ class MetadataConfig:
     """Seconds between deleting an object and deleting its chunks."""
     min_part_bytes: int = 5 << 20
     """Least bytes of every part of a multipart upload but the last; S3 has 5 MiB."""
+    partitions: tuple[str, ...] = ()
+    """Further engines that buckets are spread over, each "name=engine URL"; see `engine`."""
+    lifecycle_day_s: float = 86400.0
+    """Seconds of a day of lifecycle rules; less than a real day only for tests."""
+    request_ttl_s: float = 600.0
+    """Seconds for which a request's answer is kept after its object was replaced or deleted."""
 
     def __post_init__(self) -> None:
         n = cluster_code(self.code).n
@@ -86,6 +100,11 @@ class MetadataConfig:
             raise ValueError(
                 "repair_concurrency must be at least 1, repair_bandwidth_bytes_per_s at least 0"
             )
+        if self.lifecycle_day_s <= 0 or self.request_ttl_s <= 0:
+            raise ValueError("lifecycle_day_s and request_ttl_s must be above 0")
+        partition_names = [parsed_partition(item)[0] for item in self.partitions]
+        if len(set(partition_names)) < len(partition_names):
+            raise ValueError("partitions: two have the same name")
         if not self.cluster_id:
             raise ValueError("cluster_id is empty")
 

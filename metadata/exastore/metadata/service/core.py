@@ -7,6 +7,7 @@ from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.mover import Mover
 from exastore.metadata.service.names import NamespaceService
 
 
@@ -18,6 +19,7 @@ class MetadataService:
         lease: The background lease.
         cluster: Calls about the map, nodes and devices.
         names: Calls about buckets, objects and uploads.
+        mover: Calls about moves of buckets between partitions.
     """
 
     def __init__(
@@ -32,8 +34,14 @@ class MetadataService:
         self.maps = MapStore(engine, config.rule)
         self.lease = Lease(engine, holder, config.lease_s, clock)
         self.cluster = ClusterService(config, engine, self.maps, self.lease, clock, metrics)
-        self.names = NamespaceService(config, engine, self.maps, clock)
+        self.names = NamespaceService(config, engine, self.maps, clock, self.lease)
+        self.mover = Mover(self.names.partitions, clock)
 
     async def start(self) -> None:
         """Load what is stored. Raises WrongCluster, EngineError."""
         await self.cluster.start()
+        await self.names.start()
+
+    async def close(self) -> None:
+        """Close what this opened: the engines of further partitions."""
+        await self.names.close()

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections import defaultdict
 
-from exastore.metadata.kv.contract import Engine, Transaction
+from exastore.metadata.kv.contract import Transaction
+from exastore.metadata.namespace.errors import BucketMoving
 from exastore.metadata.namespace.extents import DegradedRow, list_degraded, mark_rebuilt
-from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.partitions import Partition, Partitions
 from exastore.metadata.service.rebuild import Rebuilder, SlotTarget
 from exastore.metadata.service.storage_client import StorageError
 from exastore.proto.v1 import common_pb2, storage_pb2
@@ -26,15 +27,13 @@ class DegradedStripes:
 
     def __init__(
         self,
-        engine: Engine,
+        partitions: Partitions,
         maps: MapStore,
-        lease: Lease,
         rebuilder: Rebuilder,
         metrics: MetadataMetrics,
     ) -> None:
-        self._engine = engine
+        self._partitions = partitions
         self._maps = maps
-        self._lease = lease
         self._rebuilder = rebuilder
         self._metrics = metrics
         #: Stripes with missing chunks, as of the last round.
@@ -44,19 +43,22 @@ class DegradedStripes:
     async def run_round(self) -> None:
         """Go through all degraded rows once; rebuild what can be."""
         stripe_count = 0
-        begin: bytes | None = b""
-        while begin is not None:
-            rows, begin = await self._rows_from(begin)
-            stripe_count += sum(len(row.extents) for row in rows)
-            if rows and self._lease.is_held:
-                stripe_count -= await self._complete(rows)
+        for partition in self._partitions.all:
+            begin: bytes | None = b""
+            while begin is not None:
+                rows, begin = await self._rows_from(partition, begin)
+                stripe_count += sum(len(row.extents) for row in rows)
+                if rows and partition.lease.is_held:
+                    stripe_count -= await self._complete(partition, rows)
         self.stripe_count = stripe_count
         self._metrics.degraded(stripe_count)
 
-    async def _rows_from(self, begin: bytes) -> tuple[list[DegradedRow], bytes | None]:
-        return await self._engine.read(lambda txn: list_degraded(txn, begin=begin))
+    async def _rows_from(
+        self, partition: Partition, begin: bytes
+    ) -> tuple[list[DegradedRow], bytes | None]:
+        return await partition.engine.read(lambda txn: list_degraded(txn, begin=begin))
 
-    async def _complete(self, rows: list[DegradedRow]) -> int:
+    async def _complete(self, partition: Partition, rows: list[DegradedRow]) -> int:
         """Rebuild what is missing in `rows`; the number of stripes that are whole now."""
         message = self._maps.message
         if message is None:
@@ -75,17 +77,20 @@ class DegradedStripes:
         completed = 0
         for row in rows:
             if any((e.stripe_id, i) in rebuilt for e in row.extents for i in e.missing_indexes):
-                completed += len(row.extents) - await self._mark(row, rebuilt)
+                completed += len(row.extents) - await self._mark(partition, row, rebuilt)
         return completed
 
-    async def _mark(self, row: DegradedRow, rebuilt: set[Missing]) -> int:
-        guard = self._lease.guard()
+    async def _mark(self, partition: Partition, row: DegradedRow, rebuilt: set[Missing]) -> int:
+        guard = partition.lease.guard()
 
         def mark(txn: Transaction) -> int:
             guard(txn)
             return mark_rebuilt(txn, row.key, rebuilt)
 
-        return await self._engine.transact(mark)
+        try:
+            return await partition.engine.transact(mark)
+        except BucketMoving:
+            return len(row.extents)  # the next round finds the row where it is then
 
     async def _rebuild(
         self, message: common_pb2.ClusterMap, target: SlotTarget, stripe_ids: list[bytes]

@@ -40,6 +40,11 @@ class Lease:
         """Whether this server held the lease when it last asked."""
         return self._token != 0
 
+    @property
+    def token(self) -> int:
+        """The token under which this server holds the lease; 0: it does not."""
+        return self._token
+
     async def keep(self) -> bool:
         """Take or renew the lease if it is time to; whether we hold it."""
         now_s = self._clock.monotonic_s()

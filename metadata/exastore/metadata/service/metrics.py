@@ -100,6 +100,17 @@ class MetadataMetrics:
             "Chunks that storage nodes deleted for the trash collection.",
             registry=registry,
         )
+        self._lifecycle_done = Counter(
+            "exastore_metadata_lifecycle_actions",
+            "Rows that lifecycle acted on: expired, noncurrent, upload, or indexed anew.",
+            ("action",),
+            registry=registry,
+        )
+        self._lifecycle_oldest = Gauge(
+            "exastore_metadata_lifecycle_oldest_overdue_seconds",
+            "How long the oldest row that lifecycle should have acted on is overdue; 0: none.",
+            registry=registry,
+        )
         self._background_errors = Counter(
             "exastore_metadata_background_errors",
             "Failures of background work, by what it did.",
@@ -162,6 +173,14 @@ class MetadataMetrics:
     def chunks_deleted(self, count: int) -> None:
         """Storage nodes deleted chunks."""
         self._trash_chunks.inc(count)
+
+    def lifecycle_done(self, action: str, count: int) -> None:
+        """Lifecycle acted on rows."""
+        self._lifecycle_done.labels(action).inc(count)
+
+    def lifecycle_oldest(self, overdue_s: float) -> None:
+        """How long the oldest row is overdue."""
+        self._lifecycle_oldest.set(overdue_s)
 
     def background_error(self, work: str) -> None:
         """A round of background work failed."""

@@ -50,6 +50,7 @@ class MetadataServer:
         self._storage = storage
         self._new_id = new_id
         self._engine: Engine | None = None
+        self._service: MetadataService | None = None
         self._server: grpc.aio.Server | None = None
         self._background: Background | None = None
 
@@ -60,7 +61,7 @@ class MetadataServer:
         """
         self._engine = open_engine(self._config.engine)
         try:
-            service = MetadataService(
+            service = self._service = MetadataService(
                 self._config,
                 self._engine,
                 holder=self._new_id().hex(),
@@ -92,6 +93,9 @@ class MetadataServer:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+        if self._service is not None:
+            await self._service.close()
+            self._service = None
         if self._engine is not None:
             await self._engine.close()
             self._engine = None

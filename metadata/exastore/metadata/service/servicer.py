@@ -38,6 +38,7 @@ class _Adapter:
     def servicer(self) -> metadata_pb2_grpc.MetadataServiceServicer:
         """An object with one method per call, each an adapter around the service's."""
         cluster, names = self._service.cluster, self._service.names
+        mover = self._service.mover
         methods: dict[str, Any] = {
             "GetMap": self._unary("GetMap", cluster.get_map),
             "WatchMap": self._stream("WatchMap", cluster.watch_map),
@@ -49,10 +50,19 @@ class _Adapter:
             "GetBucket": self._unary("GetBucket", names.get_bucket),
             "DeleteBucket": self._unary("DeleteBucket", names.delete_bucket),
             "ListBuckets": self._unary("ListBuckets", names.list_buckets),
+            "ConfigureBucket": self._unary("ConfigureBucket", names.configure_bucket),
+            "GetUsage": self._unary("GetUsage", names.get_usage),
+            "SetTenantQuota": self._unary("SetTenantQuota", names.set_tenant_quota),
+            "CheckUsage": self._unary("CheckUsage", names.check_usage),
+            "MoveBucket": self._unary("MoveBucket", mover.move_bucket),
+            "CancelMove": self._unary("CancelMove", mover.cancel_move),
+            "ListMoves": self._unary("ListMoves", mover.list_moves),
             "CommitObject": self._unary("CommitObject", names.commit_object),
             "GetObject": self._unary("GetObject", names.get_object),
             "DeleteObjects": self._unary("DeleteObjects", names.delete_objects),
             "ListObjects": self._unary("ListObjects", names.list_objects),
+            "ListVersions": self._unary("ListVersions", names.list_versions),
+            "PutTags": self._unary("PutTags", names.put_tags),
             "CreateUpload": self._unary("CreateUpload", names.create_upload),
             "CommitPart": self._unary("CommitPart", names.commit_part),
             "CompleteUpload": self._unary("CompleteUpload", names.complete_upload),
