@@ -9,7 +9,7 @@ from exastore.storage.index import ChunkIndex
 from exastore.storage.index_file import Entry, IndexFile, Summary
 from exastore.storage.log import SegmentLog, StoreOptions
 from exastore.storage.record import Position, RecordHeader, RecordKind
-from exastore.storage.segment import Damaged, Recovered
+from exastore.storage.segment import Damaged, Found
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def _replay(
         record_count += len(result.records)
         damage += [(segment, item) for item in result.damage]
         torn += [(segment, item) for item in result.torn]
-        _apply(log, index, segment, result)
+        # Giving back space is idempotent: maybe it was done before, maybe a crash came first.
+        log.reclaim_all(apply_records(index, segment, result.records))
         if index.fresh_count >= options.checkpoint_chunks and result.sealed:
             # No more than this in memory, however long the log is.
             position = Position(segment, result.end_bytes)
@@ -80,10 +81,10 @@ def _replay(
     return log, index, Recovery(segment_count, record_count, tuple(damage), tuple(torn))
 
 
-def _apply(log: SegmentLog, index: ChunkIndex, segment: int, result: Recovered) -> None:
-    """Bring the index up to the end of a segment's records."""
+def apply_records(index: ChunkIndex, segment: int, records: list[Found]) -> list[Entry | None]:
+    """Bring an index up to the end of a segment's records; returns what died by them."""
     dead: list[Entry | None] = []
-    for offset_bytes, header in result.records:
+    for offset_bytes, header in records:
         position = Position(segment, offset_bytes)
         latest = index.get(header.key)
         if header.kind is RecordKind.CHUNK:
@@ -91,8 +92,7 @@ def _apply(log: SegmentLog, index: ChunkIndex, segment: int, result: Recovered) 
         elif header.kind is RecordKind.TOMBSTONE:
             if latest is not None and latest.position < header.kill.before(position):
                 dead.append(index.apply(header.key, None))
-    # Idempotent: maybe the space was given back before, maybe a crash came first.
-    log.reclaim_all(dead)
+    return dead
 
 
 def entry_of(position: Position, header: RecordHeader, latest: Entry | None) -> Entry:

@@ -1,21 +1,17 @@
 """`exastore object ...`: objects without S3, straight to the metadata server and the nodes."""
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
 from exastore.deploy.cli.cluster import DEFAULT_DIR, DirOption, JsonOption
-from exastore.deploy.cli.output import binary_size, err, out, print_json
+from exastore.deploy.cli.output import bar, binary_size, out, print_json
 from exastore.deploy.errors import BadInput, DeployError, ExitCode
 from exastore.deploy.layout import read_cluster_file
 
 if TYPE_CHECKING:
-    from exastore.deploy.store_access import BytesDone
     from exastore.gateway.store import ObjectInfo
 
 app = typer.Typer(help="Objects, without S3.", no_args_is_help=True)
@@ -28,13 +24,6 @@ def _split(target: str) -> tuple[str, str]:
     if not bucket or not key:
         raise BadInput(f'"{target}" names no object: write BUCKET/KEY')
     return bucket, key
-
-
-@contextmanager
-def _bar(text: str, total: int | None) -> Generator["BytesDone"]:
-    with Progress(console=err, transient=True) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _as_json(info: "ObjectInfo") -> dict[str, object]:
@@ -64,7 +53,7 @@ def put(
     if not file.is_file():
         raise BadInput(f"there is no file {file}")
     cluster = read_cluster_file(directory)
-    with _bar(f"storing {key}", file.stat().st_size) as done:
+    with bar(f"storing {key}", file.stat().st_size) as done:
         info = asyncio.run(
             put_file(cluster, file, bucket, key, create_bucket=create_bucket, done=done)
         )
@@ -93,7 +82,7 @@ def get(
     if not path.parent.is_dir():
         raise BadInput(f"there is no folder {path.parent}")
     cluster = read_cluster_file(directory)
-    with _bar(f"reading {key}", None) as done:
+    with bar(f"reading {key}", None) as done:
         info = asyncio.run(get_file(cluster, bucket, key, path, done=done))
     if json_output:
         print_json({**_as_json(info), "file": str(path)})

@@ -1,9 +1,12 @@
 """What the command line prints: results on stdout, progress and errors on stderr."""
 
 import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 
 from exastore.deploy.errors import DeployError, StartFailed
 
@@ -45,3 +48,11 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+@contextmanager
+def bar(text: str, total: int | None) -> Generator[Callable[[int], None]]:
+    """A progress bar on stderr while the block runs; call what it gives with units done."""
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.advance(task, count)
