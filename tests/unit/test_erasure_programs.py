@@ -59,6 +59,28 @@ def test_encoding_needs_fewer_products_than_the_matrix_has_coefficients(
     _product(program, matrix)
 
 
+def test_products_of_products_are_made_only_where_they_are_allowed() -> None:
+    matrix = cauchy_generator(20, 4)[20:]
+    counts: list[int] = []
+    for chains in (True, False):
+        program = make_program(matrix, chains=chains)
+        made = {op[1] for op in program.ops if op[0] == "mul"}
+        multiplied = {op[-2] for op in program.ops if op[0] in ("mul", "mac")}
+        assert bool(made & multiplied) == chains
+        counts.append(program.product_count)
+        _product(program, matrix)
+    assert counts == [41, 45]
+
+
+@pytest.mark.parametrize(("k", "m"), [(16, 3), (20, 4), (24, 6), (23, 7)])
+def test_a_block_of_four_columns_and_rows_takes_four_coefficients(k: int, m: int) -> None:
+    matrix = cauchy_generator(k, m)[k:]
+    for chains in (True, False):
+        program = make_program(matrix, chains=chains)
+        assert len(program.coefficients) < program.product_count
+        _product(program, matrix)
+
+
 def _decoding(k: int, m: int, lost: Sequence[int]) -> Bytes:
     generator = cauchy_generator(k, m)
     have = [index for index in range(k + m) if index not in lost][:k]

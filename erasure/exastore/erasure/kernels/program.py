@@ -72,7 +72,12 @@ class Program:
 
 
 def make_program(
-    matrix: Bytes, *, accumulate: bool = False, plain: bool = False, uniform: bool = False
+    matrix: Bytes,
+    *,
+    accumulate: bool = False,
+    plain: bool = False,
+    uniform: bool = False,
+    chains: bool = True,
 ) -> Program:
     """The cheapest program known for a matrix. Shape: [outputs, inputs].
 
@@ -82,6 +87,7 @@ def make_program(
         plain: one product per coefficient, except in rows of zeros and ones, which are sums. So all
             matrices of a size without such rows have one shape.
         uniform: one product per coefficient, so that all matrices of a size have one shape.
+        chains: products of products are allowed, if there are fewer in all.
     """
     rows = [row.tobytes() for row in matrix]
     if uniform:
@@ -91,10 +97,11 @@ def make_program(
     candidates = [simplest]
     if matrix.shape[0] > 1 and not plain:
         candidates.extend(
-            _Writer(rows, accumulate).write(groups, share=True) for groups in _groupings(rows)
+            _Writer(rows, accumulate, chains=chains).write(groups, share=True)
+            for groups in _groupings(rows)
         )
         if not accumulate:
-            candidates.extend(_by_syndromes(matrix))
+            candidates.extend(_by_syndromes(matrix, chains))
     best = min(candidates, key=lambda program: program.cost)
     return best if best.cost < (1 - MIN_SAVING) * simplest.cost else simplest
 
@@ -178,7 +185,7 @@ def _orders(chosen: _Group) -> list[_Group]:
             return [chosen]
 
 
-def _by_syndromes(matrix: Bytes) -> list[Program]:
+def _by_syndromes(matrix: Bytes, chains: bool) -> list[Program]:
     """The program through B·[A | I], where I takes the last columns; nothing if B is singular."""
     row_count, column_count = matrix.shape
     first = column_count - row_count
@@ -193,7 +200,8 @@ def _by_syndromes(matrix: Bytes) -> list[Program]:
         return []
     outer = [row.tobytes() for row in matrix[:, first:]]
     return [
-        _Writer(inner, False).write(groups, share=True, outer=outer) for groups in _groupings(inner)
+        _Writer(inner, False, chains=chains).write(groups, share=True, outer=outer)
+        for groups in _groupings(inner)
     ]
 
 
@@ -207,11 +215,13 @@ class _Writer:
         dense: bool = False,
         *,
         uniform: bool = False,
+        chains: bool = True,
     ) -> None:
         self._rows = rows
         self._accumulate = accumulate
         self._dense = dense
         self._uniform = uniform
+        self._chains = chains
         self._ops: list[Op] = []
         self._coefficients = bytearray()
         self._columns: list[int] = []
@@ -268,7 +278,7 @@ class _Writer:
         """The products of sums of rows with all columns, whose variables `source` makes."""
         totals: list[int | None] = [None] * len(sums)
         self._sums = {}
-        shares = common_factors(quads)
+        shares = common_factors(quads) if self._chains else {}
         #: Of each group of quads that have one: the sums over its quads, see `_add_factored`.
         factored: dict[int, list[int | None]] = {first: [None] * 4 for first in shares}
         for cluster in clusters:

@@ -12,7 +12,6 @@ block, so that the inputs of a block stay in the second-level cache.
 import ctypes
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,7 +54,7 @@ PART_ALIGNMENT: Final = 4096
 def streaming_bytes() -> int:
     """From this size a stripe does not fit the second-level cache, so it is streamed.
 
-    From a quarter of it on, inputs are fetched ahead of the loop.
+    From three quarters of it on, inputs are fetched ahead of the loop.
     """
     try:
         found = re.fullmatch(r"([0-9]+)K\s*", _L2_FILE.read_text(encoding="ascii"))
@@ -138,20 +137,21 @@ class _Tile:
     columns: NDArray[np.int64]
 
 
-def _tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
+def _tiles(matrix: Bytes, isa: InstructionSet, shapes: Shapes) -> list[_Tile]:
     """The matrix in parts; those of the first columns set the outputs, the others add to them."""
     row_count, column_count = matrix.shape
     corners = [
         (row, column)
-        for row in range(0, row_count, tile_rows)
+        for row in range(0, row_count, isa.tile_rows)
         for column in range(0, column_count, TILE_COLUMNS)
     ]
     # The programs of many tiles would differ, and each would be compiled.
     plain = len(corners) > MAX_STRUCTURED_TILES
     made: list[_Tile] = []
     for row, column in corners:
-        part = matrix[row : row + tile_rows, column : column + TILE_COLUMNS]
-        program = make_program(part, accumulate=column > 0, plain=plain)
+        part = matrix[row : row + isa.tile_rows, column : column + TILE_COLUMNS]
+        # Without GFNI, a product must be cut in halves of bytes before it is multiplied again.
+        program = make_program(part, accumulate=column > 0, plain=plain, chains=isa.has_gfni)
         code = shapes.code(program, is_plain=plain)
         if code is None:
             program = make_program(part, accumulate=column > 0, plain=True)
@@ -160,13 +160,13 @@ def _tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
     return made
 
 
-def _uniform_tiles(matrix: Bytes, tile_rows: int, shapes: Shapes) -> list[_Tile]:
+def _uniform_tiles(matrix: Bytes, isa: InstructionSet, shapes: Shapes) -> list[_Tile]:
     """The matrix in parts of which there are few shapes for all matrices: see `Kernel.prepare`."""
     row_count, column_count = matrix.shape
     made: list[_Tile] = []
-    for row in range(0, row_count, tile_rows):
+    for row in range(0, row_count, isa.tile_rows):
         for column in range(0, column_count, UNIFORM_COLUMNS):
-            part = matrix[row : row + tile_rows, column : column + UNIFORM_COLUMNS]
+            part = matrix[row : row + isa.tile_rows, column : column + UNIFORM_COLUMNS]
             fill = -part.shape[1] % UNIFORM_STEP if part.shape[1] > 2 else 0
             filled = np.pad(part, ((0, 0), (0, fill)))
             program = make_program(filled, accumulate=column > 0, uniform=True)
@@ -230,6 +230,9 @@ class VectorMap:
         def work(begin: int) -> None:
             self._execute(addresses, self._plan_address, begin, min(begin + part, end))
 
+        # Imported here because most calls use one thread.
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(0, end, part)))
 
@@ -276,7 +279,7 @@ class VectorMap:
         run = driver.driver()
         if self._program is None:
             make = _uniform_tiles if self._uniform else _tiles
-            tiles = make(self._matrix, self._isa.tile_rows, self._shapes)
+            tiles = make(self._matrix, self._isa, self._shapes)
         else:
             code = self._shapes.code(self._program, is_plain=True)
             tiles = [_tile(self._program, code, 0, 0)]
