@@ -130,10 +130,19 @@ def test_a_file_that_others_can_write_is_not_taken(tmp_path: Path) -> None:
     assert cache.load(b"key") is None
 
 
+def test_the_folder_is_made_for_us_alone_when_something_is_kept(tmp_path: Path) -> None:
+    cache = CodeCache(tmp_path / "new" / "kernels")
+    assert cache.load(b"key") is None and not (tmp_path / "new").exists()
+    cache.store(b"key", b"code")
+    assert cache.load(b"key") == b"code" and cache.folder.stat().st_mode & 0o077 == 0
+
+
 def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
-    cache = CodeCache(tmp_path / "missing")
+    (tmp_path / "file").touch()
+    cache = CodeCache(tmp_path / "file" / "kernels")
     cache.store(b"key", b"code")
     assert cache.load(b"key") is None
+    (tmp_path / "file").unlink()
     in_the_way = CodeCache(tmp_path)
     in_the_way.path(b"key").mkdir()
     in_the_way.store(b"key", b"code")

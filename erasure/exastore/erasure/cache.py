@@ -2,13 +2,12 @@
 
 `$EXASTORE_CACHE_DIR`, else `$XDG_CACHE_HOME/exastore`, else `~/.cache/exastore`. Code is loaded
 from there, so the folder is made for us alone, and a file that is not ours or that others can write
-is not trusted. Where there can be no such folder (a service user without a home), a new temporary
-one serves this process.
+is not trusted. Where there can be no such folder (a service user without a home), every process
+compiles for itself; what needs a folder gets a new temporary one.
 """
 
 import hashlib
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -32,6 +31,9 @@ def writable_folder(wanted: Path) -> Path:
 
     The temporary one is new each time: code is loaded from it, so no other user may have made it.
     """
+    # Imported here and below because a process that finds its code on the disk does without.
+    import tempfile
+
     try:
         wanted.mkdir(parents=True, exist_ok=True, mode=0o700)
         # As root, or on a read-only file system, permission bits do not tell; a file does.
@@ -70,8 +72,11 @@ class CodeCache:
 
     def store(self, key: bytes, payload: bytes) -> None:
         """Keep it if that is possible. Processes may race: each file appears whole, at once."""
+        import tempfile
+
         path = self.path(key)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # The file is ours alone from its creation on.
             handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".new-")
         except OSError:
@@ -91,4 +96,4 @@ def _digest(key: bytes, payload: bytes) -> bytes:
 @cache
 def code_cache() -> CodeCache:
     """The cache of this process."""
-    return CodeCache(writable_folder(base_folder() / "kernels"))
+    return CodeCache(base_folder() / "kernels")

@@ -7,7 +7,6 @@ the bytes that a repair reads are scattered: up to that many runs, unless sub-ch
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Final
 
@@ -254,6 +253,9 @@ class ClayCode(Codec):
         if part >= end:
             run(0)
             return
+        # Imported here because most calls use one thread.
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, range(0, end, part)))
 

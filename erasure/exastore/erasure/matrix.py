@@ -90,7 +90,7 @@ def rank(matrix: Bytes) -> int:
     return row
 
 
-def random_checks(check: Bytes, count: int, rng: np.random.Generator) -> Bytes:
+def random_checks(check: Bytes, count: int, rng: "np.random.Generator") -> Bytes:
     """Independent random combinations of the rows of a parity check. Shape: [count, n].
 
     With n <= 128 no coefficient is 0, so that damage to one chunk shows in every one of them.
