@@ -65,7 +65,7 @@ class StoreOptions:
     capacity_bytes: int = 0
     reserve_bytes: int = 0
     repair_bytes: int = 0
-    checkpoint_chunks: int = 65_536
+    checkpoint_chunks: int = 16_384
     compact_garbage: float = 0.3
     compact_bytes_per_s: int = 64 << 20
 
