@@ -26,6 +26,7 @@ import psycopg
 from psycopg import errors as sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
+from psycopg.types.numeric import Int8
 
 from exastore.metadata.kv.errors import (
     CommitUnknown,
@@ -76,10 +77,18 @@ _TURN_BESIDE_OTHERS = "LOCK TABLE exastore_kv_turn IN ROW SHARE MODE"
 _TURN_ALONE = "LOCK TABLE exastore_kv_turn IN EXCLUSIVE MODE"
 _GET = "SELECT k, v FROM exastore_kv WHERE k = ANY(%b)"
 _PUT = (
-    "INSERT INTO exastore_kv SELECT * FROM unnest(%b::bytea[], %b::bytea[])"
+    "INSERT INTO exastore_kv SELECT * FROM unnest(%b::bytea[], %b::bytea[]) AS pairs (k, v)"
+    " WHERE length(k) <= 2048"
     " ON CONFLICT (k) DO UPDATE SET v = excluded.v"
 )
 _DELETE = "DELETE FROM exastore_kv WHERE k = ANY(%b)"
+
+#: What psycopg prepares by itself within a round trip that fails is not there afterwards, and
+#: psycopg does not know. So we say which statements are prepared, and when.
+_NEVER_BY_ITSELF = 1 << 30
+
+#: Rows, for a scan without a limit: parameters of one type make one prepared statement.
+_ALL = 1 << 62
 
 _CONFLICTS = (sql.SerializationFailure, sql.DeadlockDetected, sql.UniqueViolation)
 #: The server is going, is coming, follows another one, or did not get to it in time.
@@ -158,7 +167,8 @@ class PostgresBackend:
         try:
             if connection.pgconn.transaction_status != TransactionStatus.IDLE:
                 with _HangUpAfter(connection, _STEP_S):
-                    await connection.execute("ROLLBACK")
+                    await connection.rollback()  # which also forgets the prepared statements
+                    await _prepare(connection)
             if connection.pgconn.transaction_status == TransactionStatus.IDLE:
                 self._idle.append(connection)
                 return
@@ -174,13 +184,14 @@ class PostgresBackend:
 
     async def _connect(self) -> _Connection:
         connection: _Connection = await psycopg.AsyncConnection.connect(
-            self._conninfo, autocommit=True, prepare_threshold=1
+            self._conninfo, autocommit=True, prepare_threshold=_NEVER_BY_ITSELF
         )
         try:
             with _HangUpAfter(connection, _STEP_S):
                 await connection.execute(_SETTINGS)
                 if not self._is_laid_out:
                     await self._lay_out(connection)
+                await _prepare(connection)
         except BaseException:
             await connection.close()
             raise
@@ -240,7 +251,7 @@ class _PostgresSnapshot:
         keys = list(reads.keys)
         try:
             with _HangUpAfter(connection, _STEP_S):
-                async with connection.pipeline():
+                async with _one_round_trip(connection):
                     await self._begin(connection)
                     got = connection.cursor(binary=True)
                     if keys:
@@ -258,7 +269,7 @@ class _PostgresSnapshot:
             return
         try:
             with _HangUpAfter(self._connection, _STEP_S):
-                await self._connection.execute("COMMIT")
+                await self._connection.execute("COMMIT", prepare=False)
         except psycopg.Error as error:
             raise self._failed(error) from error
         self._is_open = False
@@ -272,13 +283,13 @@ class _PostgresSnapshot:
         deletions = [key for key, value in batch.writes.items() if value is None]
         try:
             with _HangUpAfter(connection, _STEP_S):
-                async with connection.pipeline():
+                async with _one_round_trip(connection):
                     if puts:
                         keys, values = zip(*puts, strict=True)
                         await connection.execute(_PUT, (list(keys), list(values)))
                     if deletions:
                         await connection.execute(_DELETE, (deletions,))
-                    ended = await connection.execute("COMMIT")
+                    ended = await connection.execute("COMMIT", prepare=False)
         except psycopg.Error as error:
             if connection.closed:
                 self._backend.forget_idle()
@@ -306,7 +317,7 @@ class _PostgresSnapshot:
             return
         self._is_open = True
         if not self._read_only:
-            await connection.execute("BEGIN")
+            await connection.execute("BEGIN", prepare=False)
             await connection.execute(_TURN_ALONE if self._conflict_count else _TURN_BESIDE_OTHERS)
         elif self._conflict_count < _SAFE_SNAPSHOT_CONFLICT_COUNT:
             await connection.execute("BEGIN READ ONLY")
@@ -320,13 +331,48 @@ class _PostgresSnapshot:
         return translated
 
 
-async def _scan(connection: _Connection, read: RangeRead) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+@asynccontextmanager
+async def _one_round_trip(connection: _Connection) -> AsyncGenerator[None]:
+    """Send the statements of the block together.
+
+    The first error is raised after the block's end: leaving it with one, psycopg logs what the
+    server skipped because of it.
+    """
+    first: psycopg.Error | None = None
+    try:
+        async with connection.pipeline():
+            try:
+                yield
+            except psycopg.Error as error:
+                first = error
+    except psycopg.Error as error:
+        first = first or error
+    if first is not None:
+        raise first
+
+
+async def _prepare(connection: _Connection) -> None:
+    """Prepare what is executed often, outside of any transaction; nothing is changed."""
+    async with connection.pipeline():
+        await connection.cursor(binary=True).execute(_GET, ([b""],), prepare=True)
+        # Longer than a key can be, so it is left out.
+        await connection.execute(_PUT, ([bytes(2049)], [b""]), prepare=True)
+        await connection.execute(_DELETE, ([b""],), prepare=True)
+        for reverse in (False, True):
+            for keys_only in (False, True):
+                await _scan(connection, RangeRead(b"", b"", 1, reverse, keys_only), prepare=True)
+
+
+async def _scan(
+    connection: _Connection, read: RangeRead, *, prepare: bool | None = None
+) -> psycopg.AsyncCursor[tuple[Any, ...]]:
     columns: LiteralString = "k, ''::bytea" if read.keys_only else "k, v"
     order: LiteralString = "DESC" if read.reverse else "ASC"
     cursor = connection.cursor(binary=True)
     await cursor.execute(
         f"SELECT {columns} FROM exastore_kv WHERE k >= %b AND k < %b ORDER BY k {order} LIMIT %b",
-        (read.begin, read.end, read.limit),
+        (read.begin, read.end, Int8(_ALL if read.limit is None else read.limit)),
+        prepare=prepare,
     )
     return cursor
 

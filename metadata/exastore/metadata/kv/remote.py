@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.errors import (
@@ -129,7 +129,7 @@ class RemoteEngine:
     """
 
     def __init__(self, backend: Backend, *, patience_s: float = PATIENCE_S) -> None:
-        self._backend = backend
+        self.backend: Final = backend
         self._patience_s = patience_s
         self.stats = EngineStats()
         self._writes: list[_Waiting] = []
@@ -167,7 +167,7 @@ class RemoteEngine:
             *([] if self._writer is None else [self._writer]),
         ]:
             await asyncio.wait(tasks)
-        await self._backend.close()
+        await self.backend.close()
 
     def _job(self, fn: Callable[[Transaction], Any]) -> _Waiting:
         if self._closed:
@@ -216,8 +216,8 @@ class RemoteEngine:
 
     async def _commit_once(self, jobs: Sequence[_Waiting], conflict_count: int) -> list[_Waiting]:
         """One attempt on a new snapshot; the functions that did not fit into the commit."""
-        batch = self._backend.new_batch()
-        snapshots = self._backend.snapshot(read_only=False, conflict_count=conflict_count)
+        batch = self.backend.new_batch()
+        snapshots = self.backend.snapshot(read_only=False, conflict_count=conflict_count)
         async with snapshots as snapshot:
             waiting, reads = batch.run(jobs)
             while waiting:
@@ -259,7 +259,7 @@ class RemoteEngine:
 
     async def _read_once(self, jobs: Sequence[_Waiting], conflict_count: int) -> None:
         batch = Batch(read_only=True)
-        snapshots = self._backend.snapshot(read_only=True, conflict_count=conflict_count)
+        snapshots = self.backend.snapshot(read_only=True, conflict_count=conflict_count)
         async with snapshots as snapshot:
             waiting, reads = batch.run(jobs)
             round_count = 0
@@ -294,7 +294,7 @@ class RemoteEngine:
     async def _read_long_once(self, job: _Waiting, conflict_count: int) -> None:
         loop = asyncio.get_running_loop()
         cache = SnapshotCache()
-        snapshots = self._backend.snapshot(read_only=True, conflict_count=conflict_count)
+        snapshots = self.backend.snapshot(read_only=True, conflict_count=conflict_count)
         async with snapshots as snapshot:
 
             def fetch(reads: Reads) -> None:
