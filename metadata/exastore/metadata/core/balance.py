@@ -153,41 +153,58 @@ class RecoverySpread:
         sampled_count: Devices looked at.
         peer_count_mean: Devices that share at least one PG with such a device.
         shared_mean: PGs shared with one of these peers.
+        busiest_mean: PGs shared with the busiest peer, on average over the devices.
         shared_max: PGs shared with the busiest peer, the largest of all.
     """
 
     sampled_count: int
     peer_count_mean: float
     shared_mean: float
+    busiest_mean: float
     shared_max: int
+
+    @property
+    def max_over_mean(self) -> float:
+        """Work of the busiest peer of all against that of a mean one; 1 is even."""
+        return self.shared_max / self.shared_mean if self.shared_mean else 1.0
 
 
 def recovery_spread(
     rows: Int32Array, device_count: int, *, sample_count: int = 256
 ) -> RecoverySpread:
-    """Measures the load on peers for devices spread evenly over the indexes."""
+    """Measures the load on peers, for devices spread evenly over the indexes."""
     sample_count = min(sample_count, device_count)
-    sample = (np.arange(sample_count) * device_count) // max(sample_count, 1)
-    place = np.full(device_count, -1, dtype=np.int32)
-    place[sample] = np.arange(sample_count)
-    shared = np.zeros((sample_count, device_count), dtype=np.int32)
-    _count_shared(rows, place, shared)
-    shared[np.arange(sample_count), sample] = 0
-    peers = (shared > 0).sum()
+    if not sample_count:
+        return RecoverySpread(0, 0.0, 0.0, 0.0, 0)
+    sample = (np.arange(sample_count) * device_count) // sample_count
+    flat = rows.ravel()
+    order = np.argsort(flat, kind="stable")
+    bounds = np.searchsorted(flat[order], np.arange(device_count + 1))
+    found = np.zeros((sample_count, 3), dtype=np.int64)
+    _count_peers(rows, order // rows.shape[1], bounds, sample, found)
+    peers, shared, busiest = found.T
     return RecoverySpread(
         sampled_count=sample_count,
-        peer_count_mean=float(peers / sample_count) if sample_count else 0.0,
-        shared_mean=float(shared.sum() / peers) if peers else 0.0,
-        shared_max=int(shared.max(initial=0)),
+        peer_count_mean=float(peers.mean()),
+        shared_mean=float(shared.sum() / peers.sum()) if peers.any() else 0.0,
+        busiest_mean=float(busiest.mean()),
+        shared_max=int(busiest.max()),
     )
 
 
 @njit
-def _count_shared(rows: Int32Array, place: Int32Array, shared: Int32Array) -> None:
-    for pg in range(rows.shape[0]):
-        for i in range(rows.shape[1]):
-            if rows[pg, i] < 0 or place[rows[pg, i]] < 0:
-                continue
-            for j in range(rows.shape[1]):
-                if rows[pg, j] >= 0:
-                    shared[place[rows[pg, i]], rows[pg, j]] += 1
+def _count_peers(
+    rows: Int32Array, pgs: Int64Array, bounds: Int64Array, sample: Int64Array, found: Int64Array
+) -> None:
+    """found[i] = peers of a device, slots on them, slots on the busiest of them."""
+    shared = np.zeros(len(bounds) - 1, dtype=np.int64)
+    for i in range(len(sample)):
+        for sign in (1, 0):
+            for at in range(bounds[sample[i]], bounds[sample[i] + 1]):
+                for j in range(rows.shape[1]):
+                    peer = rows[pgs[at], j]
+                    if peer >= 0 and peer != sample[i]:
+                        found[i, 0] += sign and shared[peer] == 0
+                        shared[peer] = (shared[peer] + 1) * sign
+                        found[i, 1] += sign
+                        found[i, 2] = max(found[i, 2], shared[peer])

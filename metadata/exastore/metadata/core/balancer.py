@@ -229,14 +229,14 @@ def plan_balance_of_rows(
     device_count = len(columns.device_weight)
     state = all_up(device_count) if device_state is None else np.asarray(device_state)
     is_up = state == DeviceState.UP
-    takes = is_up & (columns.device_weight > 0)
-    role = np.where(takes, TAKES, np.where(is_up, GIVES, STAYS)).astype(np.int32)
+    role = roles(columns, state)
+    takes = role == TAKES
     count = slots_per_device(rows, device_count).astype(np.int32)
     lower, upper = _bounds(ideal_slots(columns, rows, state), len(rows), tolerance, takes)
     # Devices that stay as they are hold what they should.
     lower = np.where(is_up, lower, count).astype(np.int32)
     upper = np.where(is_up, upper, count).astype(np.int32)
-    fill = _new_fill(columns, rows, count, lower, upper, role, seed, slot_state)
+    fill = new_fill(columns, rows, count, lower, upper, role, seed, slot_state)
     surplus = int(np.minimum(np.maximum(count - upper, 0), fill.device[:, MOVABLE]).sum())
     deficit = int(np.maximum(lower - count, 0).sum())
     # Chains are of a few moves; more than four for each slot out of place are not worth it.
@@ -245,24 +245,38 @@ def plan_balance_of_rows(
     fill = fill._replace(moves=np.empty((room, 3), dtype=np.int32))
     if room:
         _flatten(fill)
+    is_full = max_moves is not None and int(fill.tally[MOVED]) == max_moves
+    plan = plan_of(fill, rows.shape[1], epoch, max(surplus, deficit), is_cut=is_full)
+    return plan if plan.outside_count else replace(plan, is_cut=False)
+
+
+def roles(columns: PlacementColumns, device_state: Uint8Array) -> Int32Array:
+    """Shape (D,): UP devices give, those with weight take too, all others stay as they are."""
+    is_up = device_state == DeviceState.UP
+    takes = is_up & (columns.device_weight > 0)
+    return np.where(takes, TAKES, np.where(is_up, GIVES, STAYS)).astype(np.int32)
+
+
+def plan_of(fill: Fill, width: int, epoch: int, minimum_moves: int, *, is_cut: bool) -> BalancePlan:
+    """The moves that were made in `fill`, as a plan."""
     moved = int(fill.tally[MOVED])
     code, source, target = (frozen(column.copy()) for column in fill.moves[:moved].T)
-    held = fill.device[:, HELD]
+    held, lower, upper = (fill.device[:, column] for column in (HELD, LOWER, UPPER))
     outside = int((np.maximum(held - upper, 0) + np.maximum(lower - held, 0)).sum())
     return BalancePlan(
         epoch=epoch,
-        pg=frozen((code // rows.shape[1]).astype(np.int32)),
-        slot=frozen((code % rows.shape[1]).astype(np.int32)),
+        pg=frozen((code // width).astype(np.int32)),
+        slot=frozen((code % width).astype(np.int32)),
         source_device=source,
         target_device=target,
-        minimum_moves=max(surplus, deficit),
+        minimum_moves=minimum_moves,
         chained_moves=int(fill.tally[CHAINED]),
         outside_count=outside,
-        is_cut=max_moves is not None and moved == max_moves and outside > 0,
+        is_cut=is_cut,
     )
 
 
-def _new_fill(
+def new_fill(
     columns: PlacementColumns,
     rows: Int32Array,
     count: Int32Array,
@@ -296,6 +310,7 @@ def _new_fill(
         domain_device=columns.domain_device,
         limit_max=columns.limit_max,
         limit_domain=columns.limit_domain,
+        marks=np.zeros(device_count, dtype=np.int32),
         moves=np.empty((0, 3), dtype=np.int32),
         tally=tally,
     )

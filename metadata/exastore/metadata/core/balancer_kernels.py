@@ -4,6 +4,9 @@ Theory of operation. `Fill` holds a working copy of the PG table, and for each d
 its slots that may move. Devices have bounds: above `upper` they have a surplus, below `lower` a
 deficit.
 
+Of the slots that a giver may give to a receiver, the one is taken that spreads recovery most: the
+receiver shares the fewest placement groups with the slot's other devices.
+
 1. `give_surplus`: levels from the largest surplus down; at each level every device with so much
    gives one slot to the device with the largest deficit in a domain that can take one of its slots.
    Receivers are a heap per domain and a heap of domains, so a move costs a few row checks.
@@ -58,6 +61,7 @@ class Fill(NamedTuple):
         domain_device: Shape (D,). Devices by domain.
         limit_max: Shape (A,). The most slots of a PG at each other level that the rule limits.
         limit_domain: Shape (A, D). Domain of each device at these levels.
+        marks: Shape (D,). Zeros, to count with.
         moves: Shape (M, 3). Code, source and target of each move; M is the most there may be.
         tally: Shape (4,). Rows named above.
     """
@@ -70,6 +74,7 @@ class Fill(NamedTuple):
     domain_device: Int32Array
     limit_max: Int32Array
     limit_domain: Int32Array
+    marks: Int32Array
     moves: Int32Array
     tally: Int64Array
 
@@ -92,7 +97,7 @@ def list_slots(fill: Fill, may_move: NDArray[np.bool_]) -> None:
 
 
 @njit
-def _permits(fill: Fill, code: int, target: int) -> bool:
+def permits(fill: Fill, code: int, target: int) -> bool:
     """Whether the rule lets `target` take over this slot."""
     width = fill.rows.shape[1]
     pg, slot = code // width, code % width
@@ -111,17 +116,44 @@ def _permits(fill: Fill, code: int, target: int) -> bool:
 
 
 @njit
+def mark_peers(fill: Fill, device: int, step: int) -> None:
+    """Adds `step` to the mark of every device, for each group that it shares with this one."""
+    width, rows, marks, slots = fill.rows.shape[1], fill.rows, fill.marks, fill.slots
+    start = fill.device[device, START]
+    for i in range(fill.device[device, MOVABLE]):
+        pg = slots[start + i] // width
+        for j in range(width):
+            if rows[pg, j] >= 0:
+                marks[rows[pg, j]] += step
+
+
+@njit
 def _find(fill: Fill, source: int, target: int) -> int:
-    """Position in the list of `source` of a slot that `target` can take; -1 if there is none."""
-    count = fill.device[source, MOVABLE]
+    """Position in the list of `source` of the slot that `target` takes best; -1 if there is none.
+
+    Best is where the slot's other devices share the fewest groups with the target.
+    """
+    count, width = fill.device[source, MOVABLE], fill.rows.shape[1]
     if count == 0:
         return -1
+    mark_peers(fill, target, 1)
+    rows, marks, slots, start = fill.rows, fill.marks, fill.slots, fill.device[source, START]
+    best, best_score = -1, 1 << 30
     offset = fill.device[source, TIE] % count
     for i in range(count):
         position = (offset + i) % count
-        if _permits(fill, int(fill.slots[fill.device[source, START] + position]), target):
-            return int(position)
-    return -1
+        code = slots[start + position]
+        pg, slot = code // width, code % width
+        score = 0
+        for j in range(width):
+            if j != slot and rows[pg, j] >= 0:
+                score += marks[rows[pg, j]]
+        if score < best_score and permits(fill, int(code), target):
+            best, best_score = int(position), score
+            if score == 0:
+                break
+    mark_peers(fill, target, -1)
+    return best
 
 
 @njit
