@@ -151,6 +151,32 @@ def test_a_wrong_result_of_a_peer_is_noticed(family: str, operation: str) -> Non
     assert all(noticed) or family == "pyeclib" or (family, operation) == ("zfec", "encode")
 
 
+def test_who_is_wrong_is_not_timed() -> None:
+    class Broken:
+        name = "broken"
+        details = "always wrong"
+
+        def works(self, stripe: peers.Stripe) -> dict[str, peers.Work]:
+            return {peers.CALL: peers.written(lambda _count: None, stripe)}
+
+    with pytest.raises(peers.WrongResult, match="broken"):
+        erasure.measure(Case("rs-4-2", 4096, "encode"), FASTEST, [Broken()], rounds=1)
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_arguments: object) -> list[Record]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(erasure, "measure_local", interrupt)
+    path = tmp_path / "results.jsonl"
+    options = ["--vs", "", "--tables", "speed,lrc", "--kernel", FASTEST, "--json", str(path)]
+    result = CliRunner().invoke(app, ["bench", "run", "erasure", *options, *SMALL])
+    assert result.exit_code == 130
+    assert "interrupted" in result.output and "encode-rs-4-2-4KiB" in path.read_text()
+
+
 @pytest.mark.skipif(not HAS_VECTORS, reason="without vector kernels there are no limits to measure")
 def test_the_limits_are_measured_beside_us() -> None:
     records = erasure.measure(Case("rs-4-2", 4096, "encode"), FASTEST, [], rounds=2)

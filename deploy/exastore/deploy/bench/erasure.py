@@ -19,7 +19,15 @@ from statistics import median
 from typing import Final
 
 from exastore.deploy.bench import first_use, repair
-from exastore.deploy.bench.peers import CALL, KERNEL, POINTERS, Peer, Work, find_peers
+from exastore.deploy.bench.peers import (
+    CALL,
+    KERNEL,
+    POINTERS,
+    Peer,
+    Work,
+    WrongResult,
+    find_peers,
+)
 from exastore.deploy.bench.results import OURS, PRODUCTS, ROOFLINE, Overhead, Record, Speed
 from exastore.deploy.bench.roofline import products, rooflines
 from exastore.deploy.bench.stripes import (
@@ -86,7 +94,7 @@ def measure(
     """All contestants in one cell, taking turns.
 
     Raises:
-        AssertionError: a contestant's result is wrong.
+        WrongResult: a contestant's result is wrong.
     """
     stripe = make_stripe(case)
     works: dict[tuple[str, str], Work] = {}
@@ -95,8 +103,9 @@ def measure(
     for peer in peers:
         for way, work in peer.works(stripe).items():
             works[peer.name, way] = work
-    for key, work in works.items():
-        assert work.is_right(), (case, key)
+    for (name, way), work in works.items():
+        if not work.is_right():
+            raise WrongResult(name, way, case.geometry)
     contestants = {key: work.repeat for key, work in works.items()}
     limits = list(rooflines(stripe).values()) if with_roofline else []
     for number, repeat in enumerate(limits):
@@ -154,8 +163,9 @@ def measure_local(
         case = Case(code, chunk_bytes, ENCODE)
         made[code] = case, our_works(case, make_stripe(case), kernel)
     works = {(code, way): work for code, (_, own) in made.items() for way, work in own.items()}
-    for key, work in works.items():
-        assert work.is_right(), key
+    for (code, way), work in works.items():
+        if not work.is_right():
+            raise WrongResult(code, way, made[code][0].geometry)
     times = take_turns({key: work.repeat for key, work in works.items()}, rounds)
     case = made[pair[0]][0]
     return [

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exastore.deploy.bench.timing import Repeat, native_repeat, python_repeat
-from exastore.deploy.errors import BadInput
+from exastore.deploy.errors import BadInput, DeployError
 from exastore.erasure.kernels.native import host_features
 
 Bytes = NDArray[np.uint8]
@@ -87,6 +87,13 @@ class Work:
     repeat: Repeat
     #: Does it once and says whether the result is right.
     is_right: Callable[[], bool]
+
+
+class WrongResult(DeployError):
+    """A contestant computed something else than what is right, so its time means nothing."""
+
+    def __init__(self, name: str, way: str, geometry: str) -> None:
+        super().__init__(f"{name} ({way}) gives a wrong result for {geometry}")
 
 
 class Peer(Protocol):

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from exastore.deploy.bench.peers import WrongResult
 from exastore.deploy.bench.results import Repair
 from exastore.deploy.bench.stripes import KIB
 from exastore.deploy.bench.timing import Repeat, python_repeat, take_turns
@@ -26,7 +27,7 @@ def measure_repair(name: str, chunk_bytes: int, kernel: str, rounds: int) -> lis
     """The first chunk and the last one, whose bytes are the most scattered, lost in turn.
 
     Raises:
-        AssertionError: a repair gave wrong bytes.
+        WrongResult: a repair gave wrong bytes.
     """
     code = codec(name, kernel=kernel)
     other = codec(f"rs-{code.k}-{code.m}", kernel=kernel)
@@ -71,5 +72,6 @@ def _compare(
 def _work(code: Codec, stripe: Bytes, lost_index: int) -> Repeat:
     plan = code.repair_plan([lost_index])
     reads = {index: plan.take(index, stripe[index]) for index in plan.reads}
-    assert np.array_equal(code.repair([lost_index], reads)[lost_index], stripe[lost_index])
+    if not np.array_equal(code.repair([lost_index], reads)[lost_index], stripe[lost_index]):
+        raise WrongResult(code.name, "repair", f"chunk {lost_index}")
     return python_repeat(lambda: code.repair([lost_index], reads))

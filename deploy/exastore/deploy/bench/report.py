@@ -105,8 +105,10 @@ def _limits(records: Sequence[Record]) -> dict[tuple[str, str, str], Speed]:
     }
 
 
-def _below(cell: Speed, limits: Mapping[tuple[str, str, str], Speed]) -> str:
+def _below(cell: Speed | Repair, limits: Mapping[tuple[str, str, str], Speed]) -> str:
     """A cell below its target, and how near to the limits we are."""
+    if isinstance(cell, Repair):
+        return f"{cell.geometry} {cell.ratio:.3f}"
     told = [f"{cell.ratio_low:.3f}-{cell.ratio_high:.3f}"] if cell.peer != ROOFLINE else []
     for name in (ROOFLINE, PRODUCTS):
         limit = limits.get((cell.kernel, cell.geometry, name))
@@ -243,7 +245,8 @@ def _copies_lines(records: Sequence[Record]) -> Iterator[str]:
     cells: dict[tuple[str, str], dict[tuple[str, str], Speed]] = {}
     for record in speeds(records, "speed"):
         cell = cells.setdefault((record.kernel, record.geometry), {})
-        cell[record.peer.partition("-")[0], record.way] = record
+        # Of several ISA-Ls the first one, which is the newest.
+        cell.setdefault((record.peer.partition("-")[0], record.way), record)
     for operation in dict.fromkeys(r.operation for r in speeds(records, "speed")):
         shares = [
             1 - found["isal", KERNEL].call_s / found["pyeclib", CALL].call_s
@@ -254,7 +257,7 @@ def _copies_lines(records: Sequence[Record]) -> Iterator[str]:
         if shares:
             yield (
                 f"{operation} by pyeclib: in the median cell {median(shares) * 100:.0f} % of a call"
-                " is not coding but copies, allocation and headers"
+                " is not coding but copies, allocation, tables and headers"
             )
 
 
@@ -297,4 +300,4 @@ def _each(what: str, found: Sequence[Speed | Repair], target: float) -> Iterator
         f" {'MISSED' if below else 'met'}"
     )
     if below:
-        yield "    below: " + ", ".join(f"{cell.geometry} {cell.ratio:.3f}" for cell in below)
+        yield "    below: " + ", ".join(_below(cell, {}) for cell in below)

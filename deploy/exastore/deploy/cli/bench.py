@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from exastore.deploy.cli.output import duration, err, out
 from exastore.deploy.clock import SystemClock
-from exastore.deploy.errors import BadInput, EnvironmentUnfit
+from exastore.deploy.errors import BadInput, EnvironmentUnfit, ExitCode
 from exastore.deploy.files import write_atomically
 
 if TYPE_CHECKING:
@@ -116,23 +116,29 @@ def _measure(options: "Options", json_file: Path | None, core: int | None) -> No
     steps, peers, missing = erasure.plan(options)
     for name, reason in missing.items():
         err.print(f"[yellow]not compared with {name}:[/] {reason}", soft_wrap=True)
-    if json_file is not None:
-        # Now rather than after minutes of measuring.
-        _write(json_file, "")
+    if json_file is not None and not os.access(json_file.parent, os.W_OK):
+        raise EnvironmentUnfit(f"cannot write {json_file}: no folder to write in")
     records: list[Record] = []
+    interrupted = False
     with _on_core(core) as used:
         origin = provenance(used, SystemClock().now_s())
-        _say(f"{origin.processor} ({origin.processor_features}), core {used}, one thread")
+        _say(f"{origin.processor}, {origin.processor_features}, core {used}, one thread")
         _say(f"commit {origin.commit or 'unknown'}, {origin.packages}")
         for peer in peers:
             _say(f"{peer.name}: {peer.details}")
-        for step in _with_progress(steps):
-            records += step.run()
+        try:
+            for step in _with_progress(steps):
+                records += step.run()
+        except KeyboardInterrupt:
+            interrupted = True
     for line in report.all_tables(records):
         _say(line)
     if json_file is not None:
         lines = [as_json(record, origin) for record in records]
         _write(json_file, "".join(json.dumps(line) + "\n" for line in lines))
+    if interrupted:
+        err.print("[yellow]interrupted:[/] these are the results so far")
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 @contextmanager
