@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from exastore.deploy.bench import erasure, first_use, peers, repair, report, timing
+from exastore.deploy.bench import erasure, first_use, markdown, peers, repair, report, timing
+from exastore.deploy.bench.provenance import provenance
 from exastore.deploy.bench.results import OURS, PRODUCTS, ROOFLINE, Record, Repair, Speed
 from exastore.deploy.bench.roofline import products, rooflines
 from exastore.deploy.bench.stripes import Case, make_stripe, our_works, size_label
@@ -294,6 +295,14 @@ def test_every_target_is_said_to_be_met_or_missed() -> None:
     )
     text = "\n".join(report.all_tables([slow]))
     assert "Clay repair" in text and "MISSED" in text and "repair-clay-4-2-5-4KiB-lost0" in text
+
+
+def test_a_page_holds_the_cells_and_what_was_judged() -> None:
+    cells = [speed(1.0, peer=OURS), speed(2.0), speed(0.9, peer=ROOFLINE)]
+    text = markdown.page(cells, provenance(1, 0.0), "exastore bench run erasure")
+    assert "| rs-4-2 | 1.0; 2.00x; 90 % |" in text
+    assert "    exastore bench run erasure\n" in text and "1970-01-01" in text
+    assert "2.00x geometric mean" in text
 
 
 @pytest.mark.parametrize(

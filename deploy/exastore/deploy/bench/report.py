@@ -129,6 +129,14 @@ def all_tables(records: Sequence[Record]) -> Iterator[str]:
         own = [r for r in speeds(records, "speed") if r.kernel == kernel]
         yield f"\nkernel {kernel}: GB/s of data, and our speed over theirs (of the limits: in %)"
         yield from _grid(own)
+    yield from other_tables(records)
+    if any(isinstance(record, Speed | Repair | FirstUse) for record in records):
+        yield ""
+        yield from summary_lines(records)
+
+
+def other_tables(records: Sequence[Record]) -> Iterator[str]:
+    """The tables of local codes, of repair, and of first use."""
     if local := speeds(records, "lrc"):
         yield "\nLRC encode: GB/s of data, and our LRC's speed over that of Reed-Solomon"
         yield from _local_lines(local)
@@ -139,9 +147,6 @@ def all_tables(records: Sequence[Record]) -> Iterator[str]:
     if firsts := [r for r in records if isinstance(r, FirstUse)]:
         yield f"\nfirst use in a new process, medians of {firsts[0].rounds}"
         yield from _first_use_lines(firsts)
-    if any(isinstance(record, Speed | Repair | FirstUse) for record in records):
-        yield ""
-        yield from summary_lines(records)
 
 
 def overhead_lines(records: Iterable[Record]) -> Iterator[str]:

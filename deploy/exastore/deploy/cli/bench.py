@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -46,6 +48,9 @@ def run(
     ] = "isal,pyeclib,zfec",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results here, as JSON lines.")
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the results here, as a page.")
     ] = None,
     kernel: Annotated[
         str | None,
@@ -105,19 +110,22 @@ def run(
         isal_functions=isal_functions,
         isal_library=isal_library,
     )
-    _measure(options, json_file, core)
+    _measure(options, json_file, markdown_file, core)
 
 
-def _measure(options: "Options", json_file: Path | None, core: int | None) -> None:
-    from exastore.deploy.bench import erasure, report
+def _measure(
+    options: "Options", json_file: Path | None, markdown_file: Path | None, core: int | None
+) -> None:
+    from exastore.deploy.bench import erasure, markdown, report
     from exastore.deploy.bench.provenance import provenance
     from exastore.deploy.bench.results import as_json
 
     steps, peers, missing = erasure.plan(options)
     for name, reason in missing.items():
         err.print(f"[yellow]not compared with {name}:[/] {reason}", soft_wrap=True)
-    if json_file is not None and not os.access(json_file.parent, os.W_OK):
-        raise EnvironmentUnfit(f"cannot write {json_file}: no folder to write in")
+    for path in (json_file, markdown_file):
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise EnvironmentUnfit(f"cannot write {path}: no folder to write in")
     records: list[Record] = []
     interrupted = False
     with _on_core(core) as used:
@@ -136,6 +144,9 @@ def _measure(options: "Options", json_file: Path | None, core: int | None) -> No
     if json_file is not None:
         lines = [as_json(record, origin) for record in records]
         _write(json_file, "".join(json.dumps(line) + "\n" for line in lines))
+    if markdown_file is not None:
+        command = shlex.join(["exastore", *sys.argv[1:]])
+        _write(markdown_file, markdown.page(records, origin, command))
     if interrupted:
         err.print("[yellow]interrupted:[/] these are the results so far")
         raise typer.Exit(ExitCode.INTERRUPTED)
