@@ -109,6 +109,32 @@ def test_all_kernels_agree_on_long_chunks(seed: int, chunk_bytes: int) -> None:
     assert all((parity == parities[0]).all() for parity in parities)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(deadline=None, max_examples=6)
+@given(draw=st.data(), chunk_bytes=st.integers(20_000, 300_000))
+def test_long_chunks_at_any_address_are_encoded_as_by_tables(
+    kernel: str, draw: st.DataObject, chunk_bytes: int
+) -> None:
+    # Long enough for the loops that fetch ahead and that write past the caches.
+    offset = st.integers(0, 63)
+    # Outputs that are equally far from an aligned address, and that are not.
+    common = draw.draw(st.none() | offset)
+    inputs = draw.draw(st.lists(offset, min_size=10, max_size=10))
+    outputs = [draw.draw(offset) if common is None else common for _ in range(4)]
+    data = _random(draw.draw(st.integers(0, 2**32 - 1)), 10, chunk_bytes)
+    memory = np.full((14, chunk_bytes + 128), 0xA5, dtype=np.uint8)
+    places = [slice(at, at + chunk_bytes) for at in [*inputs, *outputs]]
+    chunks = [row[place] for row, place in zip(memory, places, strict=True)]
+    for chunk, row in zip(chunks, data, strict=False):
+        chunk[:] = row
+    codec("rs-10-4", kernel=kernel).encode_into(chunks[:10], chunks[10:])
+    expected = field.matmul(cauchy_generator(10, 4)[10:], data)
+    assert all((made == row).all() for made, row in zip(chunks[10:], expected, strict=True))
+    for row, place in zip(memory, places, strict=True):
+        row[place] = 0xA5
+    assert (memory == 0xA5).all()
+
+
 @given(a=st.integers(0, 255), b=st.integers(0, 255), c=st.integers(0, 255))
 def test_the_field_laws_hold(a: int, b: int, c: int) -> None:
     multiply = field.multiply

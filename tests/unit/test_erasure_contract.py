@@ -190,14 +190,17 @@ def test_a_code_without_parity_is_always_verified() -> None:
     [("rs-10-4", None, 1001), ("rs-9-6", "portable", 5005)],
 )
 def test_reed_solomon_decodes_every_loss_of_m_chunks(
-    name: str, kernel: str | None, losses: int
+    name: str, kernel: str | None, losses: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The second decoding of a loss is by code of its own.
+    monkeypatch.setattr(code_module, "USES_TO_SPECIALISE", 2)
     code = codec(name, kernel=kernel)
     stripe = stripe_of(code, 64)
     count = 0
     for lost in combinations(range(code.n), code.m):
         survivors = {index: stripe[index] for index in range(code.n) if index not in lost}
-        rebuilt = code.decode(survivors, want=lost)
-        assert all((rebuilt[index] == stripe[index]).all() for index in lost), lost
+        for _ in range(1 if kernel == "portable" else 2):
+            rebuilt = code.decode(survivors, want=lost)
+            assert all((rebuilt[index] == stripe[index]).all() for index in lost), lost
         count += 1
     assert count == losses
