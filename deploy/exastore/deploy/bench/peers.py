@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from exastore.deploy.bench.timing import Repeat, native_repeat, python_repeat
 from exastore.deploy.errors import BadInput, DeployError
+from exastore.erasure.chunks import address_of
 from exastore.erasure.kernels.native import host_features
 
 Bytes = NDArray[np.uint8]
@@ -127,7 +128,8 @@ def written(repeat: Repeat, stripe: Stripe) -> Work:
 
 
 def _addresses(arrays: Sequence[Bytes]) -> Any:
-    starts = [array.__array_interface__["data"][0] for array in arrays]
+    # The fastest way that we know, which is ours as well.
+    starts = [address_of(array) for array in arrays]
     return (ctypes.c_void_p * len(starts))(*starts)
 
 
