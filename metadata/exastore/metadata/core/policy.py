@@ -1,0 +1,279 @@
+"""Placement policies: values behind one interface, from columns to a table of rows.
+
+| policy | peers of a device | distinct copysets | what it is for |
+|---|---|---|---|
+| `Straw2` | all it may have | one for each PG | CRUSH's choices, stable in changes |
+| `RandomDeclustered` | all it may have | one for each PG | even without a balancer |
+| `Copysets` | about `scatter_width` | few | fewer ways to lose data, slower recovery |
+| `Custom` | as you like | as you like | your own function, in Python or compiled by numba |
+
+A copyset is the set of devices of a row. Data is lost when more devices of one copyset than the
+code bears fail together, so fewer copysets mean fewer combinations that lose data, and more data
+lost at once; a smaller scatter width means fewer devices that read for one that died. (Cidon et
+al., Copysets, USENIX ATC 2013, section 4.1: with permutations, every device is in
+scatter_width / (n - 1) copysets.)
+
+Whatever a policy makes is checked: a row that breaks the rule is an error, also of a user's own.
+A policy makes first tables. Replacements are chosen by straw2 whatever the policy, so copysets grow
+in number as devices fail; `distinct_copysets` tells.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.balance import row_violations
+from exastore.metadata.core.columns import BoolArray, PlacementColumns
+from exastore.metadata.core.errors import ImpossibleRule, PolicyBrokeRule
+from exastore.metadata.core.placement import all_up, choose_replacement, place_with_columns
+from exastore.metadata.core.straw2 import hash2
+from exastore.metadata.core.topology import (
+    NO_DEVICE,
+    DeviceState,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    Uint8Array,
+)
+from exastore.metadata.core.trial import keeps_rule
+
+#: Devices of the deck that are tried for a slot before it is left to straw2.
+DEAL_ATTEMPTS = 256
+
+
+class PlacementPolicy(Protocol):
+    """Makes rows."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    def fill(
+        self, columns: PlacementColumns, device_state: Uint8Array, seed: int, rows: Int32Array
+    ) -> None:
+        """Fills `rows`, shape (P, n), all NO_DEVICE; the same arguments give the same rows."""
+        ...
+
+
+def place_by_policy(
+    policy: PlacementPolicy,
+    columns: PlacementColumns,
+    pg_count: int,
+    n: int,
+    *,
+    seed: int = 0,
+    device_state: Uint8Array | None = None,
+) -> Int32Array:
+    """Shape (pg_count, n): rows made by the policy, which keep the rule.
+
+    Raises:
+        PolicyBrokeRule: A row breaks the rule, or names a device that may not take data.
+    """
+    device_count = len(columns.device_weight)
+    state = all_up(device_count) if device_state is None else np.array(device_state, np.uint8)
+    rows = np.full((pg_count, n), NO_DEVICE, dtype=np.int32)
+    policy.fill(columns, state, seed & 0xFFFFFFFF, rows)
+    may = np.append((state == DeviceState.UP) & (columns.device_weight > 0), True)
+    is_known = (rows >= NO_DEVICE) & (rows < device_count)
+    broken = ~(is_known & may[np.where(is_known, rows, NO_DEVICE)]).all(axis=1)
+    broken[~broken] = row_violations(rows[~broken], columns)
+    if broken.any():
+        pg = int(np.flatnonzero(broken)[0])
+        raise PolicyBrokeRule(policy.name, pg, rows[pg].tolist(), int(broken.sum()))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Straw2:
+    """CRUSH's draws, each group by itself; see `placement`."""
+
+    name: str = "straw2"
+
+    def fill(
+        self, columns: PlacementColumns, device_state: Uint8Array, seed: int, rows: Int32Array
+    ) -> None:
+        """See `PlacementPolicy.fill`."""
+        count, n = rows.shape
+        rows[:] = place_with_columns(columns, count, n, seed=seed, device_state=device_state)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomDeclustered:
+    """Rows dealt from a shuffled deck in which every device is as often as its share."""
+
+    name: str = "random-declustered"
+
+    def fill(
+        self, columns: PlacementColumns, device_state: Uint8Array, seed: int, rows: Int32Array
+    ) -> None:
+        """See `PlacementPolicy.fill`."""
+        deck = _deck(columns, device_state, rows.size, seed)
+        if len(deck):
+            _deal(columns, device_state, np.uint32(seed), deck, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Copysets:
+    """Few copysets, dealt like rows of `RandomDeclustered` and used by many groups each.
+
+    Attributes:
+        scatter_width: Peers that share data with a device, at least n - 1; reached from above as
+            far as copysets that overlap in few devices can be found.
+    """
+
+    scatter_width: int
+
+    @property
+    def name(self) -> str:
+        """With the parameter."""
+        return f"copyset-{self.scatter_width}"
+
+    def fill(
+        self, columns: PlacementColumns, device_state: Uint8Array, seed: int, rows: Int32Array
+    ) -> None:
+        """See `PlacementPolicy.fill`."""
+        pg_count, n = rows.shape
+        if self.scatter_width < n - 1:
+            raise ImpossibleRule(
+                "scatter_width",
+                self.scatter_width,
+                f"a device shares groups of {n} with at least {n - 1} others",
+                f"choose at least {n - 1}",
+            )
+        usable = int(((device_state == DeviceState.UP) & (columns.device_weight > 0)).sum())
+        per_device = -(-self.scatter_width // max(n - 1, 1))
+        # Rounded down: rather some devices hold less than a few hold more than all others.
+        count = min(max(per_device * usable // n, 1), pg_count)
+        sets = np.full((count, n), NO_DEVICE, dtype=np.int32)
+        RandomDeclustered().fill(columns, device_state, seed, sets)
+        # Turned by one place each time, so that no device holds parity for all of its groups.
+        group = np.arange(pg_count)
+        turn = (np.arange(n)[None, :] + (group // max(count, 1))[:, None]) % n
+        rows[:] = sets[(group % max(count, 1))[:, None], turn]
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """A user's own policy.
+
+    Attributes:
+        name: What reports call it.
+        function: (columns, device_state, seed, rows) -> None: fills `rows`, as
+            `PlacementPolicy.fill` says. A plain function, or one compiled by `numba.njit`.
+    """
+
+    name: str
+    function: Callable[[PlacementColumns, Uint8Array, int, Int32Array], None]
+
+    def fill(
+        self, columns: PlacementColumns, device_state: Uint8Array, seed: int, rows: Int32Array
+    ) -> None:
+        """See `PlacementPolicy.fill`."""
+        self.function(columns, device_state, seed, rows)
+
+
+def _deck(columns: PlacementColumns, device_state: Uint8Array, size: int, seed: int) -> Int32Array:
+    """Shape (size,): every device as often as its share by weight, to within 1, shuffled."""
+    weight: Float64Array = np.where(device_state == DeviceState.UP, columns.device_weight, 0.0)
+    total = weight.sum()
+    if total == 0:
+        return np.zeros(0, dtype=np.int32)
+    share = weight * (size / total)
+    count = np.floor(share).astype(np.int64)
+    # Largest remainders get one more; equal ones in the order of their hashes.
+    order = np.lexsort((_hashes(len(weight), seed), count - share))
+    count[order[: size - int(count.sum())]] += 1
+    deck = np.repeat(np.arange(len(weight), dtype=np.int32), count)
+    return deck[np.argsort(_hashes(size, seed ^ 0x5EED), kind="stable")]
+
+
+def _hashes(count: int, seed: int) -> Int64Array:
+    out = np.empty(count, dtype=np.int64)
+    _hash_all(np.uint32(seed & 0xFFFFFFFF), out)
+    return out
+
+
+@njit
+def _hash_all(seed: np.uint32, out: Int64Array) -> None:
+    for i in range(len(out)):
+        out[i] = hash2(np.uint32(i), seed)
+
+
+@njit
+def _deal(
+    columns: PlacementColumns,
+    device_state: Uint8Array,
+    seed: np.uint32,
+    deck: Int32Array,
+    rows: Int32Array,
+) -> None:
+    """Deals the deck from its end; a card that fits nowhere near is passed over.
+
+    Slots for which none of the next cards fits are filled by straw2 at the end.
+    """
+    left = len(deck)
+    for p in range(rows.shape[0]):
+        row = rows[p]
+        for slot in range(len(row)):
+            for back in range(min(DEAL_ATTEMPTS, left)):
+                device = deck[left - 1 - back]
+                if keeps_rule(columns, row, slot, int(device)):
+                    row[slot] = device
+                    deck[left - 1 - back] = deck[left - 1]
+                    left -= 1
+                    break
+    for p in range(rows.shape[0]):
+        for slot in range(rows.shape[1]):
+            if rows[p, slot] < 0:
+                rows[p, slot] = choose_replacement(columns, device_state, rows[p], slot, p, seed)
+
+
+def distinct_copysets(rows: Int32Array) -> int:
+    """How many different sets of devices the rows are."""
+    return len(np.unique(np.sort(rows, axis=1), axis=0)) if rows.size else 0
+
+
+def loss_probability(
+    rows: Int32Array,
+    domain_of_device: Int32Array,
+    failed_count: int,
+    bearable: int,
+    *,
+    trials: int,
+    rng: np.random.Generator,
+) -> float:
+    """Probability that data is lost when some domains fail for good at the same moment.
+
+    Args:
+        rows: Shape (P, n). The PG table.
+        domain_of_device: Shape (D,). Domain of each device, for example its node.
+        failed_count: Domains that fail together, drawn at random.
+        bearable: Chunks of a stripe that may be lost: m.
+        trials: Draws; the standard error is sqrt(p (1 - p) / trials).
+        rng: Where draws come from.
+    """
+    domains = domain_of_device[np.unique(np.sort(rows, axis=1), axis=0)]
+    domain_count = int(domain_of_device.max(initial=-1)) + 1
+    failed = np.zeros((trials, domain_count), dtype=np.bool_)
+    for trial in range(trials):
+        failed[trial, rng.choice(domain_count, failed_count, replace=False)] = True
+    return _count_losses(domains.astype(np.int32), failed, bearable) / trials
+
+
+@njit
+def _count_losses(domains: Int32Array, failed: BoolArray, bearable: int) -> int:
+    """In how many trials some row loses more than it bears."""
+    losses = 0
+    for trial in range(failed.shape[0]):
+        for p in range(domains.shape[0]):
+            lost = 0
+            for slot in range(domains.shape[1]):
+                lost += failed[trial, domains[p, slot]]
+            if lost > bearable:
+                losses += 1
+                break
+    return losses
