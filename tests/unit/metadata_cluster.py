@@ -59,9 +59,10 @@ class FakeNodes:
         self.deletions: list[storage_pb2.DeleteChunksRequest] = []
         self.running_count = 0
         self.most_running_count = 0
-        #: Rebuilds wait for this, but for so many that are let through.
+        #: Rebuilds wait for this.
         self.gate = asyncio.Event()
-        self._passes = asyncio.Semaphore(0)
+        #: The gate closes behind so many; it stays open if below 1.
+        self._pass_count = 0
         self.gate.set()
 
     async def rebuild(
@@ -80,20 +81,15 @@ class FakeNodes:
 
     def pass_gate(self, count: int) -> None:
         """Let so many rebuilds through."""
-        for _ in range(count):
-            self._passes.release()
+        self._pass_count = count
+        self.gate.set()
 
     async def _wait_for_gate(self) -> None:
-        loop = asyncio.get_running_loop()
-        waits = [
-            loop.create_task(self.gate.wait()),
-            loop.create_task(self._passes.acquire()),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        while not self.gate.is_set():
+            await self.gate.wait()  # it may be closed again when our turn comes
+        self._pass_count -= 1
+        if self._pass_count == 0:
+            self.gate.clear()
 
     def _rebuilt(self, request: storage_pb2.RebuildRequest) -> storage_pb2.RebuildProgress:
         held: dict[bytes, int] = defaultdict(int)
@@ -212,6 +208,10 @@ class Cluster:
             self.config, self.engine, self.service, self.nodes, self.clock, metrics
         )
         self.alive = set(range(node_count))
+        #: Uuids of devices that nodes have instead of their first ones.
+        self.new_devices: dict[int, str] = {}
+        #: What every device reports.
+        self.used_bytes = 0
 
     @property
     def map(self) -> common_pb2.ClusterMap:
@@ -224,7 +224,13 @@ class Cluster:
             node=common_pb2.Node(
                 id=f"n{number:02d}", address=f"10.0.0.{number}:7000", rack=f"r{number}"
             ),
-            devices=[pb.DeviceReport(uuid=f"d{number:02d}", capacity_bytes=1 << 40)],
+            devices=[
+                pb.DeviceReport(
+                    uuid=self.new_devices.get(number, f"d{number:02d}"),
+                    capacity_bytes=1 << 40,
+                    used_bytes=self.used_bytes,
+                )
+            ],
         )
 
     async def beat(self) -> None:
@@ -246,6 +252,7 @@ class Cluster:
         await self.background.run_round()
         if self.nodes.gate.is_set():
             await self.background.repair.work.wait_for_running()
+            await self.background.slot_mover.work.wait_for_running()
         for _ in range(10):  # what was started gets as far as the gate
             await asyncio.sleep(0)
 

@@ -61,6 +61,16 @@ class SlotMoves:
     def __len__(self) -> int:
         return len(self.pg)
 
+    def first(self, count: int) -> "SlotMoves":
+        """The first moves."""
+        return SlotMoves(
+            self.epoch,
+            self.pg[:count],
+            self.slot[:count],
+            self.source_device[:count],
+            self.target_device[:count],
+        )
+
 
 def moves_of(plan: BalancePlan, chosen: list[int]) -> SlotMoves:
     """Some moves of a plan, by their places in it."""

@@ -21,8 +21,10 @@ from exastore.metadata.service.errors import ServiceError
 from exastore.metadata.service.leftovers import Leftovers
 from exastore.metadata.service.lifecycle import Lifecycle
 from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.operations import Operations
 from exastore.metadata.service.rebuild import Rebuilder
 from exastore.metadata.service.repair import Repairer
+from exastore.metadata.service.slot_mover import SlotMover
 from exastore.metadata.service.storage_client import StorageClient, StorageError
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Background:
 
     Attributes:
         repair: Rebuilds lost slots.
+        slot_mover: Drains and balances devices.
         degraded: Completes stripes committed with chunks missing.
         trash: Deletes the chunks of deleted objects.
         leftovers: Deletes the chunks of slots that devices have given up.
@@ -60,6 +63,9 @@ class Background:
         rebuilder = Rebuilder(config, engine, storage)
         rebuilder.engines = [partition.engine for partition in partitions.all]
         self.repair = Repairer(config, maps, lease, rebuilder, storage, clock, metrics)
+        self.slot_mover = SlotMover(
+            config, engine, maps, lease, rebuilder, self.repair, storage, clock, metrics
+        )
         self.degraded = DegradedStripes(partitions, maps, rebuilder, metrics)
         self.trash = TrashCollector(config, partitions, maps, storage, clock, metrics)
         self.leftovers = Leftovers(engine, maps, lease, storage, metrics)
@@ -67,6 +73,9 @@ class Background:
             partitions, service.names.tenants, service.names.terms, clock, metrics
         )
         service.cluster.background_status = self._status
+        service.cluster.add_moves = self.slot_mover.add_status
+        operations = Operations(config, maps, service.cluster, self.repair, self.slot_mover)
+        service.cluster.carry_out = operations.operate
         self._tasks: list[asyncio.Task[None]] = []
         self._known_epoch = 0
 
@@ -92,6 +101,7 @@ class Background:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await self.repair.stop()
+        await self.slot_mover.stop()
         try:
             await self._service.lease.release()
         except EngineError as error:
@@ -113,6 +123,7 @@ class Background:
             await service.cluster.load_intents()
         await service.cluster.settle()
         await self.repair.run_round()
+        await self.slot_mover.run_round()
         if service.maps.epoch != self._known_epoch:
             self._known_epoch = service.maps.epoch
             service.cluster.publish_metrics()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from exastore.erasure import codec
@@ -44,6 +44,15 @@ _STATE_NAMES = {state.value: state.name.lower() for state in DeviceState}
 
 def _wire(state: DeviceState) -> common_pb2.DeviceState.ValueType:
     return common_pb2.DeviceState.ValueType(state.value)
+
+
+def intent_row(device_index: int, state: DeviceState) -> tuple[bytes, bytes]:
+    """The row that keeps what an operator wants a device to be."""
+    return pack("I", device_index), pack(state.value)
+
+
+async def _not_started(request: metadata_pb2.OperateRequest) -> metadata_pb2.OperationPlan:
+    raise NotReady("the server is starting")
 
 
 @dataclass(slots=True)
@@ -97,6 +106,10 @@ class ClusterService:
         self.background_status: Callable[[], BackgroundStatus] = lambda: BackgroundStatus(
             metadata_pb2.RepairStatus(eta_s=-1), 0, 0
         )
+        self.add_moves: Callable[[metadata_pb2.ClusterStatus], None] = lambda _: None
+        self.carry_out: Callable[
+            [metadata_pb2.OperateRequest], Awaitable[metadata_pb2.OperationPlan]
+        ] = _not_started
 
     async def start(self) -> None:
         """Load the map; every device has `down_after_s` from now to be heard of."""
@@ -166,19 +179,42 @@ class ClusterService:
             raise InvalidArgument(f"there is no device {request.device_index}")
         try:
             state = DeviceState(request.state)
-            commands = self._handle(Intent(request.device_index, state))
+            await self.set_states([request.device_index], state)
         except ValueError as error:
             raise InvalidArgument(f"device state {request.state}: {error}") from None
-        key = pack("I", request.device_index)
+        return self._require_map()
+
+    async def operate(self, request: metadata_pb2.OperateRequest) -> metadata_pb2.OperationPlan:
+        return await self.carry_out(request)
+
+    async def set_states(self, devices: Iterable[int], state: DeviceState) -> None:
+        """Keep what an operator wants devices to be, and make it so where they answer.
+
+        Raises ValueError for a state that cannot be wanted.
+        """
+        commands = [
+            command for device in devices for command in self._handle(Intent(device, state))
+        ]
+        rows = [intent_row(device, state) for device in devices]
 
         def store(txn: Transaction) -> None:
-            txn.put(key, pack(state.value))
+            for key, value in rows:
+                txn.put(key, value)
 
         await self._engine.transact(store)
         states = {command.device: _wire(command.state) for command in commands}
         await self._maps.change(lambda known: known and membership.with_states(known, states))
         self.publish_metrics()
-        return self._require_map()
+
+    def used_bytes(self) -> dict[int, int]:
+        """Bytes in use by device, as the nodes that this server hears of say."""
+        by_uuid = {device.uuid: device.index for device in self._require_map().devices}
+        return {
+            by_uuid[report.uuid]: report.used_bytes
+            for member in self._members.values()
+            for report in member.heartbeat.devices
+            if report.uuid in by_uuid
+        }
 
     async def get_status(
         self, request: metadata_pb2.GetStatusRequest
@@ -192,6 +228,7 @@ class ClusterService:
             repair=background.repair,
             degraded_stripe_count=background.degraded_stripe_count,
             trash_extent_count=background.trash_extent_count,
+            does_background_work=self._lease.is_held,
         )
         message = self._maps.message
         if message is None:
@@ -205,6 +242,7 @@ class ClusterService:
         status.pg_count = len(message.pgs)
         status.pgs_by_missing.extend(self._pgs_by_missing(message))
         self._add_nodes(status, message)
+        self.add_moves(status)
         return status
 
     # ---- for the background work ----
@@ -428,6 +466,7 @@ class ClusterService:
             status.nodes.add(
                 node=node, heartbeat_age_s=-1.0 if member is None else now_s - member.seen_s
             )
+        held, leaving = self._slot_counts(message)
         for device in message.devices:
             report = reports.get(device.uuid, metadata_pb2.DeviceReport())
             status.nodes[device.node_index].devices.add(
@@ -435,4 +474,18 @@ class ClusterService:
                 used_bytes=report.used_bytes,
                 chunk_count=report.chunk_count,
                 fenced=report.fenced,
+                slot_count=held[device.index],
+                leaving_slot_count=leaving[device.index],
             )
+
+    def _slot_counts(self, message: common_pb2.ClusterMap) -> tuple[Counter[int], Counter[int]]:
+        """PG slots by the device that they name, and by the device that they leave."""
+        held, leaving = Counter[int](), Counter[int]()
+        for pg in message.pgs:
+            held.update(pg.device_indexes)
+            leaving.update(
+                device
+                for device, state in zip(pg.previous_device_indexes, pg.slot_states, strict=False)
+                if state == common_pb2.SLOT_STATE_MOVING
+            )
+        return held, leaving

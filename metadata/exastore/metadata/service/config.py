@@ -60,6 +60,14 @@ class MetadataConfig:
     """Bytes per second that all rebuilding together may write; 0: no limit."""
     repair_retry_s: float = 1.0
     """Seconds before a failed rebuild is tried again; doubles up to 30 s."""
+    move_concurrency: int = 4
+    """Slots that are copied at the same time when devices are drained or balanced."""
+    moves_per_device: int = 2
+    """Slots that are copied from or to one device at the same time."""
+    move_bandwidth_bytes_per_s: int = 0
+    """Bytes per second that all moves together may write; 0: no limit."""
+    max_misplaced_fraction: float = 0.05
+    """Share of all slots, 0 to 1, that may be on their way at once; one slot always may."""
     rebuild_idle_timeout_s: float = 30.0
     """Seconds without progress after which a rebuild is given up and tried again."""
     trash_grace_s: float = 60.0
@@ -105,6 +113,12 @@ class MetadataConfig:
         partition_names = [parsed_partition(item)[0] for item in self.partitions]
         if len(set(partition_names)) < len(partition_names):
             raise ValueError("partitions: two have the same name")
+        if min(self.move_concurrency, self.moves_per_device) < 1:
+            raise ValueError("move_concurrency and moves_per_device must be at least 1")
+        if self.move_bandwidth_bytes_per_s < 0 or not 0 <= self.max_misplaced_fraction <= 1:
+            raise ValueError(
+                "move_bandwidth_bytes_per_s must be at least 0, max_misplaced_fraction 0 to 1"
+            )
         if not self.cluster_id:
             raise ValueError("cluster_id is empty")
 

@@ -42,6 +42,10 @@ _TABLE: dict[type[Exception], tuple[grpc.StatusCode, metadata_pb2.ErrorReason.Va
     namespace.InvalidTag: (_Status.INVALID_ARGUMENT, _Reason.ERROR_REASON_INVALID_TAG),
     namespace.InvalidArgument: (_Status.INVALID_ARGUMENT, _Reason.ERROR_REASON_INVALID_ARGUMENT),
     service.StaleEpoch: (_Status.ABORTED, _Reason.ERROR_REASON_STALE_EPOCH),
+    service.Refused: (
+        _Status.FAILED_PRECONDITION,
+        _Reason.ERROR_REASON_PRECONDITION_FAILED,
+    ),
     service.NotReady: (_Status.UNAVAILABLE, _Reason.ERROR_REASON_NOT_READY),
     kv.LimitExceeded: (_Status.INVALID_ARGUMENT, _Reason.ERROR_REASON_INVALID_ARGUMENT),
     kv.CommitUnknown: (_Status.UNAVAILABLE, _Reason.ERROR_REASON_COMMIT_UNKNOWN),

@@ -5,6 +5,7 @@ ServiceError
 ├── StaleEpoch      an extent was written under an old map
 ├── MapOutdated     internal: another server changed the map; reload it and try again
 ├── LeaseLost       internal: another server does the background work now
+├── Refused         an operation that the cluster cannot or must not carry out now
 └── WrongCluster    the engine holds another cluster than the configuration says
 AddressInUse (OSError)
 """
@@ -39,6 +40,10 @@ class MapOutdated(ServiceError):
 
 class LeaseLost(ServiceError):
     """The background lease has another holder or token."""
+
+
+class Refused(ServiceError):
+    """An operation that cannot or must not be done; the message says why and what to do."""
 
 
 class WrongCluster(ServiceError):

@@ -1,7 +1,7 @@
 """Chunks of slots that devices have given up, and their deletion.
 
-A device gives a slot up when the slot moves: it was OUT and the slot was rebuilt elsewhere, or it
-was rebuilding the slot when the device that held it before came back.
+A device gives a slot up when the slot moves: it was OUT and the slot was rebuilt elsewhere, it was
+rebuilding the slot when the device that held it before came back, or it is drained or balanced.
 
 Laws:
 1. That a device gives a slot up is recorded in the transaction that moves the slot.
@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from exastore.metadata.core.moves import SlotMoves
 from exastore.metadata.core.repair import RepairPlan
 from exastore.metadata.core.topology import NO_DEVICE
 from exastore.metadata.kv.contract import Engine, Transaction
@@ -42,7 +43,7 @@ _CHUNKS_PER_CALL = 4096
 _DTYPE = np.dtype("<i4")
 
 
-def record(txn: Transaction, plan: RepairPlan) -> None:
+def record(txn: Transaction, plan: RepairPlan | SlotMoves) -> None:
     """Note what devices give up when `plan` is applied; part of that transaction."""
     moves = (plan.source_device != plan.target_device) & (plan.source_device != NO_DEVICE)
     columns = (plan.pg[moves], plan.slot[moves], plan.source_device[moves])

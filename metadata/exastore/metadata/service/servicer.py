@@ -45,6 +45,7 @@ class _Adapter:
             "Heartbeat": self._unary("Heartbeat", cluster.heartbeat),
             "GetStatus": self._unary("GetStatus", cluster.get_status),
             "SetDeviceState": self._unary("SetDeviceState", cluster.set_device_state),
+            "Operate": self._unary("Operate", cluster.operate),
             "ListExtents": self._stream("ListExtents", names.list_extents),
             "CreateBucket": self._unary("CreateBucket", names.create_bucket),
             "GetBucket": self._unary("GetBucket", names.get_bucket),

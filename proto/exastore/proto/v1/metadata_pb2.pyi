@@ -532,6 +532,7 @@ class ClusterStatus(_message.Message):
     BOOTSTRAP_DEVICE_COUNT_FIELD_NUMBER: _builtins.int
     TRASH_EXTENT_COUNT_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    DOES_BACKGROUND_WORK_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     code: _builtins.str
@@ -543,6 +544,8 @@ class ClusterStatus(_message.Message):
     bootstrap_device_count: _builtins.int
     """devices that must join before the first map"""
     trash_extent_count: _builtins.int
+    does_background_work: _builtins.bool
+    """the server that answers repairs and moves; others know no progress"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]: ...
     @_builtins.property
@@ -568,10 +571,11 @@ class ClusterStatus(_message.Message):
         bootstrap_device_count: _builtins.int = ...,
         trash_extent_count: _builtins.int = ...,
         moves: Global___MoveStatus | None = ...,
+        does_background_work: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_device_count", b"bootstrap_device_count", "cluster_id", b"cluster_id", "code", b"code", "degraded_stripe_count", b"degraded_stripe_count", "epoch", b"epoch", "moves", b"moves", "nodes", b"nodes", "pg_count", b"pg_count", "pgs_by_missing", b"pgs_by_missing", "ready", b"ready", "repair", b"repair", "trash_extent_count", b"trash_extent_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_device_count", b"bootstrap_device_count", "cluster_id", b"cluster_id", "code", b"code", "degraded_stripe_count", b"degraded_stripe_count", "does_background_work", b"does_background_work", "epoch", b"epoch", "moves", b"moves", "nodes", b"nodes", "pg_count", b"pg_count", "pgs_by_missing", b"pgs_by_missing", "ready", b"ready", "repair", b"repair", "trash_extent_count", b"trash_extent_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
