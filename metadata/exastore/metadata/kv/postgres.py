@@ -90,6 +90,9 @@ _NEVER_BY_ITSELF = 1 << 30
 #: Rows, for a scan without a limit: parameters of one type make one prepared statement.
 _ALL = 1 << 62
 
+#: Longer than a key can be: a put of it is left out, and there is none to delete.
+_NO_KEY = bytes(2049)
+
 _CONFLICTS = (sql.SerializationFailure, sql.DeadlockDetected, sql.UniqueViolation)
 #: The server is going, is coming, follows another one, or did not get to it in time.
 _AWAY = (
@@ -355,9 +358,8 @@ async def _prepare(connection: _Connection) -> None:
     """Prepare what is executed often, outside of any transaction; nothing is changed."""
     async with connection.pipeline():
         await connection.cursor(binary=True).execute(_GET, ([b""],), prepare=True)
-        # Longer than a key can be, so it is left out.
-        await connection.execute(_PUT, ([bytes(2049)], [b""]), prepare=True)
-        await connection.execute(_DELETE, ([b""],), prepare=True)
+        await connection.execute(_PUT, ([_NO_KEY], [b""]), prepare=True)
+        await connection.execute(_DELETE, ([_NO_KEY],), prepare=True)
         for reverse in (False, True):
             for keys_only in (False, True):
                 await _scan(connection, RangeRead(b"", b"", 1, reverse, keys_only), prepare=True)
