@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.crush import LOGARITHM_ERROR, Crushtool, columns_like_crush, straws
+from tests.support.crush import LOGARITHM_ERROR, straws
 from tests.support.programs import program
 
+from exastore.deploy.bench.crush import Crushtool, columns_like_crush
 from exastore.metadata.core.placement import place_with_columns
 from exastore.metadata.core.topology import (
     DomainLevel,
@@ -57,7 +58,7 @@ def compare(tool: str, folder: Path, weight: Float64Array, count: int) -> Agreem
     differing = np.flatnonzero(ours != theirs)
     for x in differing.tolist():
         items = [int(ours[x]), int(theirs[x])]
-        longest, other = straws(columns, fixed, x, items)
+        longest, other = straws(fixed, x, items)
         assert longest >= other, "ours is the longest straw by exact logarithms"
         # Both logarithms may be off, and CRUSH cuts each quotient to a whole number.
         allowed = sum(LOGARITHM_ERROR / int(fixed[item]) + 1 for item in items)

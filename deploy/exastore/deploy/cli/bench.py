@@ -38,6 +38,7 @@ class Suite(StrEnum):
     """What can be measured."""
 
     ERASURE = "erasure"
+    PLACEMENT = "placement"
 
 
 @app.command("run")
@@ -93,7 +94,9 @@ def run(
 
     A ratio is our speed over theirs, so above 1 we are faster.
     """
-    assert suite is Suite.ERASURE
+    if suite is Suite.PLACEMENT:
+        _measure_placement(min(rounds, 3) if quick else rounds, json_file, core)
+        return
     from exastore.deploy.bench import erasure, peers, stripes
 
     kernels = _kernels(kernel, quick)
@@ -111,6 +114,33 @@ def run(
         isal_library=isal_library,
     )
     _measure(options, json_file, markdown_file, core)
+
+
+def _measure_placement(rounds: int, json_file: Path | None, core: int | None) -> None:
+    """Placement and balance, side by side with crushtool; all other options are of erasure."""
+    import shutil
+
+    from exastore.deploy.bench import placement
+    from exastore.deploy.bench.provenance import provenance
+
+    tool = shutil.which("crushtool")
+    if tool is None:
+        err.print("[yellow]not compared with crushtool:[/] not installed: apt install ceph-base")
+    figures: list[placement.Figure] = []
+    with _on_core(core) as used:
+        origin = provenance(used, SystemClock().now_s())
+        _say(f"{origin.processor}, {origin.processor_features}, core {used}, one thread")
+        _say(f"commit {origin.commit or 'unknown'}, {origin.packages}")
+        for name, step in placement.steps(tool, rounds):
+            _say(f"\n{name}")
+            for figure in step():
+                figures.append(figure)
+                values = "  ".join(f"{key} {value:,.6g}" for key, value in figure.values.items())
+                verdict = f"  {'reached' if figure.is_reached else 'MISSED'}: {figure.target}"
+                _say(f"  {figure.case}: {values}{verdict if figure.target else ''}")
+    if json_file is not None:
+        lines = (json.dumps(placement.as_json(figure)) for figure in figures)
+        write_atomically(json_file, "".join(f"{line}\n" for line in lines))
 
 
 def _measure(
