@@ -1,5 +1,6 @@
 """`exastore bench run erasure`: what it measures, prints, writes and refuses."""
 
+import ctypes
 import ctypes.util
 import importlib.util
 import json
@@ -15,7 +16,7 @@ from exastore.deploy.bench import erasure, first_use, markdown, peers, repair, r
 from exastore.deploy.bench.provenance import provenance
 from exastore.deploy.bench.results import OURS, PRODUCTS, ROOFLINE, Record, Repair, Speed
 from exastore.deploy.bench.roofline import products, rooflines
-from exastore.deploy.bench.stripes import Case, make_stripe, our_works, size_label
+from exastore.deploy.bench.stripes import Case, make_stripe, size_label
 from exastore.deploy.cli.app import app
 from exastore.deploy.errors import BadInput, EnvironmentUnfit
 from exastore.erasure.field import matmul
@@ -199,18 +200,17 @@ def test_the_roofline_reads_every_chunk_and_writes_every_output() -> None:
 
 
 @pytest.mark.skipif(not HAS_VECTORS, reason="there is no machine code to call")
-def test_a_kernel_is_repeated_as_often_as_asked() -> None:
-    stripe = make_stripe(Case("rs-4-2", 1 << 20, "encode"))
-    repeat = our_works(stripe=stripe, case=Case("rs-4-2", 1 << 20, "encode"), kernel=FASTEST)
-    times = timing.take_turns(
-        {
-            "once": lambda count: repeat[peers.KERNEL].repeat(count),
-            "thrice": lambda count: repeat[peers.KERNEL].repeat(3 * count),
-        },
-        rounds=5,
-    )
-    ratio = timing.ratio_of(times["thrice"], times["once"])
-    assert 1.5 < ratio.median < 6
+def test_machine_code_is_called_as_often_as_asked_and_with_its_arguments() -> None:
+    calls: list[tuple[int, int]] = []
+
+    def note(first: int, second: int) -> None:
+        calls.append((first, second))
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(note)
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    timing.native_repeat(address, (7, -9), function)(3)
+    assert calls == [(7, -9)] * 3
 
 
 def test_the_slow_take_part_in_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

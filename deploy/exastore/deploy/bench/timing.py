@@ -16,6 +16,8 @@ from functools import cache
 from statistics import median, quantiles
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from exastore.erasure.kernels import native
 
 #: Does its work so many times.
@@ -28,7 +30,11 @@ TURN_S: Final = 0.002
 SHARE_S: Final = 0.5
 #: Rounds of the slowest.
 MIN_ROUNDS: Final = 3
-#: A longer call needs none before it to bring its data back to the caches.
+#: Calls before the timed ones, and for how long at least. Behind somebody who writes past the
+#: caches, who does not needs three calls until his outputs are in the last cache again.
+WARM_CALLS: Final = 4
+WARM_S: Final = 0.0001
+#: A longer call needs none.
 LONG_CALL_S: Final = 0.05
 
 #: Calls a function of up to six integers or pointers `count` times, by the System V convention,
@@ -106,23 +112,23 @@ def take_turns(
 ) -> dict[Key, dict[int, float]]:
     """Seconds per call of each contestant, by the number of the round.
 
-    In every round all take their turns one after the other, so that a busy machine slows all alike.
-    Who is so slow that it would need more than its share takes part in every so-manyth round only.
+    In every round all take their turns one after the other, so that a busy machine slows all alike,
+    in an order drawn anew, so that nobody always follows the same one. Who is so slow that it would
+    need more than its share takes part in every so-manyth round only.
     """
     once = {key: _once(repeat) for key, repeat in contestants.items()}
     times: dict[Key, dict[int, float]] = {key: {} for key in contestants}
-    order = list(contestants)
+    keys = list(contestants)
+    rng = np.random.Generator(np.random.Philox(0))
     with _no_collector():
         for number in range(rounds):
-            # Another one is first each time, so that nobody always follows the same one.
-            order.append(order.pop(0))
-            for key in order:
+            for key in (keys[position] for position in rng.permutation(len(keys))):
                 if number % _stride(once[key], rounds):
                     continue
                 repeat = contestants[key]
                 count = max(1, int(turn_s / once[key]))
                 if once[key] < LONG_CALL_S:
-                    repeat(1)
+                    repeat(max(WARM_CALLS, int(WARM_S / once[key])))
                 begin = time.perf_counter()
                 repeat(count)
                 times[key][number] = (time.perf_counter() - begin) / count
