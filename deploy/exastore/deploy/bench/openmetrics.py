@@ -39,7 +39,19 @@ FIRST_STRIPE: Final = (
     "From the start of a process to its first encoded stripe.",
 )
 RATE: Final = ("exastore_bench_rate", "per_second", "Of what `table` names, done per second.")
-FAMILIES: Final = (DATA_RATE, CALL, SPEEDUP, OVERHEAD, REPAIR, REPAIR_READ, FIRST_STRIPE, RATE)
+#: Its label `figure` stands where others have `way`.
+FIGURE: Final = ("exastore_bench_figure", "", "What `figure` names, its unit last.")
+FAMILIES: Final = (
+    DATA_RATE,
+    CALL,
+    SPEEDUP,
+    OVERHEAD,
+    REPAIR,
+    REPAIR_READ,
+    FIRST_STRIPE,
+    RATE,
+    FIGURE,
+)
 
 _Family = tuple[str, str, str]
 
@@ -96,7 +108,8 @@ def _families(
         name, unit, text = family
         # One label set's samples together and in the order of time, as the format demands.
         points = {(s.labels, s.time_s): s.value for s in samples if s.family is family}
-        metric = GaugeMetricFamily(name, text, labels=LABELS, unit=unit)
+        names = ["figure" if n == "way" and family is FIGURE else n for n in LABELS]
+        metric = GaugeMetricFamily(name, text, labels=names, unit=unit)
         last: dict[tuple[str, ...], float] = {}
         for (labels, time_s), value in sorted(points.items()):
             if with_timestamps:
@@ -142,6 +155,11 @@ def _of_line(record: Mapping[str, Any]) -> Iterator[_Sample]:
         labels = {**record, "peer": peer or record["peer"], "way": record.get("way", "")}
         return _Sample(family, _values(labels), float(record[key]), time_s)
 
+    if "values" in record:
+        for name, value in record["values"].items():
+            labels = {**record, "geometry": record["case"], "peer": "", "way": name}
+            yield _Sample(FIGURE, _values(labels), float(value), time_s)
+        return
     match record["table"]:
         case "speed" | "lrc":
             yield sample(DATA_RATE, "data_bytes_per_s")

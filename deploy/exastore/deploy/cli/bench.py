@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,8 +140,9 @@ def _measure_placement(rounds: int, json_file: Path | None, core: int | None) ->
                 verdict = f"  {'reached' if figure.is_reached else 'MISSED'}: {figure.target}"
                 _say(f"  {figure.case}: {values}{verdict if figure.target else ''}")
     if json_file is not None:
-        lines = (json.dumps(placement.as_json(figure)) for figure in figures)
-        write_atomically(json_file, "".join(f"{line}\n" for line in lines))
+        about = {"suite": Suite.PLACEMENT, **asdict(origin)}
+        lines = (json.dumps({**placement.as_json(figure), **about}) for figure in figures)
+        _write(json_file, "".join(f"{line}\n" for line in lines))
 
 
 def _measure(
