@@ -129,6 +129,15 @@ class EtcdCluster:
         answer = self.ask(0, "/etcdserverpb.KV/Range", asked)
         return etcd_pb2.EtcdRangeResponse.FromString(answer).header.revision
 
+    def is_compacted(self, revision: int) -> bool:
+        """Whether a revision can no longer be read."""
+        asked = etcd_pb2.EtcdRangeRequest(key=b"\x00", revision=revision)
+        try:
+            self.ask(0, "/etcdserverpb.KV/Range", asked.SerializeToString())
+        except grpc.RpcError as error:
+            return "compacted" in str(error)
+        return False
+
     def ask(self, index: int, method: str, request: bytes) -> bytes:
         """Call a member. Raises grpc.RpcError."""
         options = (("grpc.enable_http_proxy", 0),)
