@@ -253,7 +253,7 @@ def _speed_step(case: Case, kernel: str, peers: Sequence[Peer], options: Options
 
     slow = sum(not peer.name.startswith("isal") for peer in peers) + (kernel == "portable")
     fast = 3 + 3 * (len(peers) - slow)
-    turns_s = options.rounds * fast * max(0.004, 2 * case.data_bytes / 15e9)
+    turns_s = fast * min(1.0, options.rounds * max(0.003, 8 * case.data_bytes / 20e9))
     slow_s = slow * max(0.5, 8 * case.data_bytes / 1e9)
     return Step(f"{case.geometry}, {kernel}", 0.1 + turns_s + slow_s, run)
 

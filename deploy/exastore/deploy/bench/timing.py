@@ -27,13 +27,16 @@ Key = TypeVar("Key")
 #: A contestant's turn lasts at least this long, or one call.
 TURN_S: Final = 0.002
 #: In a cell a contestant is timed for about this long at most: the slow take part in fewer rounds.
-SHARE_S: Final = 0.5
+SHARE_S: Final = 0.6
 #: Rounds of the slowest.
 MIN_ROUNDS: Final = 3
-#: Calls before the timed ones, and for how long at least. Behind somebody who writes past the
-#: caches, who does not needs three calls until his outputs are in the last cache again.
-WARM_CALLS: Final = 4
+#: Before the timed calls come others, to be at full speed. Behind somebody who writes past the
+#: caches, who does not needs several calls until his outputs are in the last cache again: so many,
+#: for so long at least, and of long calls fewer, for so long at most, but never less than the last.
+WARM_CALLS: Final = 10
 WARM_S: Final = 0.0001
+MAX_WARM_S: Final = 0.04
+MIN_WARM_CALLS: Final = 4
 #: A longer call needs none.
 LONG_CALL_S: Final = 0.05
 
@@ -127,8 +130,8 @@ def take_turns(
                     continue
                 repeat = contestants[key]
                 count = max(1, int(turn_s / once[key]))
-                if once[key] < LONG_CALL_S:
-                    repeat(max(WARM_CALLS, int(WARM_S / once[key])))
+                if warm_calls := _warm_calls(once[key]):
+                    repeat(warm_calls)
                 begin = time.perf_counter()
                 repeat(count)
                 times[key][number] = (time.perf_counter() - begin) / count
@@ -147,9 +150,16 @@ def _once(repeat: Repeat) -> float:
         count *= 8
 
 
+def _warm_calls(once_s: float) -> int:
+    if once_s > LONG_CALL_S:
+        return 0
+    wanted = max(WARM_CALLS, int(WARM_S / once_s))
+    return max(MIN_WARM_CALLS, min(wanted, int(MAX_WARM_S / once_s)))
+
+
 def _stride(once_s: float, rounds: int) -> int:
-    allowed = max(MIN_ROUNDS, int(SHARE_S / max(once_s, TURN_S) / 2))
-    return max(1, rounds // allowed)
+    turn_s = max(TURN_S, once_s) + _warm_calls(once_s) * once_s
+    return max(1, rounds // max(MIN_ROUNDS, int(SHARE_S / turn_s)))
 
 
 @contextmanager
