@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from tests.unit.gateway_fakes import FakeMetadata, FakeNode, LoopClock, some_bytes
 
 from exastore.gateway.chunk_stream import ByteBudget
+from exastore.gateway.cluster_store import time_ordered_ids
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
@@ -24,6 +25,9 @@ class SetClock(LoopClock):
 
     def __init__(self) -> None:
         self.s = 1000.0
+
+    def now_s(self) -> float:
+        return self.s
 
     def monotonic_s(self) -> float:
         return self.s
@@ -232,3 +236,15 @@ def test_bad_settings_are_refused_with_a_reason() -> None:
         GatewayConfig(metadata=("nowhere",))
     with pytest.raises(ValueError, match="no metadata server"):
         MetadataClient(GatewayConfig(), clock=SetClock())
+
+
+def test_ids_are_unique_and_grow_with_time() -> None:
+    clock = SetClock()
+    new_id = time_ordered_ids(clock)
+    ids: list[bytes] = []
+    for _ in range(20):
+        ids.append(new_id())
+        clock.s += 0.001
+    assert ids == sorted(ids) and len(set(ids)) == 20
+    assert {len(made) for made in ids} == {16}
+    assert len({new_id() for _ in range(1000)}) == 1000
