@@ -21,6 +21,8 @@ from exastore.proto.v1 import metadata_pb2
 
 Bucket = metadata_pb2.Bucket
 
+#: Name of the first engine, which holds the map, the lease and the table of buckets.
+FIRST = "main"
 _OWNER_BYTES_MAX = 256
 
 
@@ -28,7 +30,7 @@ def create_bucket(
     txn: Transaction, request: metadata_pb2.CreateBucketRequest, now_s: float
 ) -> Bucket:
     """Create a bucket in the first engine. Raises InvalidArgument, BucketExists."""
-    bucket = reserve(txn, request, now_s, "")
+    bucket = reserve(txn, request, now_s, FIRST)
     establish(txn, bucket)
     return bucket
 

@@ -75,7 +75,7 @@ class MetadataConfig:
     min_part_bytes: int = 5 << 20
     """Least bytes of every part of a multipart upload but the last; S3 has 5 MiB."""
     partitions: tuple[str, ...] = ()
-    """Further engines that buckets are spread over, each "name=engine URL"; see `engine`."""
+    """Further engines that buckets are spread over, each "name=engine URL"; `engine` is "main"."""
     lifecycle_day_s: float = 86400.0
     """Seconds of a day of lifecycle rules; less than a real day only for tests."""
     request_ttl_s: float = 600.0
@@ -111,8 +111,8 @@ class MetadataConfig:
         if self.lifecycle_day_s <= 0 or self.request_ttl_s <= 0:
             raise ValueError("lifecycle_day_s and request_ttl_s must be above 0")
         partition_names = [parsed_partition(item)[0] for item in self.partitions]
-        if len(set(partition_names)) < len(partition_names):
-            raise ValueError("partitions: two have the same name")
+        if len({*partition_names, "main"}) <= len(partition_names):
+            raise ValueError('partitions: names must differ, from each other and from "main"')
         if min(self.move_concurrency, self.moves_per_device) < 1:
             raise ValueError("move_concurrency and moves_per_device must be at least 1")
         if self.move_bandwidth_bytes_per_s < 0 or not 0 <= self.max_misplaced_fraction <= 1:

@@ -17,6 +17,7 @@ from exastore.metadata.namespace import (
     uploads,
     usage,
 )
+from exastore.metadata.namespace.buckets import FIRST
 from exastore.metadata.namespace.errors import (
     BucketExists,
     InvalidArgument,
@@ -28,7 +29,7 @@ from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.errors import MapOutdated, NotReady
 from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
-from exastore.metadata.service.partitions import FIRST, Partition, Partitions, is_map_current
+from exastore.metadata.service.partitions import Partition, Partitions, is_map_current
 from exastore.metadata.service.tenants import Tenants
 from exastore.proto.v1 import common_pb2, metadata_pb2
 

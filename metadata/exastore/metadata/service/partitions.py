@@ -20,6 +20,7 @@ from exastore.metadata.kv.contract import Engine, Transaction, counter_bytes, co
 from exastore.metadata.kv.keys import pack
 from exastore.metadata.kv.open import open_engine
 from exastore.metadata.namespace import buckets, rows
+from exastore.metadata.namespace.buckets import FIRST
 from exastore.metadata.namespace.errors import BucketMoving, InvalidArgument, NoSuchBucket
 from exastore.metadata.service.config import parsed_partition
 from exastore.metadata.service.errors import LeaseLost
@@ -28,8 +29,6 @@ from exastore.proto.v1 import metadata_pb2
 
 T = TypeVar("T")
 
-#: Name of the first engine, which holds the map, the lease and the table of buckets.
-FIRST = ""
 _LEASE_FENCE = pack("L", "token")
 _ROUTE_COUNT_MAX = 100_000
 #: A bucket may move while we look for it, but not for ever.

@@ -790,7 +790,7 @@ class Bucket(_message.Message):
     """never given again: a bucket of the same name has another"""
     versioning: Global___Versioning.ValueType
     partition: _builtins.str
-    """name of the engine that holds it; empty: the first"""
+    """name of the engine that holds it"""
     state: Global___BucketState.ValueType
     move_token: _builtins.int
     """fences those who copy into this partition"""
