@@ -69,7 +69,7 @@ class Child:
 
 def service_command(name: str, config: Path) -> list[str]:
     """How the process `name` of a cluster is started."""
-    noun = "node" if name.startswith("node-") else name
+    noun = name.partition("-")[0]
     return [sys.executable, "-m", "exastore.deploy", noun, "run", "--config", str(config)]
 
 

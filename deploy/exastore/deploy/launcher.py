@@ -1,7 +1,7 @@
-"""A local cluster of real processes: one metadata server, storage nodes, one gateway.
+"""A local cluster of real processes: metadata servers, storage nodes, one gateway.
 
 Theory of operation: `up` makes the directory true. What runs is left alone, what does not is
-started: the metadata server, then nodes and gateway, each waited for by its ready file; then the
+started: the metadata servers, then nodes and gateway, each waited for by its ready file; then the
 cluster map and the S3 endpoint are waited for, and cluster.json is written. If anything fails, what
 this call started is stopped again. The processes run in sessions of their own and outlive the
 command. Ports are chosen at the first start and kept, so that a restarted cluster is found at its
@@ -12,7 +12,7 @@ import fcntl
 import http.client
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,8 +26,10 @@ from exastore.deploy.layout import (
     METADATA,
     ClusterFile,
     ClusterPaths,
+    ServerEntry,
+    is_metadata,
+    is_node,
     node_name,
-    process_names,
 )
 from exastore.deploy.spec import (
     LOOPBACK,
@@ -132,8 +134,34 @@ class LocalCluster:
             write_json(self.paths.cluster_json, cluster, mode=0o600)
             return Started(cluster, [child.name for child in started])
 
+    def add_nodes(self, count: int, progress: Progress) -> Started:
+        """Make the cluster larger by some nodes, and start them.
+
+        Raises:
+            As `up` does.
+        """
+        self.spec()
+        with self._locked():
+            spec = self.spec()
+            write_spec(self.paths.spec, replace(spec, nodes=spec.nodes + count))
+        return self.up(ClusterOptions(), progress)
+
+    def forget_node(self, name: str) -> None:
+        """Stop a node that was taken out of the cluster, and do not start it again."""
+        with self._locked():
+            spec = self.spec()
+            number = int(name.removeprefix(node_name(0)[:-1]))
+            write_spec(self.paths.spec, replace(spec, removed=(*spec.removed, number)))
+            child = self.children().get(name)
+            if child is not None:
+                self._stop([child])
+            self.paths.ready(name).unlink(missing_ok=True)
+            self.paths.pid(name).unlink(missing_ok=True)
+            cluster = self._describe(self.spec())
+            write_json(self.paths.cluster_json, cluster, mode=0o600)
+
     def down(self, *, grace_s: float = STOP_GRACE_S) -> tuple[list[str], list[str]]:
-        """Stop the cluster: gateway, then nodes, then metadata server. Its data stays.
+        """Stop the cluster: gateway, then nodes, then metadata servers. Its data stays.
 
         Returns:
             Names of the processes that were stopped, and of those among them that had to be killed.
@@ -141,12 +169,10 @@ class LocalCluster:
         self.spec()
         with self._locked():
             running = self.children()
-            nodes = [child for name, child in running.items() if name not in (GATEWAY, METADATA)]
             killed: list[str] = []
-            gateway, metadata = running.get(GATEWAY), running.get(METADATA)
-            for group in ([gateway], nodes, [metadata]):
-                present = [child for child in group if child is not None]
-                killed += self._stop(present, grace_s=grace_s)
+            for belongs in (lambda name: name == GATEWAY, is_node, is_metadata):
+                group = [child for name, child in running.items() if belongs(name)]
+                killed += self._stop(group, grace_s=grace_s)
             for folder in ("*.pid", "*.json"):
                 for path in (self.paths.root / "run").glob(folder):
                     path.unlink(missing_ok=True)
@@ -178,8 +204,8 @@ class LocalCluster:
         progress: Progress,
     ) -> None:
         """Start what does not run, and wait for the ready files."""
-        names = process_names(spec.nodes)
-        for group in (names[:1], names[1:]):
+        names = spec.process_names
+        for group in (spec.metadata_names, names[spec.metadata_servers :]):
             missing = [name for name in group if name not in running]
             if missing:
                 progress(f"starting {missing[0]}" + (f" … {missing[-1]}" if missing[1:] else ""))
@@ -196,8 +222,9 @@ class LocalCluster:
 
     def _write_config(self, spec: ClusterSpec, name: str, *, others_run: bool) -> None:
         process = {"ready_file": str(self.paths.ready(name)), "metrics_address": f"{LOOPBACK}:0"}
-        if name == METADATA:
-            table = render_table("metadata", self._metadata_values(spec, others_run=others_run))
+        if is_metadata(name):
+            values = self._metadata_values(spec, name, others_run=others_run)
+            table = render_table("metadata", values)
         elif name == GATEWAY:
             table = render_table("gateway", self._gateway_values(spec))
         else:
@@ -206,11 +233,14 @@ class LocalCluster:
         # The gateway's holds the secret key.
         write_atomically(self.paths.config(name), text, mode=0o600)
 
-    def _metadata_values(self, spec: ClusterSpec, *, others_run: bool) -> dict[str, object]:
+    def _metadata_values(
+        self, spec: ClusterSpec, name: str, *, others_run: bool
+    ) -> dict[str, object]:
         self.paths.data(METADATA).mkdir(exist_ok=True)
+        own_engine = f"sqlite://{quote(str(self.paths.data(METADATA) / 'meta.db'))}"
         return {
-            "address": self._address(METADATA, must_keep=others_run),
-            "engine": f"sqlite://{quote(str(self.paths.data(METADATA) / 'meta.db'))}",
+            "address": self._address(name, must_keep=others_run),
+            "engine": spec.engine or own_engine,
             "cluster_id": spec.cluster_id,
             "code": spec.code,
             "pg_count": spec.pg_count,
@@ -219,6 +249,7 @@ class LocalCluster:
             "out_after_s": spec.out_after_s,
             "trash_grace_s": spec.trash_grace_s,
             "repair_bandwidth_bytes_per_s": spec.repair_bandwidth_bytes_per_s,
+            "move_bandwidth_bytes_per_s": spec.move_bandwidth_bytes_per_s,
         }
 
     def _node_values(self, spec: ClusterSpec, name: str) -> dict[str, object]:
@@ -228,7 +259,7 @@ class LocalCluster:
             "address": self._address(name),
             "node_id": name,
             "devices": [str(device)],
-            "metadata": [self._metadata_address()],
+            "metadata": self._metadata_addresses(spec),
             "heartbeat_s": spec.heartbeat_s,
             "capacity_bytes": spec.capacity_bytes,
         }
@@ -237,7 +268,7 @@ class LocalCluster:
         fixed = f"{LOOPBACK}:{spec.s3_port}"
         return {
             "address": fixed if spec.s3_port else self._address(GATEWAY),
-            "metadata": [self._metadata_address()],
+            "metadata": self._metadata_addresses(spec),
             "access_key": spec.access_key,
             "secret_key": spec.secret_key,
         }
@@ -261,10 +292,10 @@ class LocalCluster:
                 pass
         return f"{LOOPBACK}:0"
 
-    def _metadata_address(self) -> str:
-        ready = self.ready(METADATA)
-        assert ready is not None, "the metadata server is started first"
-        return ready.address
+    def _metadata_addresses(self, spec: ClusterSpec) -> list[str]:
+        """Where the metadata servers serve; they are started first."""
+        found = [self.ready(name) for name in spec.metadata_names]
+        return [ready.address for ready in found if ready is not None]
 
     def ready(self, name: str) -> Ready | None:
         """The ready file of a process, if it was written."""
@@ -301,9 +332,9 @@ class LocalCluster:
     ) -> None:
         """Wait for the cluster map, for every device to be up, and for S3 to answer."""
         progress("waiting for the cluster map")
-        names = process_names(spec.nodes)
+        names = spec.process_names
         deadline_s = self.clock.monotonic_s() + START_TIMEOUT_S
-        address = self._metadata_address()
+        addresses = self._metadata_addresses(spec)
         problem = "no answer"
         while self.clock.monotonic_s() < deadline_s:
             for name in names:
@@ -311,8 +342,8 @@ class LocalCluster:
                 if child is None or not child.alive:
                     raise self._failed(name, "ended while the cluster started")
             try:
-                status = fetch_status(address, timeout_s=5.0)
-                problem = status.problem_of_start(spec.nodes)
+                status = fetch_status(addresses, timeout_s=5.0)
+                problem = status.problem_of_start(len(spec.node_names))
             except ClusterUnhealthy as error:
                 problem = error.message
             if not problem:
@@ -331,25 +362,19 @@ class LocalCluster:
     def _describe(self, spec: ClusterSpec) -> ClusterFile:
         """cluster.json, from the ready files."""
         entries: dict[str, Ready] = {}
-        for name in process_names(spec.nodes):
+        for name in spec.process_names:
             ready = self.ready(name)
             if ready is None:
                 raise self._failed(name, "ended after it had started")
             entries[name] = ready
-        metadata, gateway = entries[METADATA], entries[GATEWAY]
+        gateway = entries[GATEWAY]
         return {
             "s3": {
                 "endpoint": f"http://{gateway.address}",
                 "access_key": spec.access_key,
                 "secret_key": spec.secret_key,
             },
-            "metadata": [
-                {
-                    "address": metadata.address,
-                    "pid": metadata.pid,
-                    "metrics": metrics_url(metadata.metrics),
-                }
-            ],
+            "metadata": [_server_entry(entries[name]) for name in spec.metadata_names],
             "nodes": [
                 {
                     "id": name,
@@ -358,16 +383,18 @@ class LocalCluster:
                     "data_dir": str(self.paths.data(name)),
                     "metrics": metrics_url(entries[name].metrics),
                 }
-                for name in map(node_name, range(1, spec.nodes + 1))
+                for name in spec.node_names
             ],
-            "gateways": [
-                {
-                    "address": gateway.address,
-                    "pid": gateway.pid,
-                    "metrics": metrics_url(gateway.metrics),
-                }
-            ],
+            "gateways": [_server_entry(gateway)],
         }
+
+
+def _server_entry(ready: Ready) -> ServerEntry:
+    return {
+        "address": ready.address,
+        "pid": ready.pid,
+        "metrics": metrics_url(ready.metrics),
+    }
 
 
 def metrics_url(address: str) -> str:

@@ -10,6 +10,7 @@ data/NAME/          its data
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -103,9 +104,31 @@ def node_name(number: int) -> str:
     return f"node-{number}"
 
 
-def process_names(node_count: int) -> list[str]:
-    """Every process of a cluster, in the order they start."""
-    return [METADATA, *(node_name(number) for number in range(1, node_count + 1)), GATEWAY]
+def metadata_name(number: int) -> str:
+    """Name of the metadata server `number`, from 1."""
+    return METADATA if number == 1 else f"{METADATA}-{number}"
+
+
+def process_names(
+    node_count: int, *, metadata_count: int = 1, removed: Collection[int] = ()
+) -> list[str]:
+    """Every process of a cluster, in the order they start; `removed` nodes have none."""
+    numbers = [number for number in range(1, node_count + 1) if number not in removed]
+    return [
+        *(metadata_name(number) for number in range(1, metadata_count + 1)),
+        *map(node_name, numbers),
+        GATEWAY,
+    ]
+
+
+def is_node(name: str) -> bool:
+    """Whether a process is a storage node."""
+    return name.startswith("node-")
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a process is a metadata server."""
+    return name.partition("-")[0] == METADATA
 
 
 def read_cluster_file(directory: Path) -> ClusterFile:
@@ -125,3 +148,8 @@ def read_cluster_file(directory: Path) -> ClusterFile:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClusterUnhealthy(f"{path} cannot be used: {error}", hint=hint) from error
     return cast(ClusterFile, value)
+
+
+def metadata_addresses(cluster: ClusterFile) -> list[str]:
+    """Where the metadata servers serve."""
+    return [item["address"] for item in cluster["metadata"]]

@@ -9,10 +9,13 @@ from pathlib import Path
 from exastore.deploy.config import read_config, render_table
 from exastore.deploy.errors import BadInput, EnvironmentUnfit
 from exastore.deploy.files import write_atomically
+from exastore.deploy.layout import is_metadata, is_node, process_names
 
 #: A start with less than this free would fail in the middle of something.
 MIN_FREE_BYTES = 512 * 2**20
 LOOPBACK = "127.0.0.1"
+#: Engines that several metadata servers can use at once.
+SHARED_ENGINES = ("postgresql://", "etcd://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,29 @@ class ClusterSpec:
     """Seconds until the chunks of deleted objects are removed, so that running reads can finish."""
     repair_bandwidth_bytes_per_s: int = 0
     """Bytes per second that all rebuilding together may write; 0: no limit."""
+    move_bandwidth_bytes_per_s: int = 0
+    """Bytes per second that draining and balancing together may write; 0: no limit."""
+    metadata_servers: int = 1
+    """Metadata servers; more than one need an engine that several processes can share."""
+    engine: str = ""
+    """URL of the metadata engine; empty: SQLite in the cluster's directory."""
+    removed: tuple[int, ...] = ()
+    """Numbers of the nodes that were removed; they are not used again."""
+
+    @property
+    def process_names(self) -> list[str]:
+        """Every process, in the order they start."""
+        return process_names(self.nodes, metadata_count=self.metadata_servers, removed=self.removed)
+
+    @property
+    def node_names(self) -> list[str]:
+        """The storage nodes that are part of the cluster."""
+        return [name for name in self.process_names if is_node(name)]
+
+    @property
+    def metadata_names(self) -> list[str]:
+        """The metadata servers."""
+        return [name for name in self.process_names if is_metadata(name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +87,9 @@ class ClusterOptions:
     capacity_bytes: int | None = None
     trash_grace_s: float | None = None
     repair_bandwidth_bytes_per_s: int | None = None
+    move_bandwidth_bytes_per_s: int | None = None
+    metadata_servers: int | None = None
+    engine: str | None = None
 
     def given(self) -> dict[str, object]:
         """The options that are not None."""
@@ -68,7 +97,7 @@ class ClusterOptions:
 
 
 #: Options that say what the cluster is; they cannot change once it exists.
-IDENTITY = ("nodes", "code", "pg_count")
+IDENTITY = ("nodes", "code", "pg_count", "engine")
 
 
 def new_spec(options: ClusterOptions) -> ClusterSpec:
@@ -100,7 +129,8 @@ def changed_spec(spec: ClusterSpec, options: ClusterOptions, *, running: bool) -
         if name in IDENTITY:
             raise BadInput(
                 f"this directory holds a cluster with {option} {stored[name]}, not {new}",
-                hint=f"leave {option} out, or give another --dir for a new cluster",
+                hint=f"leave {option} out, or give another --dir for a new cluster"
+                + ("; nodes are added with: exastore cluster add" if name == "nodes" else ""),
             )
         if running:
             raise BadInput(
@@ -147,6 +177,16 @@ def check_spec(spec: ClusterSpec) -> None:
         raise BadInput(
             f"--out-after-s {spec.out_after_s:g} must be at least "
             f"--down-after-s {spec.down_after_s:g}"
+        )
+    if spec.metadata_servers < 1:
+        raise BadInput("--metadata-servers must be at least 1")
+    if spec.metadata_servers > 1 and not spec.engine.startswith(SHARED_ENGINES):
+        kind = spec.engine.partition(":")[0] or "sqlite"
+        raise BadInput(
+            f"--metadata-servers {spec.metadata_servers} need an engine that several processes "
+            f"can share; {kind} belongs to one",
+            hint="add --engine postgresql://user@host:port/database or "
+            "--engine etcd://host:port,host:port,host:port/prefix",
         )
     if spec.pg_count < 1:
         raise BadInput("--pg-count must be at least 1")

@@ -1,13 +1,17 @@
 """The state of a cluster as its metadata server tells it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import grpc
 
-from exastore.deploy.errors import ClusterUnhealthy
+from exastore.deploy.errors import BadInput, ClusterUnhealthy
 from exastore.metadata.core.topology import DeviceState
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
 from exastore.proto.v1 import metadata_pb2, metadata_pb2_grpc
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,14 @@ class DeviceView:
     used_bytes: int
     chunk_count: int
     fenced: bool
+    weight: float
+    slot_count: int
+    leaving_slot_count: int
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether it was taken out of the cluster for good."""
+        return self.state == "out" and self.weight == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,23 @@ class RepairView:
 
 
 @dataclass(frozen=True, slots=True)
+class MovesView:
+    """Slots that move between devices that serve; `progress` counts them as tasks."""
+
+    progress: RepairView
+    moving_slot_count: int
+    waiting_slot_count: int
+    unplaced_slot_count: int
+    balancing: bool
+    draining_device_indexes: list[int]
+
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing moves and nothing is to be moved."""
+        return not (self.moving_slot_count or self.waiting_slot_count or self.balancing)
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """A cluster. `pgs_by_missing[i]`: placement groups of which i slots cannot be read now."""
 
@@ -64,6 +93,8 @@ class StatusView:
     trash_extent_count: int
     nodes: list[NodeView]
     repair: RepairView
+    moves: MovesView
+    does_background_work: bool
 
     @property
     def missing_slot_count(self) -> int:
@@ -78,7 +109,13 @@ class StatusView:
     @property
     def up_device_count(self) -> int:
         """Devices that serve."""
-        return sum(device.state == "up" for node in self.nodes for device in node.devices)
+        return sum(
+            device.state in ("up", "draining") for node in self.nodes for device in node.devices
+        )
+
+    def device(self, index: int) -> DeviceView:
+        """The device with this index."""
+        return next(d for node in self.nodes for d in node.devices if d.index == index)
 
     def problem_of_start(self, node_count: int) -> str:
         """Why a cluster of so many one-device nodes does not serve yet; empty when it does."""
@@ -98,28 +135,78 @@ class StatusView:
         }
 
 
-def fetch_status(address: str, *, timeout_s: float = 10.0) -> StatusView:
-    """Ask a metadata server.
+def fetch_status(addresses: str | Sequence[str], *, timeout_s: float = 10.0) -> StatusView:
+    """Ask the metadata servers; what the one that does the background work says counts.
 
     Raises:
-        ClusterUnhealthy: It does not answer.
+        ClusterUnhealthy: None answers.
     """
-    with grpc.insecure_channel(address, channel_options(METADATA_MESSAGE_BYTES)) as channel:
-        stub = metadata_pb2_grpc.MetadataServiceStub(channel)
+    views: list[StatusView] = []
+    problem: ClusterUnhealthy | None = None
+    for address in [addresses] if isinstance(addresses, str) else addresses:
         try:
-            status = stub.GetStatus(metadata_pb2.GetStatusRequest(), timeout=timeout_s)
+            view = view_of(
+                _call(
+                    address,
+                    lambda stub: stub.GetStatus(metadata_pb2.GetStatusRequest(), timeout=timeout_s),
+                )
+            )
+        except ClusterUnhealthy as error:
+            problem = error
+            continue
+        if view.does_background_work:
+            return view
+        views.append(view)
+    if views:
+        return views[0]
+    raise problem or ClusterUnhealthy("the cluster has no metadata server")
+
+
+def operate(
+    addresses: Sequence[str], request: metadata_pb2.OperateRequest, *, timeout_s: float = 60.0
+) -> metadata_pb2.OperationPlan:
+    """Plan an operation, and act if the request says so.
+
+    Raises:
+        BadInput: The cluster refuses it, and says why.
+        ClusterUnhealthy: No metadata server answers.
+    """
+    # What failed is tried again by the server that does the work, so that one is asked first.
+    leading = [a for a in addresses if _leads(a)]
+    problem: ClusterUnhealthy | None = None
+    for address in [*leading, *(a for a in addresses if a not in leading)]:
+        try:
+            return _call(address, lambda stub: stub.Operate(request, timeout=timeout_s))
+        except ClusterUnhealthy as error:
+            problem = error
+    raise problem or ClusterUnhealthy("the cluster has no metadata server")
+
+
+def _leads(address: str) -> bool:
+    try:
+        return fetch_status(address).does_background_work
+    except ClusterUnhealthy:
+        return False
+
+
+def _call(address: str, call: Callable[[metadata_pb2_grpc.MetadataServiceStub], Answer]) -> Answer:
+    with grpc.insecure_channel(address, channel_options(METADATA_MESSAGE_BYTES)) as channel:
+        try:
+            return call(metadata_pb2_grpc.MetadataServiceStub(channel))
         except grpc.RpcError as error:
             detail = error.details() if isinstance(error, grpc.Call) else str(error)
+            refused = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
+            if isinstance(error, grpc.Call) and error.code() in refused:
+                raise BadInput(str(detail)) from error
             raise ClusterUnhealthy(
                 f"the metadata server at {address} does not answer: {detail}",
                 hint="see its log; `exastore cluster up` starts what does not run",
             ) from error
-    return view_of(status)
 
 
 def view_of(status: metadata_pb2.ClusterStatus) -> StatusView:
     """The message as plain values."""
-    repair = status.repair
+    moves = status.moves
     return StatusView(
         cluster_id=status.cluster_id,
         code=status.code,
@@ -131,19 +218,32 @@ def view_of(status: metadata_pb2.ClusterStatus) -> StatusView:
         degraded_stripe_count=status.degraded_stripe_count,
         trash_extent_count=status.trash_extent_count,
         nodes=[_node_view(node) for node in status.nodes],
-        repair=RepairView(
-            active=repair.active,
-            task_count=repair.task_count,
-            done_task_count=repair.done_task_count,
-            total_chunk_bytes=repair.total_chunk_bytes,
-            rebuilt_chunk_bytes=repair.rebuilt_chunk_bytes,
-            rebuilt_chunk_count=repair.rebuilt_chunk_count,
-            read_bytes=repair.read_bytes,
-            elapsed_s=repair.elapsed_s,
-            eta_s=repair.eta_s if repair.eta_s >= 0 else None,
-            bytes_per_s=repair.bytes_per_s,
-            message=repair.message,
+        repair=_repair_view(status.repair),
+        moves=MovesView(
+            progress=_repair_view(moves.progress),
+            moving_slot_count=moves.moving_slot_count,
+            waiting_slot_count=moves.waiting_slot_count,
+            unplaced_slot_count=moves.unplaced_slot_count,
+            balancing=moves.balancing,
+            draining_device_indexes=list(moves.draining_device_indexes),
         ),
+        does_background_work=status.does_background_work,
+    )
+
+
+def _repair_view(repair: metadata_pb2.RepairStatus) -> RepairView:
+    return RepairView(
+        active=repair.active,
+        task_count=repair.task_count,
+        done_task_count=repair.done_task_count,
+        total_chunk_bytes=repair.total_chunk_bytes,
+        rebuilt_chunk_bytes=repair.rebuilt_chunk_bytes,
+        rebuilt_chunk_count=repair.rebuilt_chunk_count,
+        read_bytes=repair.read_bytes,
+        elapsed_s=repair.elapsed_s,
+        eta_s=repair.eta_s if repair.eta_s >= 0 else None,
+        bytes_per_s=repair.bytes_per_s,
+        message=repair.message,
     )
 
 
@@ -160,6 +260,9 @@ def _node_view(status: metadata_pb2.NodeStatus) -> NodeView:
                 used_bytes=item.used_bytes,
                 chunk_count=item.chunk_count,
                 fenced=item.fenced,
+                weight=item.device.weight,
+                slot_count=item.slot_count,
+                leaving_slot_count=item.leaving_slot_count,
             )
             for item in status.devices
         ],

@@ -1,30 +1,28 @@
 """`exastore cluster ...`: a local cluster of real processes."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
+from exastore.deploy.cli import operations
+from exastore.deploy.cli.options import DEFAULT_DIR, DirOption, JsonOption
 from exastore.deploy.cli.output import binary_size, duration, err, out, print_json
 from exastore.deploy.errors import ExitCode
 from exastore.deploy.launcher import LocalCluster, Started
-from exastore.deploy.layout import ClusterFile, read_cluster_file
+from exastore.deploy.layout import (
+    ClusterFile,
+    metadata_addresses,
+    metadata_name,
+    read_cluster_file,
+)
 from exastore.deploy.spec import ClusterOptions
 from exastore.deploy.status import StatusView, fetch_status
 
 app = typer.Typer(help="A local cluster of real processes.", no_args_is_help=True)
-
-DirOption = Annotated[
-    Path,
-    typer.Option(
-        "--dir", envvar="EXASTORE_CLUSTER", help="Directory of the cluster.", show_default=True
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DEFAULT_DIR = Path("exastore-cluster")
+operations.add_to(app)
 
 
 @app.command()
@@ -69,6 +67,20 @@ def up(
         int | None,
         typer.Option(min=0, help="Limit of all repair.", show_default="0, none, when new"),
     ] = None,
+    move_bandwidth_bytes_per_s: Annotated[
+        int | None,
+        typer.Option(min=0, help="Limit of all draining and balancing.", show_default="0, none"),
+    ] = None,
+    metadata_servers: Annotated[
+        int | None, typer.Option(min=1, help="Metadata servers.", show_default="1, when new")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the metadata engine: postgresql://... or etcd://...",
+            show_default="SQLite in the directory",
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Start a cluster, or whatever of it does not run, and leave it running."""
@@ -82,6 +94,9 @@ def up(
         capacity_bytes=capacity_bytes,
         trash_grace_s=trash_grace_s,
         repair_bandwidth_bytes_per_s=repair_bandwidth_bytes_per_s,
+        move_bandwidth_bytes_per_s=move_bandwidth_bytes_per_s,
+        metadata_servers=metadata_servers,
+        engine=engine,
     )
     cluster = LocalCluster.at(directory)
     with err.status("starting") as spinner:
@@ -128,7 +143,7 @@ def status(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) 
     local.spec()
     cluster = read_cluster_file(local.paths.root)
     alive = local.children()
-    view = fetch_status(cluster["metadata"][0]["address"])
+    view = fetch_status(metadata_addresses(cluster))
     if json_output:
         print_json({**view.to_json(), "processes": _processes(cluster, set(alive))})
     else:
@@ -139,7 +154,10 @@ def status(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) 
 
 def _processes(cluster: ClusterFile, alive: set[str]) -> list[dict[str, object]]:
     """Every process of cluster.json with its pid and whether it lives."""
-    named = [("metadata", item["pid"]) for item in cluster["metadata"]]
+    named = [
+        (metadata_name(number), item["pid"])
+        for number, item in enumerate(cluster["metadata"], start=1)
+    ]
     named += [(item["id"], item["pid"]) for item in cluster["nodes"]]
     named += [("gateway", item["pid"]) for item in cluster["gateways"]]
     return [{"name": name, "pid": pid, "alive": name in alive} for name, pid in named]
@@ -153,6 +171,8 @@ def _print_status(view: StatusView, alive: set[str]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for node in view.nodes:
         for device in node.devices:
+            if device.is_removed:
+                continue
             table.add_row(
                 node.id,
                 "runs" if node.id in alive else "[red]gone[/]",
@@ -180,6 +200,14 @@ def _print_status(view: StatusView, alive: set[str]) -> None:
             f"{binary_size(repair.total_chunk_bytes)}, "
             f"{binary_size(repair.bytes_per_s)}/s, time left: {duration(repair.eta_s)}"
         )
+    moves = view.moves
+    if not moves.is_still:
+        done, progress = moves.progress.done_task_count, moves.progress
+        out.print(
+            f"moves: {done} of {progress.task_count} slots, "
+            f"{binary_size(progress.rebuilt_chunk_bytes)} of "
+            f"{binary_size(progress.total_chunk_bytes)}, time left: {duration(progress.eta_s)}"
+        )
     if repair.message:
         out.print(f"last repair problem: {repair.message}", markup=False)
     out.print(
@@ -193,7 +221,7 @@ def _print_status(view: StatusView, alive: set[str]) -> None:
 def df(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
     """Show raw space per device and in total."""
     cluster = read_cluster_file(directory)
-    view = fetch_status(cluster["metadata"][0]["address"])
+    view = fetch_status(metadata_addresses(cluster))
     devices = [
         {
             "node": node.id,
@@ -204,9 +232,10 @@ def df(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> N
         }
         for node in view.nodes
         for device in node.devices
+        if not device.is_removed
     ]
-    capacity_bytes = sum(device.capacity_bytes for node in view.nodes for device in node.devices)
-    used_bytes = sum(device.used_bytes for node in view.nodes for device in node.devices)
+    capacity_bytes = sum(int(str(device["capacity_bytes"])) for device in devices)
+    used_bytes = sum(int(str(device["used_bytes"])) for device in devices)
     if json_output:
         print_json({"capacity_bytes": capacity_bytes, "used_bytes": used_bytes, "devices": devices})
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exastore.deploy.cli.cluster import DEFAULT_DIR, DirOption, JsonOption
+from exastore.deploy.cli.options import DEFAULT_DIR, DirOption, JsonOption
 from exastore.deploy.cli.output import bar, binary_size, out, print_json
 from exastore.deploy.errors import BadInput, DeployError, ExitCode
 from exastore.deploy.layout import read_cluster_file

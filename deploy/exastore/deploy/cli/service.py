@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exastore.deploy.cli.cluster import JsonOption
+from exastore.deploy.cli.options import JsonOption
 from exastore.deploy.cli.output import bar, binary_size, out, print_json
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.config import read_config

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from exastore.deploy.cli.cluster import JsonOption
+from exastore.deploy.cli.options import JsonOption
 from exastore.deploy.cli.output import duration, err, out, print_json
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.errors import BadInput, EnvironmentUnfit, ExitCode

@@ -17,7 +17,7 @@ import numpy as np
 
 from exastore.erasure import codec
 from exastore.metadata.core.balance import rule_violations, slots_per_device
-from exastore.metadata.core.balancer import ideal_slots
+from exastore.metadata.core.balancer import BalancePlan, ideal_slots
 from exastore.metadata.core.cluster_map import with_device_state
 from exastore.metadata.core.errors import CoreError
 from exastore.metadata.core.moves import (
@@ -30,7 +30,7 @@ from exastore.metadata.core.moves import (
     plan_replacement,
 )
 from exastore.metadata.core.placement import placement_columns
-from exastore.metadata.core.repair import SERVING, classify, plan_repair
+from exastore.metadata.core.repair import SERVING, RepairPlan, classify, plan_repair
 from exastore.metadata.core.topology import ClusterMap, DeviceState, Int32Array, SlotState
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.namespace.errors import InvalidArgument
@@ -276,7 +276,7 @@ class Operations:
             per_slot[device] = used[device] / held[device]
         return round(float(per_slot[moves.source].sum()))
 
-    def _left_on(self, columns: ClusterMap, devices: Sequence[int], moves: SlotMoves) -> int:
+    def _left_on(self, columns: ClusterMap, devices: Sequence[int], moves: BalancePlan) -> int:
         """Slots of the devices that the moves leave there, though they could be moved."""
         is_left = np.isin(columns.pg_devices, devices)
         is_left &= columns.pg_slot_state == SlotState.CLEAN
@@ -340,7 +340,9 @@ class Operations:
         await self._cluster.load_intents()
 
 
-def _ends(moves: SlotMoves) -> tuple[Int32Array, Int32Array, Int32Array, Int32Array]:
+def _ends(
+    moves: SlotMoves | BalancePlan | RepairPlan,
+) -> tuple[Int32Array, Int32Array, Int32Array, Int32Array]:
     return moves.pg, moves.slot, moves.source_device, moves.target_device
 
 
