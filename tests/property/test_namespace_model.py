@@ -63,7 +63,6 @@ class Bucket(RuleBasedStateMachine):
         #: Key and ETags by part number of each upload in progress.
         self.uploads: dict[str, tuple[str, dict[int, str]]] = {}
         self.last: metadata_pb2.CommitObjectRequest | None = None
-        self.rules: list[metadata_pb2.LifecycleRule] = []
         request = pb.CreateBucketRequest(name=BUCKET, owner="me")
         run(self.engine.transact(lambda txn: buckets.create_bucket(txn, request, 1.0)))
         self.configure(quota=pb.Quota(max_bytes=QUOTA_BYTES))
@@ -243,8 +242,8 @@ class Bucket(RuleBasedStateMachine):
                 break
         run(self.engine.transact(lambda t: requests.forget_expired(t, before_s=self.now_s)))
         self.last = None  # its answer may be forgotten
-        for key in list(self.model):
-            self.refresh(key)
+        for name in list(self.model):
+            self.refresh(name)
         request = pb.ListUploadsRequest(bucket=BUCKET)
         left = run(self.engine.read(lambda txn: uploads.list_uploads(txn, request))).uploads
         ids = {upload.upload_id for upload in left}

@@ -212,7 +212,8 @@ class ClusterStore:
         return info_of(await self.metadata.get_object(bucket, key, head_only=True))
 
     async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
-        return await self.metadata.delete_objects(bucket, keys)
+        request_id = self._new_id().hex()
+        return await self.metadata.delete_objects(bucket, keys, request_id=request_id)
 
     async def copy_object(
         self,

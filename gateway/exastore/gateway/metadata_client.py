@@ -109,8 +109,10 @@ class MetadataClient:
         request = metadata_pb2.GetObjectRequest(bucket=bucket, key=key, head_only=head_only)
         return await self._call(lambda stub: stub.GetObject, request)
 
-    async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
-        request = metadata_pb2.DeleteObjectsRequest(bucket=bucket, keys=keys)
+    async def delete_objects(
+        self, bucket: str, keys: Sequence[str], *, request_id: str
+    ) -> Sequence[bool]:
+        request = metadata_pb2.DeleteObjectsRequest(bucket=bucket, keys=keys, request_id=request_id)
         return (await self._call(lambda stub: stub.DeleteObjects, request)).existed
 
     async def list_objects(

@@ -27,10 +27,14 @@ REQUEST_CODES = {
     "INVALID_PART_ORDER": "InvalidPartOrder",
     "ENTITY_TOO_SMALL": "EntityTooSmall",
     "INVALID_ARGUMENT": "InvalidArgument",
+    "INVALID_TAG": "InvalidTag",
+    "NO_SUCH_VERSION": "NoSuchVersion",
+    "DELETE_MARKER": "MethodNotAllowed",
+    "QUOTA_EXCEEDED": "QuotaExceeded",
 }
 
 #: After these the same request may be sent again, to any server: it may or may not have been done.
-RETRIED_REASONS = frozenset({"UNAVAILABLE", "COMMIT_UNKNOWN"})
+RETRIED_REASONS = frozenset({"UNAVAILABLE", "COMMIT_UNKNOWN", "BUCKET_MOVING"})
 RETRIED_STATUSES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,

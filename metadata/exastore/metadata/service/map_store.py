@@ -221,15 +221,15 @@ class MapStore:
         message, head, pg_epochs = self._message, self._rows.get(_HEAD_KEY), self._pg_epochs
         code = None if message is None else codec(message.code)
 
-        if is_current is None:
+        def is_head_current(txn: Transaction) -> bool:
+            return txn.get(_HEAD_KEY) == head
 
-            def is_current(txn: Transaction) -> bool:
-                return txn.get(_HEAD_KEY) == head
+        is_newest = is_current or is_head_current
 
         def check(txn: Transaction, extents: Iterable[common_pb2.Extent]) -> None:
             is_checked = False
             for extent in extents:
-                if not is_checked and not is_current(txn):
+                if not is_checked and not is_newest(txn):
                     raise MapOutdated("the cached map is not the stored one")
                 is_checked = True
                 if message is None or code is None:

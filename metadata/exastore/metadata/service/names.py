@@ -250,8 +250,6 @@ class NamespaceService:
         items.extend(request.items)
         if len(items) > _DELETED_KEY_COUNT_MAX:
             raise InvalidArgument(f"at most {_DELETED_KEY_COUNT_MAX} keys in one call")
-        if len({(item.key, item.version_id) for item in items}) < len(items):
-            raise InvalidArgument("the same key, or version of a key, is named twice")
         gate = asyncio.Semaphore(_DELETE_CONCURRENCY)
 
         async def delete(first: int) -> metadata_pb2.DeleteObjectsResponse:
