@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from exastore.erasure import Codec, TooFewChunks, UnknownCode, _reference, codec
+from exastore.erasure import Codec, TooFewChunks, UnknownCode, _reference, clay, codec, contract
 from exastore.erasure.errors import WrongAlignment, WrongReads, WrongShape
 from exastore.erasure.kernels import available_kernels
 from exastore.erasure.matrix import rank
@@ -155,12 +155,12 @@ def test_any_of_the_lost_can_be_wanted_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("sub_chunk_bytes", [0, 1, 7, 8, 65, 700, 1500])
+@pytest.mark.parametrize("sub_chunk_bytes", [0, 1, 7, 8, 65, 700, 9001])
 def test_sub_chunks_of_any_length_and_alignment(kernel: str, sub_chunk_bytes: int) -> None:
     code = codec("clay-4-2-5", kernel=kernel)
     stripe = stripe_of(code, sub_chunk_bytes)
     # The bytes of a position within the sub-chunks depend on those of that position alone.
-    for position in range(0, sub_chunk_bytes, 97):
+    for position in range(0, sub_chunk_bytes, 397):
         thin = stripe.reshape(code.n, code.sub_chunk_count, -1)[:, :, position]
         assert (code.encode(np.ascontiguousarray(thin[: code.k])) == thin[code.k :]).all()
     canvas = np.zeros((code.n, stripe.shape[1] + 64), dtype=np.uint8)
@@ -172,6 +172,57 @@ def test_sub_chunks_of_any_length_and_alignment(kernel: str, sub_chunk_bytes: in
     assert canvas.any() == stripe.any() and not canvas[:, -50:].any()
     rebuilt = code.decode({i: moved[i] for i in (1, 3, 4, 5)}, want=[0, 2])
     assert (rebuilt[0] == stripe[0]).all() and (rebuilt[2] == stripe[2]).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_small_workspace_is_used_part_by_part(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clay, "WORKSPACE_BYTES", 8 * 1024)
+    monkeypatch.setattr(contract, "EXACT_CHUNK_BYTES", 0)
+    code = codec("clay-4-2-5", kernel=kernel)
+    stripe = stripe_of(code, 3001)
+    rebuilt = code.decode({i: stripe[i] for i in (1, 3, 4, 5)}, want=[2])
+    assert (rebuilt[2] == stripe[2]).all()
+    assert code.verify(stripe, seed=1) and code.verify(stripe, seed=1, rounds=2)
+    for place in (0, 1023, 1024, 3000, 3001, 8 * 3001 - 1):
+        damaged = stripe.copy()
+        damaged[2, place] ^= 1
+        assert not code.verify(damaged, seed=1, rounds=2), place
+    changed = stripe.copy()
+    changed[3] ^= 7
+    code.update_parity(3, stripe[3], changed[3], changed[4:])
+    assert (code.encode(changed[:4]) == changed[4:]).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_more_parity_than_one_step_makes(kernel: str) -> None:
+    code = codec("clay-3-9-11", kernel=kernel)
+    stripe = stripe_of(code, 2)
+    assert _reference.is_clay_stripe(3, 9, [chunk.tobytes() for chunk in stripe])
+    assert code.verify(stripe, seed=1)
+    rng = np.random.default_rng(4)
+    for loss_count in range(1, 10):
+        lost = tuple(sorted(rng.choice(12, loss_count, replace=False).tolist()))
+        survivors = {i: stripe[i] for i in range(12) if i not in lost}
+        rebuilt = code.decode(survivors, want=lost)
+        assert all((rebuilt[i] == stripe[i]).all() for i in lost), lost
+    parity = stripe[3:].copy()
+    code.update_parity(2, stripe[2], stripe[0], parity)
+    assert (parity == code.encode(stripe[[0, 1, 0]])).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("sub_chunk_bytes", [0, 1, 130, 700])
+def test_threads_share_a_clay_stripe(kernel: str, sub_chunk_bytes: int) -> None:
+    code = codec("clay-4-2-5", kernel=kernel)
+    stripe = stripe_of(code, sub_chunk_bytes)
+    made = np.empty_like(stripe[4:])
+    code.encode_into(stripe[:4], made, threads=3)
+    assert (made == stripe[4:]).all()
+    out = {0: np.empty_like(stripe[0])}
+    code.decode_into({i: stripe[i] for i in (1, 2, 4, 5)}, out, threads=2)
+    assert (out[0] == stripe[0]).all()
 
 
 def test_kernels_agree_on_long_chunks() -> None:

@@ -173,14 +173,18 @@ class ClayCode(Codec):
         rng = np.random.Generator(np.random.Philox(seed))
         work = self._planner.checking(random_checks(self._geometry.inner_check, check_count, rng))
         given = {index: self._rows(chunk) for index, chunk in enumerate(inputs.arrays)}
+        # The sums of a part of every sub-chunk at a time. Zeros, as a part need not be whole words.
         size = inputs.chunk_bytes // self.sub_chunk_count
-        buffers, sums = self._buffers(work, given, {})
-        size, block = inputs.chunk_bytes // self.sub_chunk_count, sums.shape[2]
-        for begin in range(0, size, block):
-            end = min(begin + block, size)
-            work.run(buffers, begin, end)
-            # All of it, in whole words: beyond a last block that is short is what passed before.
-            if np.bitwise_or.reduce(sums.reshape(-1).view(np.uint64)):
+        part = min(size, _fitting_bytes(check_count * self.sub_chunk_count))
+        words = np.zeros((check_count, self.sub_chunk_count, -(-part // 8)), dtype=np.uint64)
+        sums = dict(enumerate(words.view(np.uint8), self.n + 1))
+        buffers, _ = self._buffers(work, given | sums, {})
+        for begin in range(0, size, part):
+            for index, rows in sums.items():
+                buffers[index] = Buffer(rows, first=begin)
+            work.run(buffers, begin, min(begin + part, size))
+            # All of it: beyond a last part that is short is what passed before.
+            if np.bitwise_or.reduce(words.reshape(-1)):
                 return False
         return True
 
@@ -273,10 +277,9 @@ class ClayCode(Codec):
             for index in indexes
             if (index in work.makes or index > self.n) and index not in made and index not in given
         ]
-        fitting = WORKSPACE_BYTES // max(1, len(spaces) * self.sub_chunk_count)
-        needed = next(iter(given.values())).shape[1]
-        block = min(max(fitting // LINE_BYTES, 1), -(-needed // LINE_BYTES)) * LINE_BYTES
-        block = min(max(block, LINE_BYTES), BLOCK_BYTES)
+        needed = -(-next(iter(given.values())).shape[1] // LINE_BYTES) * LINE_BYTES
+        fitting = _fitting_bytes(len(spaces) * self.sub_chunk_count)
+        block = min(max(needed, LINE_BYTES), fitting, BLOCK_BYTES)
         memory = np.zeros((len(spaces), self.sub_chunk_count, block), dtype=np.uint8)
         buffers = [Buffer(_ZEROS, is_whole=False)] * len(indexes)
         for index, chunk in made.items():
@@ -286,6 +289,11 @@ class ClayCode(Codec):
         for index, rows in zip(spaces, memory, strict=True):
             buffers[index] = Buffer(rows, is_whole=False)
         return buffers, memory
+
+
+def _fitting_bytes(row_count: int) -> int:
+    """The length of so many rows of a workspace: some cache lines."""
+    return max(WORKSPACE_BYTES // max(row_count, 1) // LINE_BYTES, 1) * LINE_BYTES
 
 
 def _runs(positions: Iterable[int]) -> tuple[Run, ...]:

@@ -182,6 +182,8 @@ class Buffer:
     rows: Bytes
     #: Whether the rows are as long as a sub-chunk; else they hold one block of it at a time.
     is_whole: bool = True
+    #: Where in the sub-chunk whole rows begin, so that they may be a part of it.
+    first: int = 0
 
 
 def block_bytes(buffers: Sequence[Buffer]) -> int:
@@ -226,8 +228,9 @@ class _Gathering:
             for first in range(start, stop, GATHERED_BYTES):
                 last = min(first + GATHERED_BYTES, stop)
                 views = [
-                    b.rows[:, first:last] if b.is_whole else b.rows[:, first - start : last - start]
+                    b.rows[:, first - origin : last - origin]
                     for b in buffers
+                    for origin in [b.first if b.is_whole else start]
                 ]
                 for stage in self._steps.stages:
                     self._do(stage, views)

@@ -49,7 +49,8 @@ class Walk:
             return
         assert len(buffers) <= MAX_ROWS
         words = np.array(
-            [(address_of(b.rows), b.rows.strides[0], b.is_whole) for b in buffers], dtype=np.int64
+            [(address_of(b.rows) - b.first, b.rows.strides[0], b.is_whole) for b in buffers],
+            dtype=np.int64,
         )
         stream = address_of(self._stream)
         self._run(
