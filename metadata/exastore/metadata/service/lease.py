@@ -4,7 +4,9 @@ Laws:
 1. The token grows with every change of holder, and only the holder of the stored token may commit
    background work: `guard` checks it inside each such transaction, so a holder that was paused past
    its expiry cannot commit.
-2. The lease is taken over only after its expiry, by the taker's clock.
+2. The lease is taken over after its expiry by the taker's wall clock, or when the taker has seen it
+   unchanged for its duration by a clock that does not jump. So a wall clock that is wrong lets a
+   lease be taken early, which the token makes harmless, but never keeps it from being taken.
 """
 
 from collections.abc import Callable
@@ -34,6 +36,8 @@ class Lease:
         self._token = 0
         #: When we last renewed, in monotonic seconds.
         self._renewed_s = 0.0
+        #: The row of another holder, and since when we have seen it unchanged.
+        self._seen: tuple[bytes | None, float] = (None, 0.0)
 
     @property
     def is_held(self) -> bool:
@@ -50,7 +54,11 @@ class Lease:
         now_s = self._clock.monotonic_s()
         if self._token and now_s - self._renewed_s < self._duration_s / 3:
             return True
-        self._token = await self._engine.transact(self._taken(self._clock.now_s()))
+        row, since_s = self._seen
+        dead_row = row if now_s - since_s >= self._duration_s else None
+        self._token, row = await self._engine.transact(self._taken(self._clock.now_s(), dead_row))
+        if row != self._seen[0]:
+            self._seen = row, now_s
         self._renewed_s = now_s
         return self.is_held
 
@@ -78,18 +86,22 @@ class Lease:
 
         return check
 
-    def _taken(self, now_s: float) -> Callable[[Transaction], int]:
+    def _taken(
+        self, now_s: float, dead_row: bytes | None
+    ) -> Callable[[Transaction], tuple[int, bytes | None]]:
+        """Takes or renews the lease; the token, or 0 and the row of the other holder."""
         expiry_ms = int((now_s + self._duration_s) * 1000)
 
-        def take(txn: Transaction) -> int:
+        def take(txn: Transaction) -> tuple[int, bytes | None]:
             holder, token, stored_expiry_ms = _read(txn)
             if holder == self._holder:
                 txn.put(_KEY, pack(holder, token, expiry_ms))
-                return token
-            if holder and stored_expiry_ms > now_s * 1000:
-                return 0
+                return token, None
+            row = txn.get(_KEY)
+            if holder and stored_expiry_ms > now_s * 1000 and row != dead_row:
+                return 0, row
             txn.put(_KEY, pack(self._holder, token + 1, expiry_ms))
-            return token + 1
+            return token + 1, None
 
         return take
 
