@@ -7,6 +7,8 @@ from tests.unit.gateway_fakes import FakeMetadata
 from exastore.erasure import codec
 from exastore.gateway.cluster_view import ClusterView, PgChooser, writable_slots
 from exastore.gateway.stripe_reader import next_reads, ranked_slots
+from exastore.metadata.core.errors import InvalidMapDelta
+from exastore.metadata.core.map_delta import checksum, encode_delta
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState
 from exastore.proto.v1 import common_pb2
 
@@ -110,3 +112,47 @@ def test_a_view_of_no_groups_has_no_choice() -> None:
     assert view.pg_count == 0
     assert PgChooser().choose(view, NONE) is None
     assert not np.any(view.pg_epoch)
+
+
+def test_a_slot_that_moves_is_read_where_the_chunk_was_written() -> None:
+    message = make_map()
+    group = message.pgs[0]
+    group.slot_states[2] = common_pb2.SLOT_STATE_MOVING
+    group.previous_device_indexes.extend([0xFFFFFFFF] * 6)
+    group.previous_device_indexes[2] = 7
+    group.epoch = 9
+    message.epoch = 9
+    view = ClusterView.from_message(message)
+    assert view.holders(0, 2, 8) == (7, 2)
+    assert view.holders(0, 2, 9) == (2, 7)
+    assert view.holders(0, 3, 8) == (3,)
+    extent = common_pb2.Extent(pg=0, epoch=8)
+    assert ranked_slots(view, extent, ()) == ([0, 1, 2, 3, 4, 5], [])
+    # With either of the two away, some of its chunks cannot be read.
+    for device in (2, 7):
+        assert ranked_slots(view, extent, {device})[1] == [2]
+
+
+def test_a_delta_gives_the_view_of_the_new_map() -> None:
+    old, new = make_map(), make_map()
+    new.epoch = old.epoch + 1
+    new.devices[3].state = common_pb2.DEVICE_STATE_DOWN
+    new.pgs[1].device_indexes[0] = 0
+    new.pgs[1].epoch = new.epoch
+    new.nodes[5].address = "elsewhere:1"
+    before = ClusterView.from_message(old)
+    after = ClusterView.from_message(new)
+    delta = common_pb2.MapDelta(
+        from_epoch=old.epoch,
+        epoch=new.epoch,
+        columns=encode_delta(before.table, after.table),
+        checksum=checksum(after.table),
+        nodes=[new.nodes[5]],
+    )
+    update = common_pb2.ClusterMap(epoch=new.epoch, code=new.code, deltas=[delta])
+    got = before.after(update)
+    assert got.device_address == after.device_address
+    assert checksum(got.table) == checksum(after.table)
+    delta.checksum ^= 1
+    with pytest.raises(InvalidMapDelta, match="another checksum"):
+        before.after(common_pb2.ClusterMap(epoch=new.epoch, deltas=[delta]))
