@@ -16,8 +16,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.integration.conftest import EXASTORE, LiveCluster, NewCluster, wait_until
+from tests.support.postgres_server import PostgresServer
 
 from exastore.deploy.layout import read_cluster_file
+from exastore.deploy.status import fetch_status
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -193,6 +195,36 @@ def test_a_wiped_device_is_replaced_slot_for_slot_under_load(new_cluster: NewClu
     assert live.run("cluster", "scrub").code == 0
     top = live.run("cluster", "top", "--once")
     assert top.code == 0 and "node-3" in top.text
+
+
+def test_a_drain_and_the_load_outlive_either_of_two_metadata_servers(
+    new_cluster: NewCluster,
+) -> None:
+    with PostgresServer() as postgres:
+        live = new_cluster(
+            *("--nodes", "5", "--code", "rs-2-1", "--pg-count", "32"),
+            *("--metadata-servers", "2", "--engine", postgres.new_url("drained")),
+        )
+        servers = live.info["metadata"]
+        assert len(servers) == 2
+        with load_on(live, "load"):
+            # The one that does the work dies in the middle of a drain.
+            leads = [fetch_status(server["address"]).does_background_work for server in servers]
+            assert sorted(leads) == [False, True]
+            assert live.run("cluster", "drain", "node-2", "--apply", "--no-wait").code == 0
+            os.kill(servers[leads.index(True)]["pid"], signal.SIGKILL)
+            other = servers[leads.index(False)]["address"]
+            wait_until(lambda: fetch_status(other).does_background_work, "the other takes over")
+            drained = live.run("cluster", "drain", "node-2", "--apply")
+            assert drained.code == 0, drained.text
+        assert all(
+            not device.slot_count and not device.leaving_slot_count
+            for node in fetch_status(other).nodes
+            for device in node.devices
+            if node.id == "node-2"
+        )
+        # Before the engine goes.
+        assert live.run("cluster", "down").code == 0
 
 
 def test_several_metadata_servers_need_an_engine_that_they_can_share(tmp_path: Any) -> None:
