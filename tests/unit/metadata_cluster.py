@@ -25,10 +25,12 @@ class ManualClock:
 
     def __init__(self) -> None:
         self.time_s = 1000.0
+        #: What somebody has set the wall clock to, beyond the time that has passed.
+        self.jump_s = 0.0
         self._sleepers: list[tuple[float, int, asyncio.Event]] = []
 
     def now_s(self) -> float:
-        return 1.7e9 + self.time_s
+        return 1.7e9 + self.time_s + self.jump_s
 
     def monotonic_s(self) -> float:
         return self.time_s

@@ -188,3 +188,22 @@ async def test_a_holder_that_renews_is_left_alone_whatever_its_clock_says() -> N
         assert not await other.keep()
         fast.advance(1.5)
         slow.advance(1.5)
+
+
+@pytest.mark.parametrize("jump_s", [86_400.0 * 365, -86_400.0 * 365])
+async def test_a_wall_clock_that_jumps_takes_nobody_out_and_stops_no_work(jump_s: float) -> None:
+    cluster = await with_objects(Cluster(6, out_after_s=10.0))
+    before = cluster.map.epoch
+    cluster.clock.jump_s = jump_s
+    for _ in range(5):
+        await cluster.step()
+    assert set(cluster.states()) == {1} and cluster.map.epoch == before
+    assert cluster.service.lease.is_held
+    # The rule of silence goes by the time that passes.
+    cluster.kill(2)
+    await cluster.step(2.0)
+    cluster.clock.jump_s = 0.0
+    assert cluster.states()[2] == 1
+    await cluster.until(lambda: cluster.states()[2] == 2, within_s=3.0)
+    await cluster.until(lambda: cluster.states()[2] == 3, within_s=10.0)
+    await cluster.until(cluster.is_whole)

@@ -27,6 +27,7 @@ from exastore.deploy.layout import (
     ClusterFile,
     ClusterPaths,
     ServerEntry,
+    is_gateway,
     is_metadata,
     is_node,
     node_name,
@@ -170,7 +171,7 @@ class LocalCluster:
         with self._locked():
             running = self.children()
             killed: list[str] = []
-            for belongs in (lambda name: name == GATEWAY, is_node, is_metadata):
+            for belongs in (is_gateway, is_node, is_metadata):
                 group = [child for name, child in running.items() if belongs(name)]
                 killed += self._stop(group, grace_s=grace_s)
             for folder in ("*.pid", "*.json"):

@@ -121,6 +121,11 @@ def process_names(
     ]
 
 
+def is_gateway(name: str) -> bool:
+    """Whether a process is a gateway."""
+    return name == GATEWAY
+
+
 def is_node(name: str) -> bool:
     """Whether a process is a storage node."""
     return name.startswith("node-")
