@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import generate_latest
 from tests.unit.metadata_cluster import Cluster, pb
 
+from exastore.metadata.core.map_delta import apply_deltas, checksum, table_of_message
 from exastore.metadata.core.topology import DomainLevel, PlacementRule
 from exastore.metadata.kv.memory import MemoryEngine
 from exastore.metadata.namespace.errors import InvalidArgument
@@ -364,3 +365,58 @@ async def test_metrics_show_the_map() -> None:
     assert 'exastore_metadata_nodes{state="up"} 5.0' in text
     assert f"exastore_metadata_map_epoch {cluster.map.epoch}.0" in text
     assert "exastore_metadata_lease_held 1.0" in text
+
+
+# ---- deltas ----
+
+
+async def test_who_knows_a_recent_epoch_gets_deltas_that_lead_to_the_map() -> None:
+    cluster = Cluster(6)
+    old = common_pb2.ClusterMap()
+    old.CopyFrom(await cluster.form())
+    cluster.kill(2)
+    await cluster.until(lambda: cluster.states()[2] == 3)
+    await cluster.until(cluster.is_whole)
+    cluster.alive.add(6)
+    await cluster.step()
+    new = cluster.map
+    assert new.epoch >= old.epoch + 3
+    request = pb.GetMapRequest(known_epoch=old.epoch, takes_deltas=True)
+    update = await cluster.service.cluster.get_map(request)
+    assert not update.pgs and update.epoch == new.epoch
+    assert update.ByteSize() < new.ByteSize()
+    assert [delta.from_epoch for delta in update.deltas] == list(range(old.epoch, new.epoch))
+    table = apply_deltas(table_of_message(old.epoch, old.devices, old.pgs), update.deltas)
+    assert checksum(table) == checksum(table_of_message(new.epoch, new.devices, new.pgs))
+    assert [d.uuid for delta in update.deltas for d in delta.devices] == ["d06"]
+    assert [n.id for delta in update.deltas for n in delta.nodes] == ["n06"]
+
+
+async def test_who_knows_too_little_or_takes_no_deltas_gets_the_whole_map() -> None:
+    engine = MemoryEngine()
+    cluster = Cluster(6, engine=engine)
+    old = await cluster.form()
+    cluster.kill(2)
+    await cluster.until(lambda: cluster.states()[2] == 2)
+    restarted = Cluster(6, engine=engine, clock=cluster.clock, nodes=cluster.nodes, holder="two")
+    await restarted.service.start()
+    for service, request in (
+        (cluster.service, pb.GetMapRequest(known_epoch=old.epoch)),
+        (cluster.service, pb.GetMapRequest(takes_deltas=True)),
+        (cluster.service, pb.GetMapRequest(known_epoch=10**6, takes_deltas=True)),
+        (restarted.service, pb.GetMapRequest(known_epoch=old.epoch, takes_deltas=True)),
+    ):
+        update = await service.cluster.get_map(request)
+        assert len(update.pgs) == 16 and not update.deltas
+
+
+async def test_a_heartbeat_brings_deltas() -> None:
+    cluster = Cluster(6)
+    old = await cluster.form()
+    request = cluster.heartbeat_of(1)
+    request.known_epoch, request.takes_deltas = old.epoch, True
+    assert not (await cluster.service.cluster.heartbeat(request)).HasField("map")
+    cluster.kill(2)
+    await cluster.until(lambda: cluster.states()[2] == 2)
+    answer = await cluster.service.cluster.heartbeat(request)
+    assert len(answer.map.deltas) == 1 and not answer.map.pgs
