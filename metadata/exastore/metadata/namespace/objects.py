@@ -135,7 +135,7 @@ def commit_object(
         record.extents.extend(new.extents)
     versions.install(space, key, record, known, now_s, terms)
     space.settle()
-    return versions.answer(new.bucket, key, record)
+    return versions.shown(new.bucket, key, record)
 
 
 def new_record(source: metadata_pb2.Object, now_s: float) -> metadata_pb2.Object:

@@ -46,6 +46,7 @@ of its object, so that completing 10,000 parts moves none of them.
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from exastore.metadata.kv.keys import pack, unpack
 from exastore.proto.v1 import common_pb2, metadata_pb2
@@ -93,6 +94,7 @@ def lowered(key: bytes) -> bytes:
 # ---- rows of a bucket, relative to its base ----
 
 
+@lru_cache(maxsize=4096)
 def base(bucket_id: int) -> bytes:
     return pack("n", bucket_id)
 
@@ -191,6 +193,7 @@ def result(request_id: str) -> bytes:
 # ---- rows of an engine ----
 
 
+@lru_cache(maxsize=4096)
 def bucket(name: str) -> bytes:
     return pack("b", name)
 
@@ -215,10 +218,12 @@ def reindex(bucket_id: int) -> bytes:
     return pack("y", bucket_id)
 
 
+@lru_cache(maxsize=4096)
 def tenant_usage(tenant: str, slot: int) -> bytes:
     return pack("a", tenant, slot)
 
 
+@lru_cache(maxsize=4096)
 def tenant_quota(tenant: str) -> bytes:
     return pack("A", tenant)
 
@@ -295,6 +300,9 @@ def bare_object(source: metadata_pb2.Object) -> metadata_pb2.Object:
     """A copy of what clients said and the server noted: no bytes, extents, parts, bucket, key."""
     bare = metadata_pb2.Object()
     bare.CopyFrom(source)
-    for name in ("bucket", "key", "inline_data", "extents", "parts"):
-        bare.ClearField(name)
+    bare.ClearField("bucket")
+    bare.ClearField("key")
+    bare.ClearField("inline_data")
+    bare.ClearField("extents")
+    bare.ClearField("parts")
     return bare

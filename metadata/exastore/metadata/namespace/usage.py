@@ -12,6 +12,7 @@ So a quota is exact, and only writers near its end meet.
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from operator import add
 
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.namespace import rows
@@ -42,15 +43,14 @@ def apply(
 ) -> None:
     """Change the counters. Raises QuotaExceeded if they grow beyond the quota."""
     changed: dict[int, list[int]] = {}
-    is_limited = quota is not None and bool(quota.max_bytes or quota.max_objects)
+    limit = quota if quota is not None and (quota.max_bytes or quota.max_objects) else None
     must_share_out = False
     for slot, delta in deltas.items():
         row = _read(txn.get(key_of(slot)))
-        for place in range(COUNT):
-            row[place] += delta[place]
+        row[:COUNT] = map(add, row, delta)
         changed[slot] = row
-        if is_limited and quota is not None:
-            must_share_out |= not _is_within(row, delta, quota)
+        if limit is not None:
+            must_share_out |= not _is_within(row, delta, limit)
     if must_share_out and quota is not None:
         _share_out(txn, changed, deltas, key_of, quota, whose)
     for slot, row in changed.items():

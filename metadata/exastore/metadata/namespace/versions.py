@@ -55,11 +55,17 @@ def order_of_id(version_id: str) -> int | None:
 
 def answer(bucket: str, key: str, record: Record) -> Record:
     """A bare copy of a record as clients get it."""
-    shown = rows.bare_object(record)
-    shown.bucket = bucket
-    shown.key = key
-    shown.version_id = public_id(record)
-    return shown
+    return shown(bucket, key, rows.bare_object(record))
+
+
+def shown(bucket: str, key: str, record: Record) -> Record:
+    """A record that is not needed any more, as clients get it."""
+    record.ClearField("extents")
+    record.ClearField("inline_data")
+    record.bucket = bucket
+    record.key = key
+    record.version_id = public_id(record)
+    return record
 
 
 # ---- find ----
