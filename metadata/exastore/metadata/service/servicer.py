@@ -1,8 +1,8 @@
 """MetadataService over gRPC: decode, call, count, map errors."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import grpc
 from grpc.aio import ServicerContext
@@ -25,8 +25,26 @@ def add_to_server(
 ) -> None:
     """Register every call of the service."""
     metadata_pb2_grpc.add_MetadataServiceServicer_to_server(
-        _Adapter(service, metrics, clock).servicer(), server
+        _Adapter(service, metrics, clock).servicer(),
+        cast(grpc.aio.Server, _GenericHandlers(server)),
     )
+
+
+class _GenericHandlers:
+    """Takes the handlers of a server, and gives it the generic ones alone.
+
+    For each registered method grpc.aio keeps a future, and at every call it waits for all of them
+    anew: with our thirty methods that costs more than the look-up. Generic handlers do the same.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(tuple(handlers))
+
+    def add_registered_method_handlers(self, *_: object) -> None:
+        """Left out on purpose."""
 
 
 class _Adapter:
