@@ -31,6 +31,10 @@ def _run(program: Program, inputs: Bytes, outputs: Bytes) -> None:
                 values[variable] = MUL[program.coefficients[int(slot)]][values[a]]
             case ("mac", variable, a, b, slot):
                 values[variable] = values[a] ^ MUL[program.coefficients[int(slot)]][values[b]]
+            case ("double", variable, a):
+                values[variable] = MUL[2][values[a]] ^ np.uint8(29)
+            case ("add", variable, a, constant):
+                values[variable] = values[a] ^ np.uint8(int(constant))
             case ("store", row, variable):
                 outputs[program.rows[int(row)]] = values[variable]
             case _:
@@ -59,25 +63,47 @@ def test_encoding_needs_fewer_products_than_the_matrix_has_coefficients(
     _product(program, matrix)
 
 
-def test_products_of_products_are_made_only_where_they_are_allowed() -> None:
-    matrix = cauchy_generator(20, 4)[20:]
+def test_products_of_products_are_made_only_where_a_product_is_one_instruction() -> None:
+    matrix = cauchy_generator(12, 4)[12:]
     counts: list[int] = []
-    for chains in (True, False):
-        program = make_program(matrix, chains=chains)
+    for by_lookup in (False, True):
+        program = make_program(matrix, by_lookup=by_lookup)
         made = {op[1] for op in program.ops if op[0] == "mul"}
         multiplied = {op[-2] for op in program.ops if op[0] in ("mul", "mac")}
-        assert bool(made & multiplied) == chains
+        assert bool(made & multiplied) == (not by_lookup)
         counts.append(program.product_count)
         _product(program, matrix)
-    assert counts == [41, 45]
+    assert counts == [25, 27]
 
 
 @pytest.mark.parametrize(("k", "m"), [(16, 3), (20, 4), (24, 6), (23, 7)])
-def test_a_block_of_four_columns_and_rows_takes_four_coefficients(k: int, m: int) -> None:
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_block_of_four_columns_and_rows_takes_four_coefficients(
+    k: int, m: int, accumulate: bool
+) -> None:
     matrix = cauchy_generator(k, m)[k:]
-    for chains in (True, False):
-        program = make_program(matrix, chains=chains)
-        assert len(program.coefficients) < program.product_count
+    program = make_program(matrix, accumulate=accumulate)
+    assert len(program.coefficients) < program.product_count
+    _product(program, matrix, start=9 if accumulate else 0)
+
+
+@pytest.mark.parametrize(("k", "m"), [(16, 3), (17, 3), (20, 4), (24, 4), (32, 8)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_seven_doublings_a_row_replace_the_lookups_of_many_inputs(
+    k: int, m: int, accumulate: bool
+) -> None:
+    matrix = cauchy_generator(k, m)[k:]
+    program = make_program(matrix, by_lookup=True, accumulate=accumulate)
+    assert program.coefficients == b""
+    assert program.product_count <= 7 * m
+    _product(program, matrix, start=9 if accumulate else 0)
+    assert program == make_program(matrix, by_lookup=True, accumulate=accumulate)
+
+
+def test_few_inputs_and_decoding_keep_their_lookups() -> None:
+    for matrix in (cauchy_generator(10, 4)[10:], _decoding(17, 3, [2, 5, 9])):
+        program = make_program(matrix, by_lookup=True)
+        assert len(program.coefficients) > 0
         _product(program, matrix)
 
 
@@ -114,12 +140,12 @@ MATRICES = st.tuples(st.integers(1, 9), st.integers(1, 12)).flatmap(
 
 
 @settings(deadline=None)
-@given(rows=MATRICES, plain=st.booleans(), accumulate=st.booleans())
+@given(rows=MATRICES, plain=st.booleans(), accumulate=st.booleans(), by_lookup=st.booleans())
 def test_a_program_computes_the_product(
-    rows: list[list[int]], plain: bool, accumulate: bool
+    rows: list[list[int]], plain: bool, accumulate: bool, by_lookup: bool
 ) -> None:
     matrix = np.array(rows, dtype=np.uint8)
-    program = make_program(matrix, plain=plain, accumulate=accumulate)
+    program = make_program(matrix, plain=plain, accumulate=accumulate, by_lookup=by_lookup)
     _product(program, matrix, start=9 if accumulate else 0)
     assert sorted(program.rows) == list(range(matrix.shape[0]))
     assert sorted(program.columns) == list(range(matrix.shape[1]))

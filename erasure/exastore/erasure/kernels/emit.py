@@ -14,6 +14,7 @@ IR is written as text: `llvmlite.binding` parses it, and neither numba nor `llvm
 from dataclasses import dataclass, field
 from typing import Final
 
+from exastore.erasure.kernels.doublings import DOUBLING_CONSTANT
 from exastore.erasure.kernels.isa import (
     FETCHING_FUNCTION,
     FUNCTION,
@@ -218,6 +219,12 @@ class _Step:
                 self._set(variable, self._products(source, int(slot), None))
             case ("mac", variable, total, source, slot):
                 self._set(variable, self._products(source, int(slot), self.values[total]))
+            case ("double", variable, source):
+                self._set(variable, [self._double(x) for x in self.values[source]])
+            case ("add", variable, source, constant):
+                self._set(
+                    variable, [self._xor(x, self._splat(constant)) for x in self.values[source]]
+                )
             case ("store", row, variable):
                 for lane, value in enumerate(self.values[variable]):
                     self._store(value, row, lane)
@@ -234,7 +241,7 @@ class _Step:
         vector = self.out.vector
         if self.count is None:
             place = self._at(f"%{kind}{index}", lane)
-            if self.out.name != FUNCTION and kind == "s" and self.isa.prefetches:
+            if self.out.name != FUNCTION and kind == "s":
                 self._prefetch(place, lane)
             return self.out.value(f"load {vector}, ptr {place}, align 1")
         if self.isa.has_masks:
@@ -315,18 +322,26 @@ class _Step:
         vector = self.out.vector
         return self.out.value(f"call {vector} @llvm.x86.{name}({vector} {table}, {vector} {half})")
 
+    def _splat(self, constant: int | str) -> str:
+        return f"<{', '.join([f'i8 {constant}'] * self.isa.vector_bytes)}>"
+
+    def _double(self, value: str) -> str:
+        """2 * value + the constant: a lookup gives it for bytes below 128, and 0 for others."""
+        shifted = self.out.value(f"add {self.out.vector} {value}, {value}")
+        return self._xor(shifted, self._lookup(self._splat(DOUBLING_CONSTANT), value))
+
     def _split(self, variable: int | str, lane: int, value: str) -> tuple[str, str]:
         """The lower and upper four bits of each byte."""
         known = self.halves.get((variable, lane))
         if known is None:
             out, vector, words = self.out, self.out.vector, self.out.words
-            mask = ", ".join(["i8 15"] * self.isa.vector_bytes)
-            low = out.value(f"and {vector} {value}, <{mask}>")
+            mask = self._splat(15)
+            low = out.value(f"and {vector} {value}, {mask}")
             word = out.value(f"bitcast {vector} {value} to {words}")
             four = ", ".join(["i64 4"] * (self.isa.vector_bytes // 8))
             shifted = out.value(f"lshr {words} {word}, <{four}>")
             back = out.value(f"bitcast {words} {shifted} to {vector}")
-            known = low, out.value(f"and {vector} {back}, <{mask}>")
+            known = low, out.value(f"and {vector} {back}, {mask}")
             self.halves[variable, lane] = known
         return known
 

@@ -27,7 +27,8 @@ class InstructionSet:
     unroll: int
     #: Rows done at once, as many as have room in the registers.
     tile_rows: int
-    #: Whether there is a loop that fetches ahead: not where the arithmetic is slower than memory.
+    #: Whether there is a loop that fetches ahead and writes to the caches: not where the arithmetic
+    #: is slower than the second-level cache.
     prefetches: bool
 
     @property

@@ -24,6 +24,7 @@ from typing import Final
 
 from exastore.erasure import field
 from exastore.erasure.field import Bytes
+from exastore.erasure.kernels.doublings import with_doublings
 from exastore.erasure.kernels.quads import Quad, common_factors, find_quads
 
 #: One instruction on the variables of one vector step: a name and variable numbers.
@@ -32,6 +33,8 @@ from exastore.erasure.kernels.quads import Quad, common_factors, find_quads
 #:   ("xor", v, a, b)           v = a + b
 #:   ("mul", v, a, slot)        v = coefficient[slot] * a
 #:   ("mac", v, a, b, slot)     v = a + coefficient[slot] * b
+#:   ("double", v, a)       v = 2 * a + 29, in each byte
+#:   ("add", v, a, constant) v = a + constant, in each byte
 #:   ("store", row, v)
 Op = tuple[str | int, ...]
 
@@ -61,8 +64,8 @@ class Program:
 
     @property
     def product_count(self) -> int:
-        """Products per vector step; some share a coefficient."""
-        return sum(op[0] in ("mul", "mac") for op in self.ops)
+        """Products per vector step, by any constant; some share it."""
+        return sum(op[0] in ("mul", "mac", "double") for op in self.ops)
 
     @property
     def cost(self) -> float:
@@ -77,7 +80,7 @@ def make_program(
     accumulate: bool = False,
     plain: bool = False,
     uniform: bool = False,
-    chains: bool = True,
+    by_lookup: bool = False,
 ) -> Program:
     """The cheapest program known for a matrix. Shape: [outputs, inputs].
 
@@ -87,7 +90,8 @@ def make_program(
         plain: one product per coefficient, except in rows of zeros and ones, which are sums. So all
             matrices of a size without such rows have one shape.
         uniform: one product per coefficient, so that all matrices of a size have one shape.
-        chains: products of products are allowed, if there are fewer in all.
+        by_lookup: a product takes two lookups by halves of a byte, so that doublings may be cheaper
+            and products of products are dearer.
     """
     rows = [row.tobytes() for row in matrix]
     if uniform:
@@ -97,13 +101,18 @@ def make_program(
     candidates = [simplest]
     if matrix.shape[0] > 1 and not plain:
         candidates.extend(
-            _Writer(rows, accumulate, chains=chains).write(groups, share=True)
+            _Writer(rows, accumulate, chains=not by_lookup).write(groups, share=True)
             for groups in _groupings(rows)
         )
         if not accumulate:
-            candidates.extend(_by_syndromes(matrix, chains))
+            candidates.extend(_by_syndromes(matrix, chains=not by_lookup))
     best = min(candidates, key=lambda program: program.cost)
-    return best if best.cost < (1 - MIN_SAVING) * simplest.cost else simplest
+    if best.cost >= (1 - MIN_SAVING) * simplest.cost:
+        return simplest
+    # Coefficients become code, so not for the many matrices that decode: they have no blocks.
+    has_blocks = len(best.coefficients) < best.product_count
+    doubled = with_doublings(best.ops, best.coefficients) if by_lookup and has_blocks else None
+    return best if doubled is None else Program(doubled, b"", best.columns, best.rows)
 
 
 # A group of rows, as numbers of rows and the sums of them that are accumulated instead: sum `i` is
@@ -185,7 +194,7 @@ def _orders(chosen: _Group) -> list[_Group]:
             return [chosen]
 
 
-def _by_syndromes(matrix: Bytes, chains: bool) -> list[Program]:
+def _by_syndromes(matrix: Bytes, *, chains: bool) -> list[Program]:
     """The program through B·[A | I], where I takes the last columns; nothing if B is singular."""
     row_count, column_count = matrix.shape
     first = column_count - row_count

@@ -150,8 +150,7 @@ def _tiles(matrix: Bytes, isa: InstructionSet, shapes: Shapes) -> list[_Tile]:
     made: list[_Tile] = []
     for row, column in corners:
         part = matrix[row : row + isa.tile_rows, column : column + TILE_COLUMNS]
-        # Without GFNI, a product must be cut in halves of bytes before it is multiplied again.
-        program = make_program(part, accumulate=column > 0, plain=plain, chains=isa.has_gfni)
+        program = make_program(part, accumulate=column > 0, plain=plain, by_lookup=not isa.has_gfni)
         code = shapes.code(program, is_plain=plain)
         if code is None:
             program = make_program(part, accumulate=column > 0, plain=True)
