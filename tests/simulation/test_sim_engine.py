@@ -7,6 +7,8 @@ import pytest
 
 from exastore.sim import Scenario, durability, parse_scenario, place, run
 from exastore.sim._reference import ReferenceTrial
+from exastore.sim.codes import engine_code
+from exastore.sim.engine import NEEDS_ROOM, run_until
 from exastore.sim.heap import ENTITY_BITS
 from exastore.sim.run import Placement, simulate
 from exastore.sim.state import (
@@ -14,15 +16,18 @@ from exastore.sim.state import (
     LOSS_COUNT,
     MISSING_SLOTS,
     TIMELINE_COLUMNS,
+    UNAVAILABLE_PGS,
     State,
     build_model,
+    build_state,
     device_lists,
     validate_state,
+    with_more_room,
 )
 
 ROUGH = """
 name = "rough"
-code = "rs-4-2"
+code = "{code}"
 [cluster]
 racks_per_zone = {racks}
 nodes_per_rack = 2
@@ -47,7 +52,8 @@ read_bandwidth_bytes_per_s = {read}
 [run]
 years = {years}
 """
-DEFAULTS = {
+DEFAULTS: dict[str, float | str] = {
+    "code": "rs-4-2",
     "racks": 8,
     "afr": 0.5,
     "shape": 1.0,
@@ -61,7 +67,7 @@ DEFAULTS = {
 }
 
 
-def rough(**changes: float) -> Scenario:
+def rough(**changes: float | str) -> Scenario:
     """A small cluster in trouble."""
     return parse_scenario(ROUGH.format(**(DEFAULTS | changes)))
 
@@ -75,7 +81,7 @@ def end_state(
     state = simulate(
         scenario, placement, slots, count, seed=seed, trial=trial, log_events=log_events
     )
-    validate_state(model, state)
+    validate_state(model, state, scenario.code)
     return state
 
 
@@ -83,7 +89,7 @@ def column(state: State, name: str) -> float:
     return float(state.timeline[:, TIMELINE_COLUMNS.index(name)].sum())
 
 
-CASES = {
+CASES: dict[str, dict[str, float | str]] = {
     "many-failures": {},
     "no-spare-rack": {"racks": 6, "afr": 0.9},
     "slow-repair-loses-data": {"racks": 6, "afr": 0.97, "write": 1e6, "read": 3e6, "years": 2.0},
@@ -91,6 +97,9 @@ CASES = {
     "wear-out": {"shape": 2.5, "afr": 0.6},
     "contended-reads": {"read": 5e6, "afr": 0.8},
     "no-delays": {"detection": 0.0, "replacement": 0.0, "afr": 0.9, "racks": 6},
+    "lrc": {"code": "lrc-6-2-2", "racks": 11, "afr": 0.9, "write": 2e6, "read": 4e6, "years": 2.0},
+    "lrc-loses-data": {"code": "lrc-4-2-1", "racks": 7, "afr": 0.95, "write": 1e6, "years": 2.0},
+    "clay": {"code": "clay-4-2-5", "afr": 0.8, "read": 5e6},
 }
 
 
@@ -100,7 +109,9 @@ def test_engine_equals_its_plain_twin_event_for_event(case: str) -> None:
     placement = place(scenario, seed=5)
     state = end_state(scenario, placement, seed=5, trial=2, log_events=200_000)
     model = build_model(scenario, seed=5, trial=2)
-    twin = ReferenceTrial(model, placement.columns, placement.topology, placement.pg_devices)
+    twin = ReferenceTrial(
+        model, placement.columns, placement.topology, placement.pg_devices, scenario.code
+    )
     twin.run()
 
     logged = state.log[: int(state.counter[LOG_COUNT])]
@@ -117,8 +128,26 @@ def test_engine_equals_its_plain_twin_event_for_event(case: str) -> None:
     assert list(zip(losses["time_s"].tolist(), losses["code"].tolist(), strict=True)) == twin.losses
     for name, total in twin.totals.items():
         assert column(state, name) == pytest.approx(total, rel=1e-9), name
-    if case == "slow-repair-loses-data":
+    if case in {"slow-repair-loses-data", "lrc-loses-data"}:
         assert twin.losses
+
+
+@pytest.mark.parametrize("case", ["lrc", "lrc-loses-data"])
+def test_the_patterns_of_losses_are_judged_right_at_every_step(case: str) -> None:
+    scenario = rough(**(CASES[case] | {"outages": 150.0, "outage_mean": 20_000.0}))
+    placement = place(scenario, seed=5)
+    model = build_model(scenario, seed=5, trial=0)
+    shift, device_count = int(model["shift"]), placement.topology.device_count
+    slots, count = device_lists(placement.pg_devices, device_count, shift)
+    state = build_state(model, placement.topology, placement.pg_devices, slots, count)
+    code = engine_code(scenario.code)
+    most = 0
+    for until_s in np.linspace(0.0, float(model["horizon_s"]), 400)[1:]:
+        while run_until(placement.columns, code, model, state, until_s) == NEEDS_ROOM:
+            state = with_more_room(state)
+        validate_state(model, state, scenario.code)
+        most = max(most, int(state.counter[UNAVAILABLE_PGS]))
+    assert most > 3 and column(state, "unavailable_episodes") > 20
 
 
 def log_hash(seed: int, trial: int) -> str:
@@ -173,6 +202,16 @@ def test_a_healthy_end_misses_nothing() -> None:
     state = end_state(scenario, place(scenario, seed=2), seed=2)
     waiting = int(state.counter[MISSING_SLOTS])
     assert column(state, "chunk_runs_lost") - column(state, "rebuilds") == waiting
+
+
+def test_repair_of_an_lrc_and_of_clay_reads_what_their_plans_say() -> None:
+    # Few failures, so that nearly all rebuilds are of one loss: 3 chunks in 8 of 10 slots of the
+    # LRC and 6 for its global parities; 5 halves of Clay.
+    calm: dict[str, float | str] = {"afr": 0.02, "outages": 0.0, "racks": 11, "years": 8.0}
+    for code, chunks in (("lrc-6-2-2", 3.6), ("clay-4-2-5", 2.5), ("rs-6-4", 6.0)):
+        trial = run(rough(code=code, **calm), trials=1, seed=3).trials.to_pylist()[0]
+        assert trial["rebuilds"] > 100
+        assert trial["read_bytes"] / trial["rebuilt_bytes"] == pytest.approx(chunks, rel=0.06)
 
 
 LONELY = """

@@ -2,9 +2,11 @@
 
 from math import comb, log1p, log10
 
+import numpy as np
 import pytest
 
 from exastore.sim import load_scenario, parse_scenario, run, scenario_toml
+from exastore.sim.codes import survival_shares
 from exastore.sim.durability import (
     any_in_year,
     beta_cdf,
@@ -144,3 +146,26 @@ def test_a_run_without_loss_gives_an_upper_bound_and_a_run_with_losses_an_interv
 def test_nines_of_nothing_are_without_limit() -> None:
     assert nines(0.0) == float("inf")
     assert nines(1e-9) == pytest.approx(9)
+
+
+def test_the_shares_of_losses_that_an_lrc_survives() -> None:
+    assert survival_shares("rs-4-2") == (1.0, 1.0, 1.0)
+    shares = survival_shares("lrc-12-2-2")
+    assert shares[:4] == (1.0, 1.0, 1.0, 1.0)
+    assert shares[4] == 1568 / 1820
+    # Of 3,478,761 losses of five chunks 19,442 cannot be decoded: the drawn ones are near.
+    wide = survival_shares("lrc-48-4-3")
+    assert wide[:5] == (1.0,) * 5
+    assert 1.0 - wide[5] == pytest.approx(19_442 / 3_478_761, rel=0.15)
+
+
+def test_a_chain_that_can_end_anywhere_is_solved_like_its_equations() -> None:
+    births, deaths, losses = [3.0, 2.0, 1.0], [40.0, 70.0], [0.1, 0.4, 0.5]
+    rates = np.zeros((3, 3))
+    for i in range(3):
+        rates[i, i] = births[i] + losses[i] + (deaths[i - 1] if i else 0.0)
+        if i < 2:
+            rates[i, i + 1] = -births[i]
+            rates[i + 1, i] = -deaths[i]
+    expected = np.linalg.solve(rates, np.ones(3))[0]
+    assert mttdl_birth_death(births, deaths, losses) == pytest.approx(expected, rel=1e-12)

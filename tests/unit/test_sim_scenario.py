@@ -150,10 +150,12 @@ def test_an_unknown_code_lists_the_valid_forms() -> None:
     assert "rs-" in problem.text
 
 
-def test_a_code_that_counting_cannot_judge_is_refused() -> None:
-    problem = only_problem('code = "rs-4-2"', 'code = "lrc-6-2-2"')
-    assert problem.key == "code"
-    assert "use rs-K-M or rep-N" in problem.text
+@pytest.mark.parametrize("code", ["lrc-6-2-2", "clay-4-2-5", "rep-3", "rs-3-3"])
+def test_every_family_of_codes_can_be_simulated(code: str) -> None:
+    text = TINY.replace('code = "rs-4-2"', f'code = "{code}"')
+    scenario = parse_scenario(text.replace("250_000_000_000_000", "90_000_000_000_000"))
+    assert scenario.code == code
+    assert scenario.sure_losses == {"lrc-6-2-2": 3, "clay-4-2-5": 2, "rep-3": 2}.get(code, 3)
 
 
 def test_more_chunks_than_failure_domains_says_what_to_do() -> None:

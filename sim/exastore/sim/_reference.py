@@ -1,8 +1,8 @@
 """The engine again, slow and plain: lists, dicts, sets and `heapq`. Kept for ever, for tests.
 
-It shares with the engine what the cluster shares too, `choose_replacement` and `repair_priority`,
-and nothing else: random numbers, queue, rules and sums are written anew. `exastore.sim.engine`
-describes the model.
+It shares with the engine what the cluster shares too, `choose_replacement`, `repair_priority` and,
+uncompiled, what the core and the codec say of losses and repairs, and nothing else: random numbers,
+queue, rules and sums are written anew. `exastore.sim.engine` describes the model.
 """
 
 import heapq
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from exastore.erasure import TooFewChunks, codec
 from exastore.metadata.core.placement import PlacementColumns, choose_replacement
+from exastore.metadata.core.redundancy import redundancy_of, repair_plan_for
 from exastore.metadata.core.repair import repair_priority
 from exastore.metadata.core.topology import DeviceState, Int32Array, Topology
 from exastore.sim.state import Records
@@ -37,8 +39,14 @@ class ReferenceTrial:
     """One trial; `events` and `totals` are for comparison."""
 
     def __init__(
-        self, model: Records, columns: PlacementColumns, topology: Topology, table: Int32Array
+        self,
+        model: Records,
+        columns: PlacementColumns,
+        topology: Topology,
+        table: Int32Array,
+        code: str,
     ) -> None:
+        self.code = codec(code)
         self.model: dict[str, Any] = {name: model[name].item() for name in model.dtype.names}
         self.columns = columns
         self.node_of = [int(node) for node in topology.device_node]
@@ -52,7 +60,8 @@ class ReferenceTrial:
             for index, device in enumerate(row):
                 self.held[device].append((pg, index))
         self.queue: list[list[Slot]] = [[] for _ in range(device_count)]
-        self.work: dict[int, tuple[Slot, float, list[int]]] = {}
+        #: By target: the slot, when it is done, the sources, the share of a chunk that each reads.
+        self.work: dict[int, tuple[Slot, float, list[int], float]] = {}
         self.retrying: set[int] = set()
         self.streams = Counter[int]()
         self.away: dict[int, float] = {}
@@ -137,18 +146,22 @@ class ReferenceTrial:
             if (pg, index) not in self.missing and self.node_of[device] not in self.away
         ]
 
+    def _unreadable(self, pg: int) -> set[int]:
+        """The slots of the PG that cannot be read."""
+        return set(range(self.code.n)) - {index for index, _ in self._readable(pg)}
+
     def _lose(self, slot: Slot) -> None:
         self.missing.add(slot)
         self.totals["chunk_runs_lost"] += 1
         pg = slot[0]
-        count = sum((pg, index) in self.missing for index in range(self.rows.shape[1]))
-        if count > self.model["m"] and pg not in self.lost_pgs:
+        gone = [index for index in range(self.code.n) if (pg, index) in self.missing]
+        if not self.code.decodable(gone) and pg not in self.lost_pgs:
             self.lost_pgs.add(pg)
             self.losses.append((self.now, pg))
 
     def _stop_work(self, device: int) -> None:
         if device in self.work:
-            slot, _, sources = self.work.pop(device)
+            slot, _, sources, _ = self.work.pop(device)
             self.streams.subtract(sources)
             self.queue[device].append(slot)
 
@@ -182,28 +195,33 @@ class ReferenceTrial:
         unfit = self.dead[device] != "alive" or self.state[device] != DeviceState.UP
         if busy or unfit or not self.queue[device]:
             return
-        k = self.model["k"]
+        redundancy = redundancy_of(self.code.name)
         slot = min(
             self.queue[device],
-            key=lambda slot: repair_priority(len(self._readable(slot[0])) - k, *slot),
+            key=lambda slot: repair_priority(redundancy.of(self._unreadable(slot[0])), *slot),
         )
         self.queue[device].remove(slot)
         rate = self.model["write_bytes_per_s"]
         sources: list[int] = []
+        share = 1.0
         if slot[0] not in self.lost_pgs:
-            sources = [source for _, source in self._readable(slot[0])][:k]
-            if len(sources) < k:
+            try:
+                plan = repair_plan_for(self.code, [slot[1]], self._unreadable(slot[0]))
+            except TooFewChunks:
                 self.queue[device].append(slot)
                 self.retrying.add(device)
                 self._push("retry", device, self.now + 60.0)
                 return
-            shares = [
-                self.model["read_bytes_per_s"] / (self.streams[source] + 1) for source in sources
+            sources = [int(self.rows[slot[0], index]) for index in plan.reads]
+            share = next(iter(plan.reads.values()))
+            budgets = [
+                self.model["read_bytes_per_s"] / (self.streams[source] + 1) / share
+                for source in sources
             ]
-            rate = min(rate, *shares)
+            rate = min(rate, *budgets)
             self.streams.update(sources)
         done = self.now + self.model["slot_bytes"] / rate
-        self.work[device] = (slot, done, sources)
+        self.work[device] = (slot, done, sources, share)
         self._push("rebuilt", device, done)
 
     def _failed(self, device: int) -> None:
@@ -264,17 +282,18 @@ class ReferenceTrial:
         self.plan_now = True
 
     def _rebuilt(self, device: int) -> None:
-        slot, done, sources = self.work.get(device, ((0, 0), -1.0, []))
+        slot, done, sources, share = self.work.get(device, ((0, 0), -1.0, [], 0.0))
         if done != self.now:
             return
         if self.state[device] != DeviceState.UP:
             again = self.away[self.node_of[device]]
-            self.work[device] = (slot, again, sources)
+            self.work[device] = (slot, again, sources, share)
             self._push("rebuilt", device, again)
             return
         del self.work[device]
         self.streams.subtract(sources)
         self.totals["rebuilds"] += 1
+        self.totals["read_bytes"] += len(sources) * share * self.model["slot_bytes"]
         self.held[device].append(slot)
         self.missing.discard(slot)
         pg = slot[0]

@@ -11,6 +11,7 @@ from math import exp, expm1, inf, isinf, lgamma, log, log1p, log10
 
 import numpy as np
 
+from exastore.sim.codes import survival_shares
 from exastore.sim.results import Results
 from exastore.sim.scenario import YEAR_S, Scenario
 
@@ -21,6 +22,10 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True, slots=True)
 class ChainEstimate:
     """A birth-death chain of one PG, times the number of PGs.
+
+    Its state is the number of missing chunks. Of an LRC some patterns of more than its sure losses
+    are lost: each further failure ends the chain with the share of patterns of that size that are
+    not decoded among those that were decoded before, as if all were equally likely.
 
     Assumptions: devices fail independently at the constant rate -ln(1 - AFR); each missing chunk is
     rebuilt by itself, in exponential time with the mean that the run measured; outages of nodes
@@ -79,23 +84,35 @@ def nines(probability: float) -> float:
     return -log10(probability) if probability > 0 else inf
 
 
-def mttdl_birth_death(births: Sequence[float], deaths: Sequence[float]) -> float:
-    """Mean time from state 0 until the chain steps past its last state.
+def mttdl_birth_death(
+    births: Sequence[float], deaths: Sequence[float], losses: Sequence[float] = ()
+) -> float:
+    """Mean time from state 0 until the chain steps past its last state, or is lost from any.
 
-    The mean time to climb from i to i + 1 is h[i] = 1/b[i] + d[i]/b[i] * h[i-1]. All terms are
-    positive and nothing is subtracted, as in GTH elimination, so no digits cancel however rare the
-    end is. Exact for any birth-death chain (Karlin and McGregor 1957).
+    The states are eliminated from the last one down. Per unit of time in state i, seen from below,
+    the states from i on are lost at the rate l[i] and take w[i] time:
+
+        l[i] = losses[i] + births[i] l[i+1] / (deaths[i] + l[i+1]),
+        w[i] = 1         + births[i] w[i+1] / (deaths[i] + l[i+1]),
+
+    and the mean is w[0] / l[0]. All terms are positive and nothing is subtracted, as in GTH
+    elimination (Grassmann, Taksar and Heyman 1985), so no digits cancel however rare the end is.
 
     Args:
-        births: Rate from state i to i + 1, i = 0 .. m.
+        births: Rate from state i to i + 1, i = 0 .. m; from the last one, to the end.
         deaths: Rate from state i + 1 to i, i = 0 .. m - 1.
+        losses: Rate from state i to the end, i = 0 .. m; nothing: only the last birth ends.
     """
     assert len(births) == len(deaths) + 1
-    climb = total = 1.0 / births[0]
-    for birth, death in zip(births[1:], deaths, strict=True):
-        climb = 1.0 / birth + death / birth * climb
-        total += climb
-    return total
+    ends = losses or [0.0] * len(births)
+    assert len(ends) == len(births)
+    lost, spent = births[-1] + ends[-1], 1.0
+    for birth, death, end in zip(births[-2::-1], deaths[::-1], ends[-2::-1], strict=True):
+        lost, spent = (
+            end + birth * lost / (death + lost),
+            1.0 + birth * spent / (death + lost),
+        )
+    return spent / lost
 
 
 def window_loss(n: int, lost: int, rate_per_year: float, window_years: float) -> float:
@@ -127,9 +144,13 @@ def chain_estimate(scenario: Scenario, *, mean_missing_s: float) -> ChainEstimat
         return ChainEstimate(0.0, repair_s, mean_missing_s > 0, inf, 0.0, 0.0)
     repairs_per_year = YEAR_S / repair_s
     n, m = scenario.n, scenario.m
+    shares = [*survival_shares(scenario.code), 0.0]
+    #: Of the failures in state i, the share after which the data can be decoded.
+    survived = [shares[i + 1] / shares[i] for i in range(m + 1)]
     mttdl = mttdl_birth_death(
-        [(n - i) * failure for i in range(m + 1)],
+        [(n - i) * failure * survived[i] for i in range(m + 1)],
         [(i + 1) * repairs_per_year for i in range(m)],
+        [(n - i) * failure * (1.0 - survived[i]) for i in range(m + 1)],
     )
     lost_per_year = scenario.placement.pg_count / mttdl
     return ChainEstimate(

@@ -19,14 +19,20 @@ The model, in the order of a chunk's life. A "chunk run" is all that one PG keep
   would be abandoned; what they would have written is charged as `abandoned_bytes`, and they delay
   no other rebuild. Short outages repair nothing.
 - A target rebuilds one run at a time, always the one of its queue that `repair_priority` puts
-  first: the PG with the least remaining redundancy. A rebuild reads from the first k readable
-  devices of the PG; its rate is set when it starts: the least of the target's write budget and each
-  source's read budget divided by the rebuilds that then read from it. A source lost on the way is
-  taken to be replaced by another at the same rate. If fewer than k are readable the target tries
-  again after a minute. A target whose node is away finishes when the node is back.
-- A PG with more than m missing runs has lost data. It counts once, is restored from outside at
-  repair speed, and can be lost again once it is whole. A PG with fewer than k readable runs is
-  unavailable, which is counted apart.
+  first: the PG with the least remaining redundancy. A rebuild reads what the code's plan reads: the
+  first k readable chunks of the PG, its group of an LRC, a part of all others of a Clay code. Its
+  rate is set when it starts: the least of the target's write budget and each source's read budget,
+  divided by the rebuilds that then read from it and by the share of a chunk that it reads. A source
+  lost on the way is taken to be replaced by another at the same rate. If what the plan needs cannot
+  be read the target tries again after a minute. A target whose node is away finishes when the node
+  is back.
+- A PG whose missing runs the code cannot decode has lost data: more than m, or fewer in a pattern
+  that an LRC does not cover. It counts once, is restored from outside at repair speed, and can be
+  lost again once it is whole. A PG whose readable runs do not suffice to decode it is unavailable,
+  which is counted apart.
+
+Codes of which any m losses are survived are counted and never looked at slot by slot; of the others
+only PGs with more losses than are surely survived are.
 """
 
 from math import inf, log2
@@ -35,9 +41,19 @@ import numpy as np
 
 from exastore.erasure.jit import njit
 from exastore.metadata.core.placement import PlacementColumns, choose_replacement
+from exastore.metadata.core.redundancy_kernels import CodeColumns
 from exastore.metadata.core.repair import repair_priority
 from exastore.metadata.core.topology import Float64Array, Int32Array, Int64Array, Uint8Array
 from exastore.sim.heap import ENTITY_BITS, event_code, heap_pop, heap_push
+from exastore.sim.patterns import (
+    UNAVAILABLE_EPISODES,
+    UP,
+    has_lost_data,
+    judge_node,
+    judge_runs,
+    planned_rate,
+    remaining,
+)
 from exastore.sim.state import (
     CHOICES,
     CHUNK_RUNS_LOST,
@@ -84,7 +100,6 @@ DEVICE_FAILED = 6
 NODE_DOWN = 7
 
 # Values of DeviceState, as plain integers, which kernels may read.
-UP = 1
 DOWN = 2
 OUT = 3
 
@@ -103,7 +118,6 @@ MISSING_S = 10
 MAX_MISSING = 11
 MAX_UNREADABLE = 12
 PGS_LOST = 13
-UNAVAILABLE_EPISODES = 14
 RUNS_LOST = 15
 
 #: What `run_until` returns.
@@ -145,7 +159,7 @@ def _advance(model: Records, state: State, now: float) -> None:
 def _hide_runs(
     runs: Int32Array,
     shift: int,
-    m: int,
+    limit: int,
     pg_unreadable: Uint8Array,
     counter: Int64Array,
     cells: Float64Array,
@@ -156,7 +170,7 @@ def _hide_runs(
         count = int(pg_unreadable[slot >> shift]) + 1
         pg_unreadable[slot >> shift] = count
         unreadable += count == 1
-        unavailable += count == m + 1
+        unavailable += count == limit + 1
         most = max(most, count)
     counter[UNREADABLE_PGS] += unreadable
     counter[UNAVAILABLE_PGS] += unavailable
@@ -166,7 +180,7 @@ def _hide_runs(
 
 @njit
 def _show_runs(
-    runs: Int32Array, shift: int, m: int, pg_unreadable: Uint8Array, counter: Int64Array
+    runs: Int32Array, shift: int, limit: int, pg_unreadable: Uint8Array, counter: Int64Array
 ) -> None:
     """These runs can be read again."""
     unreadable, unavailable = 0, 0
@@ -174,13 +188,15 @@ def _show_runs(
         count = int(pg_unreadable[slot >> shift])
         pg_unreadable[slot >> shift] = count - 1
         unreadable += count == 1
-        unavailable += count == m + 1
+        unavailable += count == limit + 1
     counter[UNREADABLE_PGS] -= unreadable
     counter[UNAVAILABLE_PGS] -= unavailable
 
 
 @njit
-def _lose_run(model: Records, state: State, slot: int, row: int, now: float) -> None:
+def _lose_run(
+    code: CodeColumns | None, model: Records, state: State, slot: int, row: int, now: float
+) -> None:
     """The chunk run is no longer anywhere; it was readable unless its node is away."""
     pg = slot >> model.shift
     state.link[slot] = NONE
@@ -197,7 +213,7 @@ def _lose_run(model: Records, state: State, slot: int, row: int, now: float) -> 
     state.timeline[row, RUNS_LOST] += 1
     if count > state.timeline[row, MAX_MISSING]:
         state.timeline[row, MAX_MISSING] = count
-    if count > model.m and state.pgs[pg].lost == 0:
+    if state.pgs[pg].lost == 0 and has_lost_data(code, model, state, pg, int(count)):
         state.pgs[pg].lost = 1
         state.timeline[row, PGS_LOST] += 1
         kept = state.counter[LOSS_COUNT]
@@ -239,17 +255,16 @@ def _enqueue(state: State, device: int, slot: int) -> None:
 
 
 @njit
-def _take_most_urgent(model: Records, state: State, device: int) -> int:
+def _take_most_urgent(code: CodeColumns | None, model: Records, state: State, device: int) -> int:
     """Unlinks the run of the queue that repair puts first."""
-    n = state.pg_devices.shape[1]
+    lost = np.zeros(state.pg_devices.shape[1], np.bool_)
     best, before_best, before = NONE, NONE, NONE
     best_priority = 0
     mask = (1 << model.shift) - 1
     slot = int(state.devices[device].queue_head)
     while slot != NONE:
         pg = slot >> model.shift
-        readable = n - int(state.pg_unreadable[pg])
-        priority = repair_priority(readable - model.k, pg, slot & mask)
+        priority = repair_priority(remaining(code, model, state, pg, lost), pg, slot & mask)
         if best == NONE or priority < best_priority:
             best, before_best, best_priority = slot, before, priority
         before = slot
@@ -266,13 +281,18 @@ def _take_most_urgent(model: Records, state: State, device: int) -> int:
 
 
 @njit
-def _rebuild_rate(model: Records, state: State, device: int, slot: int) -> float:
-    """Picks the sources of a rebuild and returns its rate; 0 if fewer than k are readable."""
+def _rebuild_rate(
+    code: CodeColumns | None, model: Records, state: State, device: int, slot: int
+) -> float:
+    """Picks the sources of a rebuild and returns its rate; 0 if too few are readable."""
     pg, mask = slot >> model.shift, (1 << model.shift) - 1
     sources = state.sources[device]
     sources[:] = NONE
+    state.devices[device].read_share = 1.0
     if state.pgs[pg].lost == 1:
         return float(model.write_bytes_per_s)
+    if code is not None:
+        return planned_rate(code, model, state, device, slot)
     found = 0
     rate = float(model.write_bytes_per_s)
     for i in range(state.pg_devices.shape[1]):
@@ -295,10 +315,10 @@ def _rebuild_rate(model: Records, state: State, device: int, slot: int) -> float
 
 
 @njit
-def _release_sources(model: Records, state: State, device: int) -> int:
+def _release_sources(state: State, device: int) -> int:
     """Ends the reads of the device's rebuild; returns how many sources it had."""
     released = 0
-    for i in range(model.k):
+    for i in range(state.sources.shape[1]):
         source = state.sources[device, i]
         if source != NONE:
             state.devices[source].streams -= 1
@@ -308,7 +328,9 @@ def _release_sources(model: Records, state: State, device: int) -> int:
 
 
 @njit
-def _start_next(model: Records, state: State, device: int, now: float) -> None:
+def _start_next(
+    code: CodeColumns | None, model: Records, state: State, device: int, now: float
+) -> None:
     """Starts the target's next rebuild if it is idle and may work."""
     if (
         state.devices[device].active != NONE
@@ -317,21 +339,19 @@ def _start_next(model: Records, state: State, device: int, now: float) -> None:
         or state.device_state[device] != UP
     ):
         return
-    slot = _take_most_urgent(model, state, device)
+    slot = _take_most_urgent(code, model, state, device)
     if slot == NONE:
         return
-    rate = _rebuild_rate(model, state, device, slot)
+    rate = _rebuild_rate(code, model, state, device, slot)
     if rate == 0.0:
         _enqueue(state, device, slot)
         state.devices[device].retrying = 1
-        code = event_code(RETRY, device)
-        heap_push(state.heap, state.counter, now + 60.0, code)
+        heap_push(state.heap, state.counter, now + 60.0, event_code(RETRY, device))
         return
     done = now + model.slot_bytes / rate
     state.devices[device].active = slot
     state.devices[device].active_done_s = done
-    code = event_code(REBUILT, device)
-    heap_push(state.heap, state.counter, done, code)
+    heap_push(state.heap, state.counter, done, event_code(REBUILT, device))
 
 
 @njit
@@ -348,7 +368,12 @@ def _wait(state: State, slot: int) -> None:
 
 @njit
 def _plan_waiting(
-    columns: PlacementColumns, model: Records, state: State, key: np.uint64, now: float
+    columns: PlacementColumns,
+    code: CodeColumns | None,
+    model: Records,
+    state: State,
+    key: np.uint64,
+    now: float,
 ) -> None:
     """Gives every waiting run a device, chosen by placement; those that find none wait on."""
     following = int(state.counter[WAITING_HEAD])
@@ -370,29 +395,31 @@ def _plan_waiting(
             continue
         row[index] = target
         _enqueue(state, target, slot)
-        _start_next(model, state, target, now)
+        _start_next(code, model, state, target, now)
 
 
 @njit
-def _abort(model: Records, state: State, device: int) -> None:
+def _abort(state: State, device: int) -> None:
     """Puts the run that is being rebuilt back into the queue."""
     slot = state.devices[device].active
     if slot != NONE:
         state.devices[device].active = NONE
-        _release_sources(model, state, device)
+        _release_sources(state, device)
         _enqueue(state, device, slot)
 
 
 @njit
-def _evacuate(model: Records, state: State, device: int, row: int, now: float) -> None:
+def _evacuate(
+    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+) -> None:
     """The device is OUT: all that it held or was to hold needs a new device."""
     for j in range(state.devices[device].slot_count):
         slot = state.slots[device, j]
         if state.link[slot] == INTACT:
-            _lose_run(model, state, slot, row, now)
+            _lose_run(code, model, state, slot, row, now)
         _wait(state, slot)
     state.devices[device].slot_count = 0
-    _abort(model, state, device)
+    _abort(state, device)
     slot = int(state.devices[device].queue_head)
     state.devices[device].queue_head = NONE
     state.devices[device].queue_tail = NONE
@@ -412,8 +439,7 @@ def _push_failure(model: Records, state: State, key: np.uint64, device: int, now
     state.devices[device].draw = draw + 1
     life = weibull(key, STREAM_DEVICE_LIFE, device, draw, model.life_scale_s, model.life_shape)
     if now + life <= model.horizon_s:
-        code = event_code(DEVICE_FAILED, device)
-        heap_push(state.heap, state.counter, now + life, code)
+        heap_push(state.heap, state.counter, now + life, event_code(DEVICE_FAILED, device))
 
 
 @njit
@@ -424,33 +450,36 @@ def _push_outage(model: Records, state: State, key: np.uint64, node: int, now: f
     state.nodes[node].draw = draw + 1
     uptime = weibull(key, STREAM_NODE_UPTIME, node, draw, model.uptime_mean_s, 1.0)
     if now + uptime <= model.horizon_s:
-        code = event_code(NODE_DOWN, node)
-        heap_push(state.heap, state.counter, now + uptime, code)
+        heap_push(state.heap, state.counter, now + uptime, event_code(NODE_DOWN, node))
 
 
 @njit
-def _device_failed(model: Records, state: State, device: int, row: int, now: float) -> None:
+def _device_failed(
+    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+) -> None:
     cells = state.timeline[row]
     cells[DEVICE_FAILURES] += 1
     state.devices[device].dead = 1
     runs = state.slots[device, : state.devices[device].slot_count]
     if state.nodes[state.devices[device].node].up_at_s == 0.0:
-        _hide_runs(runs, model.shift, model.m, state.pg_unreadable, state.counter, cells)
+        _hide_runs(runs, model.shift, model.limit, state.pg_unreadable, state.counter, cells)
     for slot in runs:
-        _lose_run(model, state, slot, row, now)
-    _abort(model, state, device)
+        _lose_run(code, model, state, slot, row, now)
+    judge_runs(code, model, state, runs, cells)
+    _abort(state, device)
     time = now + model.detection_delay_s
     heap_push(state.heap, state.counter, time, event_code(DEVICE_DETECTED, device))
 
 
 @njit
-def _device_detected(model: Records, state: State, device: int, row: int, now: float) -> None:
+def _device_detected(
+    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+) -> None:
     state.devices[device].dead = 2
     state.device_state[device] = OUT
-    _evacuate(model, state, device, row, now)
-    code = event_code(DEVICE_REPLACED, device)
+    _evacuate(code, model, state, device, row, now)
     time = now + model.replacement_delay_s
-    heap_push(state.heap, state.counter, time, code)
+    heap_push(state.heap, state.counter, time, event_code(DEVICE_REPLACED, device))
 
 
 @njit
@@ -466,7 +495,13 @@ def _device_replaced(model: Records, state: State, key: np.uint64, device: int, 
 
 @njit
 def _node_down(
-    model: Records, state: State, key: np.uint64, node: int, row: int, now: float
+    code: CodeColumns | None,
+    model: Records,
+    state: State,
+    key: np.uint64,
+    node: int,
+    row: int,
+    now: float,
 ) -> None:
     cells = state.timeline[row]
     cells[NODE_OUTAGES] += 1
@@ -478,17 +513,18 @@ def _node_down(
             state.device_state[device] = DOWN
         if state.devices[device].dead == 0:
             runs = state.slots[device, : state.devices[device].slot_count]
-            _hide_runs(runs, model.shift, model.m, state.pg_unreadable, state.counter, cells)
-    code = event_code(NODE_UP, node)
-    heap_push(state.heap, state.counter, now + outage, code)
+            _hide_runs(runs, model.shift, model.limit, state.pg_unreadable, state.counter, cells)
+    judge_node(code, model, state, node, cells)
+    heap_push(state.heap, state.counter, now + outage, event_code(NODE_UP, node))
     if outage > model.out_after_s:
-        code = event_code(NODE_OUT, node)
         time = now + model.out_after_s
-        heap_push(state.heap, state.counter, time, code)
+        heap_push(state.heap, state.counter, time, event_code(NODE_OUT, node))
 
 
 @njit
-def _node_out(model: Records, state: State, node: int, row: int, now: float) -> None:
+def _node_out(
+    code: CodeColumns | None, model: Records, state: State, node: int, row: int, now: float
+) -> None:
     state.timeline[row, NODE_OUTS] += 1
     rate = min(model.write_bytes_per_s, model.read_bytes_per_s)
     if now + model.slot_bytes / rate > state.nodes[node].up_at_s:
@@ -500,11 +536,12 @@ def _node_out(model: Records, state: State, node: int, row: int, now: float) -> 
         return
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
         if state.devices[device].dead == 0:
-            _evacuate(model, state, device, row, now)
+            _evacuate(code, model, state, device, row, now)
 
 
 @njit
 def _node_up(
+    code: CodeColumns | None,
     model: Records,
     state: State,
     key: np.uint64,
@@ -519,8 +556,9 @@ def _node_up(
             state.device_state[device] = UP
         if state.devices[device].dead == 0:
             runs = state.slots[device, : state.devices[device].slot_count]
-            _show_runs(runs, model.shift, model.m, state.pg_unreadable, state.counter)
+            _show_runs(runs, model.shift, model.limit, state.pg_unreadable, state.counter)
             run_count += len(runs)
+    judge_node(code, model, state, node, state.timeline[row])
     if state.nodes[node].let_go == 1:
         state.nodes[node].let_go = 0
         rate = min(model.write_bytes_per_s, model.read_bytes_per_s)
@@ -530,34 +568,36 @@ def _node_up(
         state.timeline[row, ABANDONED_BYTES] += run_count * min(rate * elapsed_s, model.slot_bytes)
     _push_outage(model, state, key, node, now)
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
-        _start_next(model, state, device, now)
+        _start_next(code, model, state, device, now)
     state.counter[PLAN_NOW] = 1
 
 
 @njit
-def _rebuilt(model: Records, state: State, device: int, row: int, now: float) -> None:
+def _rebuilt(
+    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+) -> None:
     slot = state.devices[device].active
     if slot == NONE or state.devices[device].active_done_s != now:
         return  # that rebuild was aborted
     if state.device_state[device] != UP:
         time = state.nodes[state.devices[device].node].up_at_s
         state.devices[device].active_done_s = time
-        code = event_code(REBUILT, device)
-        heap_push(state.heap, state.counter, time, code)
+        heap_push(state.heap, state.counter, time, event_code(REBUILT, device))
         return
     state.devices[device].active = NONE
-    source_count = _release_sources(model, state, device)
+    read_chunks = _release_sources(state, device) * state.devices[device].read_share
     state.timeline[row, REBUILDS] += 1
     state.timeline[row, REBUILT_BYTES] += model.slot_bytes
-    state.timeline[row, READ_BYTES] += source_count * model.slot_bytes
+    state.timeline[row, READ_BYTES] += read_chunks * model.slot_bytes
     count = state.devices[device].slot_count
     state.slots[device, count] = slot
     state.devices[device].slot_count = count + 1
     state.counter[SLOT_COUNT_MAX] = max(state.counter[SLOT_COUNT_MAX], count + 1)
     _regain_run(model, state, slot, now)
     rebuilt = state.slots[device, count : count + 1]
-    _show_runs(rebuilt, model.shift, model.m, state.pg_unreadable, state.counter)
-    _start_next(model, state, device, now)
+    _show_runs(rebuilt, model.shift, model.limit, state.pg_unreadable, state.counter)
+    judge_runs(code, model, state, rebuilt, state.timeline[row])
+    _start_next(code, model, state, device, now)
 
 
 @njit
@@ -581,7 +621,13 @@ def _has_room(state: State) -> bool:
 
 
 @njit
-def run_until(columns: PlacementColumns, model: Records, state: State, until_s: float) -> int:
+def run_until(
+    columns: PlacementColumns,
+    code: CodeColumns | None,
+    model: Records,
+    state: State,
+    until_s: float,
+) -> int:
     """Run the events up to `until_s`, a time within the horizon.
 
     Returns:
@@ -600,29 +646,29 @@ def run_until(columns: PlacementColumns, model: Records, state: State, until_s: 
     while counter[HEAP_SIZE] > 0 and state.heap[0].time_s <= until_s:
         if not _has_room(state):
             return NEEDS_ROOM
-        now, code = heap_pop(state.heap, counter)
+        now, event = heap_pop(state.heap, counter)
         _advance(model, state, now)
-        _log(state, now, code)
-        kind, entity = code >> ENTITY_BITS, code & ((1 << ENTITY_BITS) - 1)
+        _log(state, now, event)
+        kind, entity = event >> ENTITY_BITS, event & ((1 << ENTITY_BITS) - 1)
         row = _bucket(model, state, now)
         if kind == REBUILT:
-            _rebuilt(model, state, entity, row, now)
+            _rebuilt(code, model, state, entity, row, now)
         elif kind == NODE_DOWN:
-            _node_down(model, state, key, entity, row, now)
+            _node_down(code, model, state, key, entity, row, now)
         elif kind == NODE_UP:
-            _node_up(model, state, key, entity, row, now)
+            _node_up(code, model, state, key, entity, row, now)
         elif kind == NODE_OUT:
-            _node_out(model, state, entity, row, now)
+            _node_out(code, model, state, entity, row, now)
         elif kind == DEVICE_FAILED:
-            _device_failed(model, state, entity, row, now)
+            _device_failed(code, model, state, entity, row, now)
         elif kind == DEVICE_DETECTED:
-            _device_detected(model, state, entity, row, now)
+            _device_detected(code, model, state, entity, row, now)
         elif kind == DEVICE_REPLACED:
             _device_replaced(model, state, key, entity, now)
         elif kind == RETRY:
             state.devices[entity].retrying = 0
-            _start_next(model, state, entity, now)
+            _start_next(code, model, state, entity, now)
         if counter[PLAN_NOW] == 1 and counter[WAITING_HEAD] != NONE:
-            _plan_waiting(columns, model, state, key, now)
+            _plan_waiting(columns, code, model, state, key, now)
     _advance(model, state, until_s)
     return DONE

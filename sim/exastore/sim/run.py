@@ -27,6 +27,7 @@ from exastore.metadata.core.placement import (
     placement_columns,
 )
 from exastore.metadata.core.topology import Int32Array, Int64Array, Topology
+from exastore.sim.codes import engine_code
 from exastore.sim.engine import NEEDS_ROOM, run_until
 from exastore.sim.errors import Problem, ScenarioError
 from exastore.sim.provenance import provenance
@@ -173,6 +174,7 @@ def _run_trials(
     years = scenario.run.years
     total = trials * years
     report("simulating", 0.0, total)
+    engine_code(scenario.code)  # made here, once for all workers
     slots, slot_count = device_lists(
         placement.pg_devices,
         placement.topology.device_count,
@@ -218,11 +220,12 @@ def simulate(
     state = build_state(
         model, placement.topology, placement.pg_devices, slots, slot_count, log_events=log_events
     )
+    code = engine_code(scenario.code)
     horizon_s = float(model["horizon_s"])
     until_s = 0.0
     while until_s < horizon_s:
         until_s = min(until_s + YEAR_S / 4, horizon_s)
-        while run_until(placement.columns, model, state, until_s) == NEEDS_ROOM:
+        while run_until(placement.columns, code, model, state, until_s) == NEEDS_ROOM:
             state = with_more_room(state)
         if on_year:
             on_year(until_s / YEAR_S)

@@ -203,6 +203,11 @@ class Scenario:
         return self.k + self.m
 
     @property
+    def sure_losses(self) -> int:
+        """Chunks of a stripe that may be lost, whichever they are: m, or fewer for an LRC."""
+        return code_shape(self.code).sure
+
+    @property
     def raw_bytes(self) -> int:
         """Capacity of all devices."""
         return self.cluster.device_count * self.device.capacity_bytes
@@ -290,7 +295,7 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
     except ValueError as error:
         return [("code", str(error))]
     found: list[tuple[str, str]] = []
-    n = shape.k + shape.m
+    n = shape.n
     placement = scenario.placement
     domains = scenario.cluster.domain_count(placement.rule.level)
     places = min(domains * placement.max_per_domain, scenario.cluster.device_count)

@@ -3,8 +3,9 @@
 Invariants, checked by `validate_state`:
 1. A chunk run (one slot of a PG) is intact on `pg_devices[pg, slot]` and then in exactly one list
    `slots[device, :slot_count[device]]`; or it is missing (`link` not INTACT) and in none.
-2. `pg_missing[pg]` counts the missing slots; `pg_unreadable[pg]` counts those and the intact ones
-   on devices whose node is away.
+2. `pgs[pg].missing` counts the missing slots; `pg_unreadable[pg]` counts those and the intact ones
+   on devices whose node is away. `pgs[pg].unavailable` says whether the data cannot be decoded from
+   the others, of codes for which it matters which ones they are; it is 0 of other codes.
 3. A missing slot is in at most one place: the queue of its target, the target's `active`, the
    waiting list (no device to be had), or, before detection, its dead device.
 A slot is coded as `pg << shift | index`.
@@ -16,6 +17,7 @@ import numpy as np
 
 from exastore.erasure.jit import njit
 from exastore.metadata.core.balance import slots_per_device
+from exastore.metadata.core.redundancy import remaining_of_rows
 from exastore.metadata.core.topology import (
     DeviceState,
     Float64Array,
@@ -24,6 +26,7 @@ from exastore.metadata.core.topology import (
     Topology,
     Uint8Array,
 )
+from exastore.sim.codes import code_shape
 from exastore.sim.scenario import YEAR_S, Scenario
 
 #: Rows of `State.counter`.
@@ -75,6 +78,8 @@ LOSS_LOG = 10_000
 NONE = -1
 #: The link of a slot that is not missing.
 INTACT = -2
+#: `limit` of a code for which it matters which slots are unreadable, not only how many.
+OUT_OF_REACH = 256
 
 
 #: One row of a record array, or the array: fields by name, in kernels too; numpy cannot type it.
@@ -82,10 +87,14 @@ Records = Any
 
 #: What does not change during a trial; times in seconds. `life_scale_s` is inf for devices that
 #: never fail, `uptime_mean_s` for nodes that never go away; `bucket_s` is one row of the timeline.
+#: `limit`: with more unreadable slots a PG is unavailable; out of reach if counting cannot tell.
+#: `source_count`: how many chunks a rebuild reads at most.
 MODEL = np.dtype(
     [
         ("k", "i8"),
         ("m", "i8"),
+        ("limit", "i8"),
+        ("source_count", "i8"),
         ("shift", "i8"),
         ("seed", "i8"),
         ("trial", "i8"),
@@ -104,10 +113,12 @@ MODEL = np.dtype(
     ]
 )
 #: `dead`: 0 alive, 1 failed and unnoticed, 2 failed and known. `streams`: rebuilds that read here.
-#: `queue_head`, `queue_tail`: list of slots to rebuild here; `active`: the one in work.
+#: `queue_head`, `queue_tail`: list of slots to rebuild here; `active`: the one in work, which reads
+#: `read_share` of a chunk run from each of its sources.
 DEVICE = np.dtype(
     [
         ("active_done_s", "f8"),
+        ("read_share", "f8"),
         ("node", "i4"),
         ("slot_count", "i4"),
         ("queue_head", "i4"),
@@ -133,7 +144,9 @@ NODE = np.dtype(
     align=True,
 )
 #: `since_s`: when the PG lost the first of the slots that it now misses. `lost`: it lost data.
-PG = np.dtype([("since_s", "f8"), ("missing", "u1"), ("lost", "u1")], align=True)
+PG = np.dtype(
+    [("since_s", "f8"), ("missing", "u1"), ("lost", "u1"), ("unavailable", "u1")], align=True
+)
 #: An event of the heap or of the log, or the loss of a PG, whose index is then the code.
 EVENT = np.dtype([("time_s", "f8"), ("code", "i8")], align=True)
 
@@ -154,7 +167,7 @@ class State(NamedTuple):
         device_state: Shape (D,). What the cluster takes each device for, a DeviceState.
         slots: Shape (D, room). Intact slots of each device.
         link: Shape (P << shift,). INTACT, or the next slot in the list of this missing slot.
-        sources: Shape (D, k). From which devices the rebuild in work reads.
+        sources: Shape (D, source_count). From which devices the rebuild in work reads, then NONE.
         timeline: Shape (buckets, columns).
         missing_s: Shape (n + 1,). PG-seconds with so many slots missing; entry 0 unused.
         losses: Records of EVENT: the first losses.
@@ -192,8 +205,10 @@ def build_model(scenario: Scenario, *, seed: int, trial: int) -> Records:
     """The constants of one trial: a record of MODEL."""
     outages = scenario.node.outages_per_year
     model = np.zeros(1, MODEL)[0]
-    model["k"] = scenario.k
-    model["m"] = scenario.m
+    code = code_shape(scenario.code)
+    model["k"], model["m"] = code.k, code.m
+    model["source_count"] = code.k if code.any_k else code.n - 1
+    model["limit"] = code.m if code.is_counted else OUT_OF_REACH
     model["shift"] = max(1, (scenario.n - 1).bit_length())
     model["seed"] = seed
     model["trial"] = trial
@@ -281,7 +296,7 @@ def build_state(
         device_state=np.full(device_count, DeviceState.UP, np.uint8),
         slots=slots.copy(),
         link=np.full(pg_count << int(model["shift"]), INTACT, np.int32),
-        sources=np.full((device_count, int(model["k"])), NONE, np.int32),
+        sources=np.full((device_count, int(model["source_count"])), NONE, np.int32),
         timeline=np.zeros((buckets, len(TIMELINE_COLUMNS))),
         missing_s=np.zeros(n + 1),
         losses=np.zeros(LOSS_LOG, EVENT),
@@ -298,19 +313,24 @@ def with_more_room(state: State) -> State:
     return state._replace(slots=slots, heap=heap)
 
 
-def validate_state(model: Records, state: State) -> None:
-    """Check the invariants of this module in plain numpy."""
+def validate_state(model: Records, state: State, code: str) -> None:
+    """Check the invariants of this module in plain numpy; `code` is the scenario's."""
     pg_count, n = state.pg_devices.shape
     shift = int(model["shift"])
-    code = (np.arange(pg_count)[:, None] << shift) | np.arange(n)
-    missing = state.link[code] != INTACT
+    address = (np.arange(pg_count)[:, None] << shift) | np.arange(n)
+    missing = state.link[address] != INTACT
     assert (missing.sum(axis=1) == state.pgs["missing"]).all()
     away = (state.nodes["up_at_s"] > 0)[state.devices["node"][state.pg_devices]] & ~missing
     assert ((missing | away).sum(axis=1) == state.pg_unreadable).all()
     assert int(missing.sum()) == state.counter[MISSING_SLOTS]
     assert int((state.pgs["missing"] > 0).sum()) == state.counter[DEGRADED_PGS]
     assert int((state.pg_unreadable > 0).sum()) == state.counter[UNREADABLE_PGS]
-    assert int((state.pg_unreadable > model["m"]).sum()) == state.counter[UNAVAILABLE_PGS]
+    if not code_shape(code).is_counted:
+        unavailable = remaining_of_rows(code, missing | away, code_shape(code).m) < 0
+        assert (unavailable == (state.pgs["unavailable"] == 1)).all()
+    else:
+        unavailable = state.pg_unreadable > model["limit"]
+    assert int(unavailable.sum()) == state.counter[UNAVAILABLE_PGS]
     listed = np.zeros(pg_count << shift, np.int64)
     for device, count in enumerate(state.devices["slot_count"]):
         mine = state.slots[device, :count]
@@ -318,5 +338,5 @@ def validate_state(model: Records, state: State) -> None:
         listed[intact] += 1
         pg, slot = intact >> shift, intact & ((1 << shift) - 1)
         assert (state.pg_devices[pg, slot] == device).all()
-    assert (listed[code[~missing]] == 1).all()
+    assert (listed[address[~missing]] == 1).all()
     assert (state.devices["streams"] >= 0).all()

@@ -133,12 +133,12 @@ def traffic_rows(results: Results) -> list[Row]:
             "degraded PGs",
             count_text(degraded),
             f"at any time; at worst {results.trials['max_missing'].to_numpy().max()} missing"
-            f" chunks in one, {results.scenario.m} can be",
+            f" chunks in one, any {results.scenario.sure_losses} can be",
         ),
         (
             "unavailable PGs",
             f"{_mean(results, 'unavailable_pg_hours') / years:.3g} PG-hours per year",
-            "fewer than k chunks readable for a while, nothing lost by that",
+            "too few chunks readable to decode for a while, nothing lost by that",
         ),
     ]
 

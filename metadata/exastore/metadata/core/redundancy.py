@@ -48,7 +48,7 @@ class Redundancy:
     def __init__(self, code: Codec) -> None:
         self.code: Final = code
         #: By the mask of lost chunks (bit i: chunk i); empty for MDS codes and for wide ones.
-        self.table: Final = np.empty(0, np.int8) if code.is_mds else _table(code)
+        self.table: Final = frozen(np.empty(0, np.int8)) if code.is_mds else _table(code)
         #: How many losses of a whole stripe are survived, whichever they are.
         self.sure: Final = sure_losses(code)
 
@@ -146,7 +146,7 @@ def _table(code: Codec) -> Int8Array:
     n = code.n
     pattern_count = sum(comb(n, size) for size in range(code.m + 1))
     if n > TABLE_SLOTS or pattern_count > TABLE_PATTERNS:
-        return np.empty(0, np.int8)
+        return frozen(np.empty(0, np.int8))
     decodable = np.zeros(1 << n, np.bool_)
     for size in range(code.m + 1):
         for lost in combinations(range(n), size):

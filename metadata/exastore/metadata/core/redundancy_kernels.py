@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from exastore.erasure import Codec, codec
 from exastore.erasure.jit import njit
 from exastore.metadata.core.redundancy import Int8Array, redundancy_of
-from exastore.metadata.core.topology import Float64Array, Uint8Array, frozen
+from exastore.metadata.core.topology import Float64Array, Int32Array, Uint8Array, frozen
 
 #: The most losses whose plans `CodeColumns` keeps; each takes about 100 microseconds to make.
 PLAN_PATTERNS: Final = 5_000
@@ -34,9 +34,8 @@ class CodeColumns(NamedTuple):
         table: Of `Redundancy`.
         check: The parity-check matrix of a code without table, for the test of decodability that
             the code itself makes. Shape: (m, n), or empty.
-        reads: Shape (patterns, n), dtype uint8. 1 for the chunks that the code's plan reads, row by
+        reads: Shape (patterns, n). The fraction of each chunk that the code's plan reads, row by
             `pattern_row`; all 0 where there is no plan.
-        share: Shape (patterns,). The fraction of each chunk that is read.
     """
 
     k: int
@@ -45,8 +44,7 @@ class CodeColumns(NamedTuple):
     plan_losses: int
     table: Int8Array
     check: Uint8Array
-    reads: Uint8Array
-    share: Float64Array
+    reads: Float64Array
 
 
 @cache
@@ -59,7 +57,6 @@ def code_columns(name: str) -> CodeColumns:
     code, redundancy = codec(name), redundancy_of(name)
     is_counted = code.is_mds or len(redundancy.table) > 0
     plan_losses = _plan_losses(code)
-    reads, share = _plans(code, plan_losses)
     return CodeColumns(
         k=code.k,
         m=code.m,
@@ -67,8 +64,7 @@ def code_columns(name: str) -> CodeColumns:
         plan_losses=plan_losses,
         table=redundancy.table,
         check=frozen(np.empty((0, 0), np.uint8) if is_counted else _check_of(code)),
-        reads=frozen(reads),
-        share=frozen(share),
+        reads=frozen(_plans(code, plan_losses)),
     )
 
 
@@ -91,20 +87,19 @@ def _plan_losses(code: Codec) -> int:
     return losses
 
 
-def _plans(code: Codec, plan_losses: int) -> tuple[Uint8Array, Float64Array]:
-    """Reads and share of the plans, in the order of `pattern_row`."""
+def _plans(code: Codec, plan_losses: int) -> Float64Array:
+    """What the plans read, in the order of `pattern_row`."""
     count = sum(comb(code.n, size) for size in range(1, plan_losses + 1))
-    reads, share = np.zeros((count, code.n), np.uint8), np.zeros(count)
+    reads = np.zeros((count, code.n))
     first = 0
     for size in range(1, plan_losses + 1):
         for lost in combinations(range(code.n), size):
             if code.decodable(lost):
                 plan = code.repair_plan(lost)
                 row = first + sum(comb(index, i + 1) for i, index in enumerate(lost))
-                reads[row, list(plan.reads)] = 1
-                share[row] = plan.bytes_fraction / max(1, len(plan.reads))
+                reads[row, list(plan.reads)] = list(plan.reads.values())
         first += comb(code.n, size)
-    return reads, share
+    return reads
 
 
 @njit
@@ -151,7 +146,8 @@ def _is_decodable(check: Uint8Array, lost: BoolArray, count: int) -> bool:
     column = 0
     for index in range(len(lost)):
         if lost[index]:
-            work[:, column] = check[:, index]
+            for row in range(rows):
+                work[row, column] = check[row, index]
             column += 1
     for column in range(count):
         pivot = column
@@ -191,15 +187,26 @@ def remaining_redundancy(columns: CodeColumns, lost: BoolArray) -> int:
 
 
 @njit
+def count_decodable(columns: CodeColumns, losses: Int32Array) -> int:
+    """How many of these losses the data survives. Shape: (losses, chunks lost)."""
+    lost = np.zeros(columns.k + columns.m, np.bool_)
+    found = 0
+    for i in range(len(losses)):
+        lost[:] = False
+        for j in range(losses.shape[1]):
+            lost[losses[i, j]] = True
+        found += remaining_redundancy(columns, lost) >= 0
+    return found
+
+
+@njit
 def plan_slot_repair(
     columns: CodeColumns, slot: int, unreadable: BoolArray, reads: BoolArray
 ) -> float:
-    """`repair_plan_for` one slot: the fraction that is read of each chunk of `reads`.
+    """`repair_plan_for` one slot: the fraction that is read of each chunk of `reads`, or 0.
 
-    0 if the slot cannot be rebuilt.
-
-    Losses beyond `plan_losses` are taken to read the first k readable chunks in whole, as are all
-    of a code without plans.
+    0 means that the slot cannot be rebuilt. More losses than `plan_losses` are taken to read the
+    first k readable chunks in whole, as are all of a code without plans.
 
     Args:
         columns: Of the code.
@@ -208,31 +215,34 @@ def plan_slot_repair(
         reads: Shape (n,). Overwritten: the chunks to read.
     """
     n = len(unreadable)
+    is_possible = True
     if columns.plan_losses > 0:
         lost = np.zeros(n, np.bool_)
         lost[slot] = True
         lost_count = 1
         while lost_count <= columns.plan_losses:
             row = pattern_row(lost)
-            grows = False
+            share, grows = 0.0, False
             for index in range(n):
-                reads[index] = columns.reads[row, index] == 1
-                if reads[index] and (unreadable[index] or index == slot) and not lost[index]:
-                    lost[index] = True
-                    lost_count += 1
-                    grows = True
+                reads[index] = columns.reads[row, index] > 0.0
+                if reads[index]:
+                    share = float(columns.reads[row, index])
+                    if unreadable[index]:
+                        lost[index] = True
+                        lost_count += 1
+                        grows = True
             if not grows:
-                return float(columns.share[row])
-        gone = unreadable.copy()
-        gone[slot] = True
-        if remaining_redundancy(columns, gone) < 0:
-            reads[:] = False
-            return 0.0
+                return share
+        for index in range(n):
+            lost[index] = unreadable[index] or index == slot
+        is_possible = remaining_redundancy(columns, lost) >= 0
     found = 0
     for index in range(n):
-        reads[index] = found < columns.k and index != slot and not unreadable[index]
-        found += reads[index]
-    if found < columns.k:
-        reads[:] = False
-        return 0.0
-    return 1.0
+        is_read = is_possible and found < columns.k and index != slot and not unreadable[index]
+        reads[index] = is_read
+        found += is_read
+    if found == columns.k:
+        return 1.0
+    for index in range(n):
+        reads[index] = False
+    return 0.0

@@ -119,10 +119,14 @@ def redundancy_section(results: Results) -> ReportSection:
     shown = missing <= max(results.scenario.m + 1, int(np.max(missing * (hours > 0))))
     total = hours.sum()
     first = f"{hours[0] / total:.2%}" if total else "nothing"
+    m, sure = results.scenario.m, results.scenario.sure_losses
+    limit = f"More than {m} would be data loss"
+    if sure < m:
+        limit += f", and of more than {sure} some patterns"
     return ReportSection(
         "How much was missing",
         f"Time that placement groups spent with so many chunks missing; {first} of it with one."
-        f" More than {results.scenario.m} would be data loss.",
+        f" {limit}.",
         figure=bar_figure(
             [str(value) for value in missing[shown]],
             {"PG-hours": hours[shown].tolist()},
