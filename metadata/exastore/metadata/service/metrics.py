@@ -24,6 +24,8 @@ class MetadataMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
+        #: Looking labels up takes longer than counting.
+        self._by_call: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._epoch = Gauge(
             "exastore_metadata_map_epoch", "Epoch of the cluster map; 0: none.", registry=registry
         )
@@ -120,9 +122,13 @@ class MetadataMetrics:
 
     def request(self, method: str, result: str, duration_s: float | None) -> None:
         """A call ended."""
-        self._requests.labels(method, result).inc()
+        found = self._by_call.get((method, result))
+        if found is None:
+            found = self._requests.labels(method, result), self._latency.labels(method)
+            self._by_call[method, result] = found
+        found[0].inc()
         if duration_s is not None:
-            self._latency.labels(method).observe(duration_s)
+            found[1].observe(duration_s)
 
     def map(
         self,
