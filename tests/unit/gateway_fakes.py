@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
+from exastore.erasure import codec
 from exastore.gateway.cluster_store import ClusterStore, open_cluster_store
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
@@ -228,7 +229,7 @@ class FakeMetadata:
     """A metadata server over dictionaries: the map, objects, the fence of commits."""
 
     def __init__(self, addresses: list[str], *, code: str = "rs-4-2", pg_count: int = 8) -> None:
-        n = sum(int(part) for part in code.split("-")[1:])
+        n = codec(code).n
         self.map = common_pb2.ClusterMap(epoch=1, cluster_id="test", code=code)
         for index, address in enumerate(addresses):
             self.map.nodes.add(index=index, id=f"node-{index}", address=address)
