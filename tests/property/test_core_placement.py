@@ -87,6 +87,31 @@ def test_vector_loops_equal_the_scalar_hash(ids: list[int], x: int, r: int) -> N
     assert straw2.first_largest(array, np.uint32(x), np.uint32(r)) == halves.index(max(halves))
 
 
+@settings(deadline=None, max_examples=60)
+@given(topologies(), st.integers(1, 90), words, st.sampled_from([0, 1, 3, 7]))
+def test_many_trials_at_once_go_where_one_by_one_goes(
+    topology: Topology, count: int, seed: int, step: int
+) -> None:
+    tree = placement_columns(topology, PlacementRule()).tree
+    # Identifiers as they are, all the same, evenly spaced downwards, and without any order.
+    spaced = tree.child_item.astype(np.uint32) * np.uint32((-step) & 0xFFFFFFFF)
+    ids = {0: tree.child_id, 7: spaced**2 + np.uint32(seed)}.get(step, spaced)
+    tree = straw2.with_child_ids(tree, ids)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    item = rng.integers(-1, len(tree.bucket), count).astype(np.int32)
+    node_count = len(topology.node_rack)
+    item[(item >= 0) & (item < node_count)] = len(tree.bucket) - 1
+    x, r = rng.integers(0, 2**32, (2, count + straw2.LANES), dtype=np.uint32)
+    scratch = np.empty(64, dtype=np.uint32)
+    expected = [
+        straw2.descend(tree, int(item[i]), 2, x[i], r[i], scratch) if item[i] >= 0 else -1
+        for i in range(count)
+    ]
+    lanes = np.zeros((straw2.SCRATCH_ROWS, straw2.BLOCK), dtype=np.uint32)
+    straw2.descend_many(tree, item, count, 2, x, r, lanes, scratch)
+    assert item.tolist() == expected
+
+
 @settings(deadline=None)
 @given(clusters(), st.integers(1, 8), words)
 def test_rows_keep_the_rule_and_leave_no_feasible_slot_empty(

@@ -42,6 +42,8 @@ from exastore.metadata.core.trial import keeps_rule
 
 #: Devices of the deck that are tried for a slot before it is left to straw2.
 DEAL_ATTEMPTS = 256
+#: Rows that are asked to change places for a card that fits nowhere.
+EXCHANGE_ROWS = 512
 
 
 class PlacementPolicy(Protocol):
@@ -213,7 +215,8 @@ def _deal(
 ) -> None:
     """Deals the deck from its end; a card that fits nowhere near is passed over.
 
-    Slots for which none of the next cards fits are filled by straw2 at the end.
+    At the end, cards that fit in no slot that is left change places with those of other rows; where
+    even that fails, straw2 decides.
     """
     left = len(deck)
     for p in range(rows.shape[0]):
@@ -229,7 +232,33 @@ def _deal(
     for p in range(rows.shape[0]):
         for slot in range(rows.shape[1]):
             if rows[p, slot] < 0:
-                rows[p, slot] = choose_replacement(columns, device_state, rows[p], slot, p, seed)
+                left = _exchange(columns, deck, left, rows, p, slot)
+                if rows[p, slot] < 0:
+                    rows[p, slot] = choose_replacement(
+                        columns, device_state, rows[p], slot, p, seed
+                    )
+
+
+@njit
+def _exchange(
+    columns: PlacementColumns, deck: Int32Array, left: int, rows: Int32Array, p: int, slot: int
+) -> int:
+    """Gives a card that fits nowhere to another row, whose device comes here; the cards left."""
+    if left == 0:
+        return 0
+    card, width = int(deck[left - 1]), rows.shape[1]
+    for back in range(1, min(EXCHANGE_ROWS, rows.shape[0])):
+        q = (p - back) % rows.shape[0]
+        for j in range(width):
+            device = int(rows[q, j])
+            if (
+                device >= 0
+                and keeps_rule(columns, rows[p], slot, device)
+                and keeps_rule(columns, rows[q], j, card)
+            ):
+                rows[p, slot], rows[q, j] = device, card
+                return left - 1
+    return left
 
 
 def distinct_copysets(rows: Int32Array) -> int:

@@ -27,7 +27,7 @@ from exastore.metadata.core.topology import Int32Array, Uint8Array
 from exastore.metadata.core.trial import TRIES, UP, keeps_other_limits, scan, try_once
 
 #: Groups whose rounds of draws are made together.
-ROWS_PER_BLOCK = 256
+ROWS_PER_BLOCK = 512
 
 
 class Round(NamedTuple):
@@ -60,8 +60,7 @@ class Round(NamedTuple):
 
 
 def new_round(columns: PlacementColumns, width: int) -> Round:
-    # Whole vectors, and one more than there can be: see `_list_trials`.
-    size = ROWS_PER_BLOCK * width + LANES
+    size = ROWS_PER_BLOCK * width + LANES  # up to whole vectors
     row, slot, domain, device = np.zeros((4, size), dtype=np.int32)
     x, r, device_x, device_r = np.zeros((4, size), dtype=np.uint32)
     used_by, used = np.zeros((2, len(columns.domain_weight)), dtype=np.int32)
@@ -71,16 +70,30 @@ def new_round(columns: PlacementColumns, width: int) -> Round:
 
 
 @njit
-def _list_trials(rows: Int32Array, words: Uint32Array, trial: int, root: int, now: Round) -> int:
+def _list_first(rows: Int32Array, words: Uint32Array, root: int, now: Round) -> int:
     """Lists a trial for each empty slot; how many there are."""
     width, count = rows.shape[1], 0
-    row_, slot_, domain, x, r = now.row, now.slot, now.domain, now.x, now.r
     for p in range(rows.shape[0]):
         for slot in range(width):
-            row_[count], slot_[count], domain[count] = p, slot, root
-            x[count], r[count] = words[p], np.uint32(slot + width * trial)
-            count += rows[p, slot] < 0
+            if rows[p, slot] < 0:
+                now.row[count], now.slot[count], now.domain[count] = p, slot, root
+                now.x[count], now.r[count] = words[p], np.uint32(slot)
+                count += 1
     return count
+
+
+@njit
+def _list_again(rows: Int32Array, count: int, root: int, now: Round) -> int:
+    """Keeps the trials of the last round whose slots are still empty, with their next numbers."""
+    kept, width = 0, np.uint32(rows.shape[1])
+    row_, slot_, domain, x, r = now.row, now.slot, now.domain, now.x, now.r
+    for i in range(count):
+        p, slot = row_[i], slot_[i]
+        slot = slot if slot >= 0 else -1 - slot
+        row_[kept], slot_[kept], domain[kept] = p, slot, root
+        x[kept], r[kept] = x[i], np.uint32(r[i] + width)
+        kept += rows[p, slot] < 0
+    return kept
 
 
 @njit
@@ -173,8 +186,8 @@ def _place_block(
         root = int(tree.child_item[tree.bucket[root, START]])
         depth -= 1
     now.used_by[:] = -1
+    count = _list_first(rows, words, root, now)
     for trial in range(TRIES):
-        count = _list_trials(rows, words, trial, root, now)
         if count == 0:
             return
         descend_many(tree, now.domain, count, depth, now.x, now.r, now.lanes, now.scratch)
@@ -183,6 +196,7 @@ def _place_block(
             tree, now.device, going, level, now.device_x, now.device_r, now.lanes, now.scratch
         )
         _accept(columns, device_state, rows, count, now)
+        count = _list_again(rows, count, root, now)
     width = rows.shape[1]
     for p in range(rows.shape[0]):
         for slot in range(width):

@@ -266,6 +266,8 @@ def _largest_of_many(
     fewer children looks at its last one again, which changes nothing: the first of equals wins.
     """
     wide_vectors()
+    # A sum of indexes may be negative for all that LLVM knows: it would not load whole vectors.
+    x, r = x[begin : begin + width], r[begin : begin + width]
     first_id, id_step, last, best = lanes[FIRST_ID], lanes[ID_STEP], lanes[LAST], lanes[BEST]
     for j in range(width):
         best[j] = np.uint32(0)
@@ -273,7 +275,7 @@ def _largest_of_many(
         for j in range(width):
             p = min(np.uint32(i), last[j])
             q = min(np.uint32(i + 1), last[j])
-            a, c = x[begin + j], r[begin + j]
+            a, c = x[j], r[j]
             d, f = a, c
             b = np.uint32(first_id[j] + np.uint32(p * id_step[j]))
             e = np.uint32(first_id[j] + np.uint32(q * id_step[j]))
