@@ -135,7 +135,7 @@ class NamespaceService:
         return names[crc32(request.name.encode()) % len(names)]
 
     async def get_bucket(self, request: metadata_pb2.GetBucketRequest) -> metadata_pb2.Bucket:
-        return await self.partitions.look_up(
+        return await self.partitions.read(
             request.name, lambda txn: buckets.get_bucket(txn, request.name)
         )
 
@@ -226,7 +226,7 @@ class NamespaceService:
         )
 
     async def get_object(self, request: metadata_pb2.GetObjectRequest) -> metadata_pb2.Object:
-        return await self.partitions.look_up(
+        return await self.partitions.read(
             request.bucket,
             lambda txn: objects.get_object(
                 txn,

@@ -25,7 +25,6 @@ from exastore.metadata.namespace.errors import BucketMoving, InvalidArgument, No
 from exastore.metadata.service.config import parsed_partition
 from exastore.metadata.service.errors import LeaseLost
 from exastore.metadata.service.lease import Lease
-from exastore.metadata.service.look_ups import LookUps
 from exastore.proto.v1 import metadata_pb2
 
 T = TypeVar("T")
@@ -91,7 +90,6 @@ class Partition:
     name: str
     engine: Engine
     lease: LeaseGuard
-    look_ups: LookUps
 
 
 class Partitions:
@@ -104,7 +102,7 @@ class Partitions:
 
     def __init__(self, first: Engine, others: Sequence[str], lease: Lease) -> None:
         self._fenced: list[_FencedLease] = []
-        self.all: list[Partition] = [Partition(FIRST, first, lease, LookUps(first))]
+        self.all: list[Partition] = [Partition(FIRST, first, lease)]
         for name, url in map(parsed_partition, others):
             self.add(name, open_engine(url), lease)
         #: Where a bucket was when we last looked.
@@ -116,7 +114,7 @@ class Partitions:
             raise InvalidArgument(f"two partitions have the name {name!r}")
         fenced = _FencedLease(lease, engine)
         self._fenced.append(fenced)
-        self.all.append(Partition(name, engine, fenced, LookUps(engine)))
+        self.all.append(Partition(name, engine, fenced))
 
     @property
     def first(self) -> Engine:
@@ -144,10 +142,6 @@ class Partitions:
     async def read(self, bucket: str, fn: Callable[[Transaction], T]) -> T:
         """`fn` in a snapshot of the engine that holds the bucket."""
         return await self._run(bucket, lambda partition: partition.engine.read(fn))
-
-    async def look_up(self, bucket: str, fn: Callable[[Transaction], T]) -> T:
-        """As `read`, for a function that reads a few keys only."""
-        return await self._run(bucket, lambda partition: partition.look_ups.read(fn))
 
     async def transact(self, bucket: str, fn: Callable[[Transaction], T]) -> T:
         """`fn` in a transaction of the engine that holds the bucket."""
