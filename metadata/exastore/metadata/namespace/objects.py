@@ -78,21 +78,26 @@ def put_data(
 
 
 def find_done(
-    space: Space, known: metadata_pb2.Object | None, key: str, commit_id: str
+    space: Space,
+    known: metadata_pb2.Object | None,
+    result_value: bytes | None,
+    key: str,
+    commit_id: str,
 ) -> metadata_pb2.Object | None:
     """The answer of the commit with this id, if it was done. Raises InvalidArgument.
 
     Args:
         known: The current version.
+        result_value: The `q` row of the id.
     """
     if known is not None and known.version_id == commit_id:
         return versions.answer(space.bucket.name, key, known)
-    done = requests.recall(space, commit_id)
-    if done is None:
+    if result_value is None:
         return None
-    if done.object.key != key:
+    done = metadata_pb2.StoredResult.FromString(result_value).object
+    if done.key != key:
         raise InvalidArgument(f"the id {commit_id} belongs to another request")
-    return versions.answer(space.bucket.name, key, done.object)
+    return versions.answer(space.bucket.name, key, done)
 
 
 def commit_object(
@@ -117,8 +122,10 @@ def commit_object(
     check_size("an object", new.size_bytes, new.inline_data, new.extents)
     check_tags(new.tags)
     space = open_to_write(txn, new.bucket)
-    known = versions.find_current(space, key)
-    done = find_done(space, known, key, new.version_id)
+    held = (space.base + rows.current(key), space.base + rows.result(new.version_id))
+    current_value, result_value = txn.multi_get(held)
+    known = None if current_value is None else metadata_pb2.Object.FromString(current_value)
+    done = find_done(space, known, result_value, key, new.version_id)
     if done is not None:
         return done
     check_condition(request.condition, known, new.bucket, key)

@@ -113,9 +113,16 @@ class Space:
             return
         bucket = self.bucket
         base, tenant = self.base, bucket.owner
+        keys = [base + rows.usage(slot) for slot in deltas]
+        if tenant:
+            keys += [rows.tenant_usage(tenant, slot) for slot in deltas]
+            keys.append(rows.tenant_quota(tenant))
+        values = self.txn.multi_get(keys)
+        count = len(deltas)
         usage.apply(
             self.txn,
             deltas,
+            values[:count],
             lambda slot: base + rows.usage(slot),
             self.put_row,
             bucket.quota if bucket.HasField("quota") else None,
@@ -125,9 +132,10 @@ class Space:
             usage.apply(
                 self.txn,
                 deltas,
+                values[count : 2 * count],
                 usage.tenant_key_of(tenant),
                 self.txn.put,
-                usage.find_tenant_quota(self.txn, tenant),
+                usage.quota_of(values[-1]),
                 f"tenant {tenant!r}",
             )
 

@@ -396,7 +396,8 @@ def _md5_of(part: metadata_pb2.Part) -> bytes:
 
 def _completed(space: Space, key: str, upload_id: str) -> metadata_pb2.Object:
     """The answer of the completion that was done. Raises NoSuchUpload."""
-    done = find_done(space, versions.find_current(space, key), key, upload_id)
+    known = versions.find_current(space, key)
+    done = find_done(space, known, space.get(rows.result(upload_id)), key, upload_id)
     if done is None:
         raise NoSuchUpload(upload_id)
     return done

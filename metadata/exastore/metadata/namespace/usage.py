@@ -36,17 +36,22 @@ Put = Callable[[bytes, bytes], None]
 def apply(
     txn: Transaction,
     deltas: Deltas,
+    values: Sequence[bytes | None],
     key_of: KeyOf,
     put: Put,
     quota: metadata_pb2.Quota | None,
     whose: str,
 ) -> None:
-    """Change the counters. Raises QuotaExceeded if they grow beyond the quota."""
+    """Change the counters. Raises QuotaExceeded if they grow beyond the quota.
+
+    Args:
+        values: What the rows of the slots in `deltas` hold.
+    """
     changed: dict[int, list[int]] = {}
     limit = quota if quota is not None and (quota.max_bytes or quota.max_objects) else None
     must_share_out = False
-    for slot, delta in deltas.items():
-        row = _read(txn.get(key_of(slot)))
+    for (slot, delta), value in zip(deltas.items(), values, strict=True):
+        row = _read(value)
         row[:COUNT] = map(add, row, delta)
         changed[slot] = row
         if limit is not None:
@@ -134,7 +139,11 @@ def message_of(numbers: Sequence[int], quota: metadata_pb2.Quota | None) -> meta
 
 
 def find_tenant_quota(txn: Transaction, tenant: str) -> metadata_pb2.Quota | None:
-    value = txn.get(rows.tenant_quota(tenant))
+    return quota_of(txn.get(rows.tenant_quota(tenant)))
+
+
+def quota_of(value: bytes | None) -> metadata_pb2.Quota | None:
+    """The quota in a tenant's row."""
     return None if value is None else metadata_pb2.Quota.FromString(value)
 
 
