@@ -22,7 +22,7 @@ from exastore.metadata.core.topology import (
 WEIGHTS: dict[str, Float64Array] = {
     "20 equal": np.full(20, 4.0),
     "12 of three sizes": np.array([4.0, 8.0, 16.0] * 4),
-    "40 from 1 to 20": 1.0 + np.arange(40) % 20,
+    "40 from 1 to 20": np.array([1.0 + i % 20 for i in range(40)]),
     "100 with four that hardly count": np.where(np.arange(100) % 25 == 0, 0.0625, 3.5),
     "7 primes": np.array([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0]),
 }

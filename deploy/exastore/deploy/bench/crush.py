@@ -76,7 +76,7 @@ def map_text(topology: Topology, rule: PlacementRule) -> str:
                 for child in children[bounds[bucket] : bounds[bucket + 1]].tolist()
             ]
             lines.append("}")
-        weight = np.bincount(parent, weight, bucket_count)
+        weight = np.bincount(parent, weight, bucket_count).astype(np.float64)
     step = "choose" if rule.level == 0 else "chooseleaf"
     for number, mode in enumerate(("firstn", "indep")):
         kind = "replicated" if mode == "firstn" else "erasure"

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -111,9 +112,9 @@ def mapping(tool: str, rounds: int) -> Iterator[Figure]:
             our_rates: list[float] = []
             their_rates: list[float] = []
             for _ in range(rounds):
-                our_s = _timed(lambda n=count, w=width: place_with_columns(columns, n, w))
-                few_s = _timed(lambda n=few, w=width: crush.map_inputs(n, w))
-                many_s = _timed(lambda n=many, w=width: crush.map_inputs(n, w))
+                our_s = _timed(partial(place_with_columns, columns, count, width))
+                few_s = _timed(partial(crush.map_inputs, few, width))
+                many_s = _timed(partial(crush.map_inputs, many, width))
                 our_rates.append(count / our_s)
                 their_rates.append((many - few) / (many_s - few_s))
             ratio = median(o / t for o, t in zip(our_rates, their_rates, strict=True))

@@ -95,7 +95,7 @@ def _busiest_pair(fill: Fill, taking: Int32Array) -> int:
                 if peer >= 0 and peer != device:
                     most = max(most, fill.marks[peer])
         mark_peers(fill, device, -1)
-    return most
+    return int(most)
 
 
 @njit

@@ -81,8 +81,9 @@ def place_by_policy(
     policy.fill(columns, state, seed & 0xFFFFFFFF, rows)
     may = np.append((state == DeviceState.UP) & (columns.device_weight > 0), True)
     is_known = (rows >= NO_DEVICE) & (rows < device_count)
-    broken = ~(is_known & may[np.where(is_known, rows, NO_DEVICE)]).all(axis=1)
-    broken[~broken] = row_violations(rows[~broken], columns)
+    broken = np.asarray(~(is_known & may[np.where(is_known, rows, NO_DEVICE)]).all(axis=1))
+    known = np.flatnonzero(~broken)
+    broken[known] = row_violations(rows[known], columns)
     if broken.any():
         pg = int(np.flatnonzero(broken)[0])
         raise PolicyBrokeRule(policy.name, pg, rows[pg].tolist(), int(broken.sum()))
@@ -235,7 +236,7 @@ def _deal(
                 left = _exchange(columns, deck, left, rows, p, slot)
                 if rows[p, slot] < 0:
                     rows[p, slot] = choose_replacement(
-                        columns, device_state, rows[p], slot, p, seed
+                        columns, device_state, rows[p], slot, p, int(seed)
                     )
 
 

@@ -93,7 +93,7 @@ def _list_again(rows: Int32Array, count: int, root: int, now: Round) -> int:
         row_[kept], slot_[kept], domain[kept] = p, slot, root
         x[kept], r[kept] = x[i], np.uint32(r[i] + width)
         kept += rows[p, slot] < 0
-    return kept
+    return int(kept)
 
 
 @njit

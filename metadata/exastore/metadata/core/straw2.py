@@ -25,15 +25,17 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, cast
 
-import numba
 import numpy as np
 from numba import extending, types
+from numba.core import config
 from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
 from exastore.metadata.core.topology import Float64Array, Int32Array, frozen
 
 Uint32Array = NDArray[np.uint32]
+
+numba_config = cast(Any, config)
 
 #: The level of the root, above DomainLevel.REGION.
 ROOT_LEVEL = 5
@@ -115,7 +117,7 @@ def log_draw_table() -> Float64Array:
     return frozen(table.astype(np.float64))
 
 
-if cast(Any, numba.config).DISABLE_JIT:
+if numba_config.DISABLE_JIT:
 
     def wide_vectors() -> None:
         """Nothing, without the compiler."""
