@@ -252,9 +252,9 @@ class Cluster:
         self.clock.advance(duration_s)
         await self.beat()
         await self.background.run_round()
-        if self.nodes.gate.is_set():
-            await self.background.repair.work.wait_for_running()
-            await self.background.slot_mover.work.wait_for_running()
+        work = (self.background.repair.work, self.background.slot_mover.work)
+        while self.nodes.gate.is_set() and any(one.running_count for one in work):
+            await asyncio.sleep(0)
         for _ in range(10):  # what was started gets as far as the gate
             await asyncio.sleep(0)
 
