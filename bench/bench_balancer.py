@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exastore.metadata.core.balancer import plan_balance_of_rows
+from exastore.metadata.core.balancer import apply_balance_to_rows, plan_balance_of_rows
+from exastore.metadata.core.balancer_recovery import plan_even_recovery
 from exastore.metadata.core.placement import place_with_columns, placement_columns
 from exastore.metadata.core.topology import DomainLevel, PlacementRule, Topology
 
@@ -44,4 +45,16 @@ def test_plan_balance(
         benchmark.extra_info["moves_per_s"] = round(len(plan) / benchmark.stats.stats.median)
     benchmark.extra_info["moves"] = len(plan)
     benchmark.extra_info["minimum_moves"] = plan.minimum_moves
+    benchmark.extra_info["crc32"] = zlib.crc32(plan.target_device.tobytes())
+
+
+def test_plan_even_recovery(benchmark: Any) -> None:
+    columns = placement_columns(
+        topology_of(24, 4, 10, mixed=False), PlacementRule(DomainLevel.RACK)
+    )
+    rows = place_with_columns(columns, 6_857, 14)
+    rows = apply_balance_to_rows(rows, plan_balance_of_rows(columns, rows))
+    plan_even_recovery(columns, rows[:10])  # compiles
+    plan = benchmark(plan_even_recovery, columns, rows)
+    benchmark.extra_info["moves"] = len(plan)
     benchmark.extra_info["crc32"] = zlib.crc32(plan.target_device.tobytes())
