@@ -257,14 +257,13 @@ def _enqueue(state: State, device: int, slot: int) -> None:
 @njit
 def _take_most_urgent(code: CodeColumns | None, model: Records, state: State, device: int) -> int:
     """Unlinks the run of the queue that repair puts first."""
-    lost = np.zeros(state.pg_devices.shape[1], np.bool_)
     best, before_best, before = NONE, NONE, NONE
     best_priority = 0
     mask = (1 << model.shift) - 1
     slot = int(state.devices[device].queue_head)
     while slot != NONE:
         pg = slot >> model.shift
-        priority = repair_priority(remaining(code, model, state, pg, lost), pg, slot & mask)
+        priority = repair_priority(remaining(code, model, state, pg), pg, slot & mask)
         if best == NONE or priority < best_priority:
             best, before_best, best_priority = slot, before, priority
         before = slot
@@ -288,7 +287,6 @@ def _rebuild_rate(
     pg, mask = slot >> model.shift, (1 << model.shift) - 1
     sources = state.sources[device]
     sources[:] = NONE
-    state.devices[device].read_share = 1.0
     if state.pgs[pg].lost == 1:
         return float(model.write_bytes_per_s)
     if code is not None:
@@ -585,10 +583,12 @@ def _rebuilt(
         heap_push(state.heap, state.counter, time, event_code(REBUILT, device))
         return
     state.devices[device].active = NONE
-    read_chunks = _release_sources(state, device) * state.devices[device].read_share
+    read_bytes = _release_sources(state, device) * model.slot_bytes
+    if code is not None:
+        read_bytes *= state.devices[device].read_parts / model.m
     state.timeline[row, REBUILDS] += 1
     state.timeline[row, REBUILT_BYTES] += model.slot_bytes
-    state.timeline[row, READ_BYTES] += read_chunks * model.slot_bytes
+    state.timeline[row, READ_BYTES] += read_bytes
     count = state.devices[device].slot_count
     state.slots[device, count] = slot
     state.devices[device].slot_count = count + 1

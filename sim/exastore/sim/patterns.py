@@ -94,14 +94,13 @@ def judge_node(
 
 
 @njit
-def remaining(
-    code: CodeColumns | None, model: Records, state: State, pg: int, lost: BoolArray
-) -> int:
-    """The remaining redundancy of a PG; `lost` is room for n flags."""
+def remaining(code: CodeColumns | None, model: Records, state: State, pg: int) -> int:
+    """The remaining redundancy of a PG."""
     if code is None:
         return int(model.m) - int(state.pg_unreadable[pg])
     if code.sure == code.m:
         return code.m - int(state.pg_unreadable[pg])
+    lost = np.zeros(state.pg_devices.shape[1], np.bool_)
     unreadable(model, state, pg, lost)
     return remaining_redundancy(code, lost)
 
@@ -114,7 +113,7 @@ def planned_rate(code: CodeColumns, model: Records, state: State, device: int, s
     lost, reads = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     unreadable(model, state, pg, lost)
     share = plan_slot_repair(code, index, lost, reads)
-    state.devices[device].read_share = share
+    state.devices[device].read_parts = round(share * model.m)
     if share == 0.0:
         return 0.0
     found = 0

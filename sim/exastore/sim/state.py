@@ -114,11 +114,10 @@ MODEL = np.dtype(
 )
 #: `dead`: 0 alive, 1 failed and unnoticed, 2 failed and known. `streams`: rebuilds that read here.
 #: `queue_head`, `queue_tail`: list of slots to rebuild here; `active`: the one in work, which reads
-#: `read_share` of a chunk run from each of its sources.
+#: `read_parts` of m parts of a chunk run from each of its sources, by a plan of the code.
 DEVICE = np.dtype(
     [
         ("active_done_s", "f8"),
-        ("read_share", "f8"),
         ("node", "i4"),
         ("slot_count", "i4"),
         ("queue_head", "i4"),
@@ -128,6 +127,7 @@ DEVICE = np.dtype(
         ("draw", "i4"),
         ("dead", "u1"),
         ("retrying", "u1"),
+        ("read_parts", "u1"),
     ],
     align=True,
 )
