@@ -48,7 +48,6 @@ from exastore.gateway.store import (
 )
 from exastore.gateway.stripe_reader import StripeReader
 from exastore.gateway.stripe_writer import StripeWriter
-from exastore.gateway.striping import chunk_step_bytes
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2, metadata_pb2
@@ -81,13 +80,7 @@ def warm_up(code_name: str) -> None:
     except UnknownCode as error:
         logger.error("the cluster map names a code that this gateway does not know: %s", error)
         return
-    data = np.zeros((code.k, chunk_step_bytes(code.alignment_bytes)), dtype=np.uint8)
-    chunks = dict(enumerate((*data, *code.encode(data))))
-    for lost_count in range(1, min(code.k, code.m) + 1):
-        if not code.decodable(range(lost_count)):
-            break
-        kept = {index: chunk for index, chunk in chunks.items() if index >= lost_count}
-        code.decode(kept, want=range(lost_count))
+    code.warm_up()
 
 
 async def open_cluster_store(
