@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exastore.storage.chunk_store import ChunkStore, StoredChunk
+from exastore.storage.compaction import Compacted
 from exastore.storage.crc import crc32c
 from exastore.storage.disk import PosixDisk
 from exastore.storage.errors import (
@@ -22,7 +23,7 @@ from exastore.storage.errors import (
     StorageError,
     TransferCorrupt,
 )
-from exastore.storage.index import Entry, PgUsage
+from exastore.storage.index_file import Entry, PgUsage
 from exastore.storage.log import StoreOptions
 from exastore.storage.record import ChunkKey
 from exastore.storage.runs import ByteRun
@@ -211,7 +212,10 @@ def test_many_writers_share_few_syncs(tmp_path: Path) -> None:
         def synced(self, chunk_count: int, duration_s: float) -> None:
             syncs.append(chunk_count)
 
-        def fenced(self, reason: str) -> None:
+        def compacted(self, compacted: Compacted) -> None:
+        raise AssertionError("nothing was deleted")
+
+    def fenced(self, reason: str) -> None:
             raise AssertionError(reason)
 
     store = ChunkStore.open(PosixDisk(tmp_path), observer=Observer())

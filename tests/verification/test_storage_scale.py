@@ -61,7 +61,8 @@ def opened(path: Path, end: str) -> dict[str, float]:
     result = subprocess.run(
         [sys.executable, "-c", OPEN, str(path), end], capture_output=True, text=True, check=True
     )
-    return json.loads(result.stdout)
+    figures: dict[str, float] = json.loads(result.stdout)
+    return figures
 
 
 def test_a_device_of_five_million_chunks_opens_in_two_seconds(tmp_path: Path) -> None:
