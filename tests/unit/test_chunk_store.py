@@ -213,9 +213,9 @@ def test_many_writers_share_few_syncs(tmp_path: Path) -> None:
             syncs.append(chunk_count)
 
         def compacted(self, compacted: Compacted) -> None:
-        raise AssertionError("nothing was deleted")
+            raise AssertionError("nothing was deleted")
 
-    def fenced(self, reason: str) -> None:
+        def fenced(self, reason: str) -> None:
             raise AssertionError(reason)
 
     store = ChunkStore.open(PosixDisk(tmp_path), observer=Observer())
