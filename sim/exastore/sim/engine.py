@@ -163,8 +163,11 @@ def _hide_runs(
     pg_unreadable: Uint8Array,
     counter: Int64Array,
     cells: Float64Array,
-) -> None:
-    """These runs cannot be read from now on. The hot loop: few arrays, no records."""
+) -> int:
+    """These runs cannot be read from now on; returns the most that cannot in one of their PGs.
+
+    The hot loop: few arrays, no records.
+    """
     unreadable, unavailable, most = 0, 0, 0
     for slot in runs:
         count = int(pg_unreadable[slot >> shift]) + 1
@@ -176,6 +179,7 @@ def _hide_runs(
     counter[UNAVAILABLE_PGS] += unavailable
     cells[UNAVAILABLE_EPISODES] += unavailable
     cells[MAX_UNREADABLE] = max(cells[MAX_UNREADABLE], most)
+    return most
 
 
 @njit
@@ -506,13 +510,17 @@ def _node_down(
     draw = state.nodes[node].draw - 1
     outage = weibull(key, STREAM_NODE_OUTAGE, node, draw, model.outage_mean_s, 1.0)
     state.nodes[node].up_at_s = now + outage
+    most = 0
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
         if state.devices[device].dead != 2:
             state.device_state[device] = DOWN
         if state.devices[device].dead == 0:
             runs = state.slots[device, : state.devices[device].slot_count]
-            _hide_runs(runs, model.shift, model.limit, state.pg_unreadable, state.counter, cells)
-    judge_node(code, model, state, node, cells)
+            hidden = _hide_runs(
+                runs, model.shift, model.limit, state.pg_unreadable, state.counter, cells
+            )
+            most = max(most, hidden)
+    judge_node(code, model, state, node, most, cells)
     heap_push(state.heap, state.counter, now + outage, event_code(NODE_UP, node))
     if outage > model.out_after_s:
         time = now + model.out_after_s
@@ -556,7 +564,7 @@ def _node_up(
             runs = state.slots[device, : state.devices[device].slot_count]
             _show_runs(runs, model.shift, model.limit, state.pg_unreadable, state.counter)
             run_count += len(runs)
-    judge_node(code, model, state, node, state.timeline[row])
+    judge_node(code, model, state, node, 0, state.timeline[row])
     if state.nodes[node].let_go == 1:
         state.nodes[node].let_go = 0
         rate = min(model.write_bytes_per_s, model.read_bytes_per_s)

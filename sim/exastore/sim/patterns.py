@@ -49,8 +49,10 @@ def judge_runs(
     lost = np.zeros(state.pg_devices.shape[1], np.bool_)
     for slot in runs:
         pg = slot >> model.shift
-        before = np.int64(state.pgs[pg].unavailable)
         count = int(state.pg_unreadable[pg])
+        if count <= code.sure and state.counter[UNAVAILABLE_PGS] == 0:
+            continue  # by far the most: without a look at the PG's record, which is not in cache
+        before = np.int64(state.pgs[pg].unavailable)
         after = int(count > code.sure)
         if after == 1 and count <= code.m:
             unreadable(model, state, pg, lost)
@@ -80,12 +82,17 @@ def has_lost_data(
 
 @njit
 def judge_node(
-    code: CodeColumns | None, model: Records, state: State, node: int, cells: Float64Array
+    code: CodeColumns | None,
+    model: Records,
+    state: State,
+    node: int,
+    most: int,
+    cells: Float64Array,
 ) -> None:
-    """`judge_runs` of all runs of a node that went or came."""
+    """`judge_runs` of all runs of a node that went or came; `most` are unreadable in a PG of it."""
     if code is None:
         return
-    if code.sure == code.m:
+    if code.sure == code.m or (most <= code.sure and state.counter[UNAVAILABLE_PGS] == 0):
         return
     for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
         if state.devices[device].dead == 0:
