@@ -294,7 +294,8 @@ class _PostgresSnapshot:
                         await connection.execute(_DELETE, (deletions,))
                     ended = await connection.execute("COMMIT", prepare=False)
         except psycopg.Error as error:
-            if connection.closed:
+            # A server that is told to end may say so after it committed, before the line is cut.
+            if connection.closed or (error.sqlstate or "").startswith("57P"):
                 self._backend.forget_idle()
                 raise CommitUnknown(
                     f"the answer of {self._backend.name} to a commit was lost: {error}"
