@@ -308,8 +308,7 @@ class _PostgresSnapshot:
                         await connection.execute(_DELETE, (deletions,))
                     ended = await connection.execute("COMMIT", prepare=False)
         except psycopg.Error as error:
-            # A server that is told to end may say so after it committed, before the line is cut.
-            if connection.closed or (error.sqlstate or "").startswith("57P"):
+            if connection.closed or not says_aborted(error):
                 self._backend.forget_idle()
                 raise CommitUnknown(
                     f"the answer of {self._backend.name} to a commit was lost: {error}"
@@ -347,6 +346,17 @@ class _PostgresSnapshot:
         if isinstance(translated, Unreachable):
             self._backend.forget_idle()
         return translated
+
+
+def says_aborted(error: psycopg.Error) -> bool:
+    """Whether it is the server's word that a transaction was not committed.
+
+    An error without a code is the client's: it lost count of the answers, of which the one to the
+    COMMIT may have been good. Codes 57P are of a server that ends, maybe after it committed; codes
+    08 are of the line.
+    """
+    code = error.sqlstate
+    return code is not None and not code.startswith(("57P", "08"))
 
 
 @asynccontextmanager
