@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from exastore.storage.compaction import Compacted
+from exastore.storage.completion import Done, resolving
 from exastore.storage.crc import crc32c as crc32c_of
 from exastore.storage.disk import Disk, DiskFile
 from exastore.storage.errors import (
@@ -64,9 +65,6 @@ from exastore.storage.runs import ByteRun, block_spans, cut_runs
 from exastore.storage.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
-
-#: Called once when a write is durable (None) or will never be.
-Done = Callable[[StorageError | None], None]
 
 
 class StoredChunk(NamedTuple):
@@ -269,15 +267,16 @@ class ChunkStore:
             )
         with self._append_lock:
             self._check_writable()
-            if not self._stored_already(header):
-                self._append(header, data, done, purpose)
+            latest = self._latest(key)
+            if not self._stored_already(header, latest):
+                self._append(header, data, done, purpose, latest)
                 return
         self._join(header, done)
 
     def write(self, key: ChunkKey, generation: int, code: str, data: bytes, crc32c: int) -> None:
         """Append a chunk and wait until it is durable."""
         waiter: Future[None] = Future()
-        self.append(key, generation, code, data, crc32c, _resolve(waiter))
+        self.append(key, generation, code, data, crc32c, resolving(waiter))
         waiter.result()
 
     def delete(self, keys: Iterable[ChunkKey]) -> int:
@@ -295,7 +294,7 @@ class ChunkStore:
                     RecordKind.TOMBSTONE, key, latest.generation,
                     kill=Kill(oldest_segment=latest.oldest_segment),
                 )  # fmt: skip
-                self._append(header, b"", _resolve(waiter), Purpose.UPKEEP)
+                self._append(header, b"", resolving(waiter), Purpose.UPKEEP, latest)
                 count += 1
         if waiter is not None:
             waiter.result()  # in log order: the last is durable after all others
@@ -307,8 +306,16 @@ class ChunkStore:
             return pending.entry if pending else self._index.get(key)
 
     def _append(
-        self, header: RecordHeader, data: bytes, done: Done, purpose: Purpose, *, news: bool = True
+        self,
+        header: RecordHeader,
+        data: bytes,
+        done: Done,
+        purpose: Purpose,
+        latest: Entry | None,
+        *,
+        news: bool = True,
     ) -> None:
+        """Append a record that takes the place of `latest`."""
         try:
             position, header = self._log.append(header, data, purpose)
         except OSError as error:
@@ -316,7 +323,6 @@ class ChunkStore:
             raise DeviceFenced(str(error)) from error
         entry = None
         if header.kind is RecordKind.CHUNK:
-            latest = self._latest(header.key)
             entry = entry_of(position, header, latest)
         pending = _Pending(header.key, entry, [done], news)
         with self._state:
@@ -338,14 +344,14 @@ class ChunkStore:
             latest = self._latest(header.key)
             if latest is None or latest.position != position:
                 return False
-            self._append(header, data, done, Purpose.UPKEEP)
+            self._append(header, data, done, Purpose.UPKEEP, latest)
             return True
 
     def move_tombstone(self, header: RecordHeader, done: Done) -> None:
         """Append a tombstone again that says where it was first. Raises as `move` does."""
         with self._append_lock:
             self._check_writable()
-            self._append(header, b"", done, Purpose.UPKEEP, news=False)
+            self._append(header, b"", done, Purpose.UPKEEP, None, news=False)
 
     def segments(self) -> dict[int, SegmentUsage]:
         """All segments, in order; the last one is growing."""
@@ -419,9 +425,8 @@ class ChunkStore:
             with self._state:
                 self._index.thaw(committed=committed)
 
-    def _stored_already(self, header: RecordHeader) -> bool:
+    def _stored_already(self, header: RecordHeader, latest: Entry | None) -> bool:
         """Whether these bytes are stored already, or on their way."""
-        latest = self._latest(header.key)
         if latest is None or latest.generation < header.generation:
             return False
         if latest.generation > header.generation:
@@ -590,13 +595,3 @@ class ChunkStore:
                 self._index.close()
                 self._log.close()
                 self._disk.unlock()
-
-
-def _resolve(waiter: "Future[None]") -> Done:
-    def done(error: StorageError | None) -> None:
-        if error is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(error)
-
-    return done

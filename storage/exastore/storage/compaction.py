@@ -13,7 +13,8 @@ from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
-from exastore.storage.errors import ChunkCorrupt, StorageError
+from exastore.storage.completion import resolving
+from exastore.storage.errors import ChunkCorrupt
 from exastore.storage.index_file import SegmentUsage
 from exastore.storage.record import (
     FIXED_BYTES,
@@ -94,7 +95,7 @@ def compact(store: "ChunkStore", segment: int, pace: Callable[[int], None]) -> C
     for found in _records(store, segment):
         header = found.header
         waiter: Future[None] = Future()
-        done = _resolve(waiter)
+        done = resolving(waiter)
         position = Position(segment, found.offset_bytes)
         pace(header.header_bytes)
         if header.kind is RecordKind.TOMBSTONE and _still_kills(header.kill, position, others):
@@ -143,13 +144,3 @@ def _wait(waiters: "list[Future[None]]") -> None:
     for waiter in waiters:
         waiter.result()
     waiters.clear()
-
-
-def _resolve(waiter: "Future[None]") -> Callable[[StorageError | None], None]:
-    def done(error: StorageError | None) -> None:
-        if error is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(error)
-
-    return done

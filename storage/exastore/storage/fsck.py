@@ -16,10 +16,10 @@ from exastore.storage.errors import BadRecord, ChunkCorrupt, DeviceUnusable, Ind
 from exastore.storage.identity import DEVICE_FILE, identify
 from exastore.storage.index import ChunkIndex
 from exastore.storage.index_file import Entry, SqliteIndexFile, Summary
-from exastore.storage.log import SEGMENTS, segment_name
+from exastore.storage.log import segment_name, segment_numbers
 from exastore.storage.record import ChunkKey, Position, RecordKind, verify_data
 from exastore.storage.recovery import apply_records
-from exastore.storage.segment import HEAD_BYTES, Found, check_head, recover
+from exastore.storage.segment import HEAD_BYTES, check_head, recover
 
 #: A report names so many of each kind of problem and counts the rest.
 _NAMED = 100
@@ -71,7 +71,7 @@ class FsckReport:
 
 def total_bytes(disk: Disk) -> int:
     """Bytes that `check_device` will read, for a progress bar."""
-    return sum(disk.open(f"{SEGMENTS}/{name}").size_bytes() for name in disk.list(SEGMENTS))
+    return sum(disk.open(segment_name(number)).size_bytes() for number in segment_numbers(disk))
 
 
 def check_device(disk: Disk, progress: Progress = lambda _: None) -> FsckReport:
@@ -120,8 +120,7 @@ def _check_log(
 ) -> dict[Position, str]:
     """Fill the index from the segments; returns the records whose data is bad."""
     bad: dict[Position, str] = {}
-    names = [name for name in disk.list(SEGMENTS) if name.endswith(".seg")]
-    numbers = sorted(int(name.removesuffix(".seg")) for name in names)
+    numbers = segment_numbers(disk)
     for number in numbers:
         file = disk.open(segment_name(number))
         size_bytes = file.size_bytes()
@@ -148,7 +147,9 @@ def _check_log(
             progress(header.record_bytes)
             checked_bytes += header.record_bytes
         progress(size_bytes - checked_bytes)
-        _apply(index, number, result.records)
+        apply_records(index, number, result.records)
+        if index.fresh_count >= _SAVE_EVERY_CHUNKS:
+            index.save(Position(number, 0), {})
         file.close()
         report.segment_count += 1
         report.dead_bytes += checked_bytes
@@ -156,13 +157,6 @@ def _check_log(
     report.dead_bytes -= live_bytes
     report.chunk_count, report.chunk_bytes = index.chunk_count, index.chunk_bytes
     return bad
-
-
-def _apply(index: ChunkIndex, segment: int, records: list[Found]) -> None:
-    apply_records(index, segment, records)
-    if index.fresh_count >= _SAVE_EVERY_CHUNKS:
-        index.commit(index.freeze(Position(segment, 0), {}))
-        index.thaw(committed=True)
 
 
 def _find_corrupt(index: ChunkIndex, bad: dict[Position, str], report: FsckReport) -> None:
@@ -185,7 +179,7 @@ def _compare(disk: Disk, device_uuid: bytes, index: ChunkIndex, report: FsckRepo
             return  # none yet, or not to be trusted: the next start makes one
         stored = ChunkIndex(file, summary)
         _catch_up(disk, device_uuid, stored, summary.position)
-        for (key, ours), (_, theirs) in _merged(index, stored):
+        for key, ours, theirs in _merged(index, stored):
             if ours is None:
                 assert theirs is not None
                 text = f"{_name(key)}: the index names it, the segments do not hold it"
@@ -203,8 +197,7 @@ def _compare(disk: Disk, device_uuid: bytes, index: ChunkIndex, report: FsckRepo
 
 
 def _catch_up(disk: Disk, device_uuid: bytes, index: ChunkIndex, start: Position) -> None:
-    names = [name for name in disk.list(SEGMENTS) if name.endswith(".seg")]
-    numbers = sorted(int(name.removesuffix(".seg")) for name in names)
+    numbers = segment_numbers(disk)
     for number in numbers:
         if number < start.segment:
             continue
@@ -218,15 +211,14 @@ def _catch_up(disk: Disk, device_uuid: bytes, index: ChunkIndex, start: Position
         file.close()
 
 
-_Row = tuple[ChunkKey, Entry | None]
-
-
-def _merged(ours: ChunkIndex, theirs: ChunkIndex) -> Iterator[tuple[_Row, _Row]]:
+def _merged(
+    ours: ChunkIndex, theirs: ChunkIndex
+) -> Iterator[tuple[ChunkKey, Entry | None, Entry | None]]:
     """Both indexes side by side, PG by PG; None where one has no such chunk."""
     for pg in sorted({*ours.pgs(), *theirs.pgs()}):
         left, right = dict(ours.of_pg(pg)), dict(theirs.of_pg(pg))
         for key in sorted({*left, *right}):
-            yield (key, left.get(key)), (key, right.get(key))
+            yield key, left.get(key), right.get(key)
 
 
 def _name(key: ChunkKey) -> str:

@@ -156,6 +156,11 @@ class ChunkIndex:
             self.fresh_count = sum(len(chunks) for chunks in self._fresh.values())
         self._frozen = {}
 
+    def save(self, position: Position, used_bytes: dict[int, int]) -> None:
+        """A whole checkpoint at once, when nobody else uses the index. Raises as `commit` does."""
+        self.commit(self.freeze(position, used_bytes))
+        self.thaw(committed=True)
+
     def close(self) -> None:
         self._file.close()
 

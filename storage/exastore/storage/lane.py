@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from exastore.storage.chunk_store import ChunkStore, Done, StoredChunk
+from exastore.storage.chunk_store import ChunkStore, StoredChunk
+from exastore.storage.completion import Done
 from exastore.storage.errors import DeviceClosed, StorageError
 from exastore.storage.log import Purpose
 from exastore.storage.record import ChunkKey

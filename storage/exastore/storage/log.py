@@ -82,6 +82,12 @@ def segment_name(segment: int) -> str:
     return f"{SEGMENTS}/{segment:08d}.seg"
 
 
+def segment_numbers(disk: Disk) -> list[int]:
+    """The segments that are there, in the order in which they were written."""
+    names = [name for name in disk.list(SEGMENTS) if name.endswith(".seg")]
+    return sorted(int(name.removesuffix(".seg")) for name in names)
+
+
 class SegmentLog:
     """Segments of one device. Raises OSError when the disk fails, NoSpace before it is full."""
 
@@ -164,8 +170,7 @@ class SegmentLog:
             DeviceUnusable: a segment is a copy of another one.
             LogTooShort: the log ends before `start`.
         """
-        names = [name for name in self._disk.list(SEGMENTS) if name.endswith(".seg")]
-        numbers = sorted(int(name.removesuffix(".seg")) for name in names)
+        numbers = segment_numbers(self._disk)
         if start.segment and start.segment not in numbers:
             raise LogTooShort(f"segment {start.segment} is missing")
         for number in numbers:

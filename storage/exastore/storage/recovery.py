@@ -71,9 +71,7 @@ def _replay(
         log.reclaim_all(apply_records(index, segment, result.records))
         if index.fresh_count >= options.checkpoint_chunks and result.sealed:
             # No more than this in memory, however long the log is.
-            position = Position(segment, result.end_bytes)
-            index.commit(index.freeze(position, log.segments()))
-            index.thaw(committed=True)
+            index.save(Position(segment, result.end_bytes), log.segments())
     there = log.segments()
     for segment, lost_bytes in sorted(index.live_bytes.items()):
         if segment not in there:
