@@ -17,7 +17,7 @@ once. Records of devices that never come back stay: 12 bytes per slot.
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -51,6 +51,18 @@ def record(txn: Transaction, plan: RepairPlan | SlotMoves) -> None:
     for first in range(0, len(triples), _SLOTS_PER_ROW):
         key = pack("G", plan.epoch, first // _SLOTS_PER_ROW)
         txn.put(key, triples[first : first + _SLOTS_PER_ROW].tobytes())
+
+
+def recording(
+    guard: Callable[[Transaction], None], plan: RepairPlan | SlotMoves
+) -> Callable[[Transaction], None]:
+    """A guard of the change that applies `plan`: it checks `guard`, then records."""
+
+    def check_and_record(txn: Transaction) -> None:
+        guard(txn)
+        record(txn, plan)
+
+    return check_and_record
 
 
 class Leftovers:

@@ -18,7 +18,6 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.moves import SLOTS_PER_EPOCH_MAX
 from exastore.metadata.core.repair import RepairPlan, apply_plan, plan_repair
 from exastore.metadata.core.topology import NO_DEVICE, SlotState
-from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.service import leftovers
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.convert import columns_of, with_columns
@@ -130,13 +129,7 @@ class Repairer:
             columns = apply_plan(columns_of(known, self._config.rule), batch)
             return None if columns.epoch == known.epoch else with_columns(known, columns)
 
-        guard = self._lease.guard()
-
-        def guard_and_record(txn: Transaction) -> None:
-            guard(txn)
-            leftovers.record(txn, batch)
-
-        await self._maps.change(edit, guard=guard_and_record)
+        await self._maps.change(edit, guard=leftovers.recording(self._lease.guard(), batch))
         log.info("repair of %d slots begins, %d are planned", len(batch), len(plan))
 
     def _follow(self, plan: RepairPlan) -> None:

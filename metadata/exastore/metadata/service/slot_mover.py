@@ -170,13 +170,7 @@ class SlotMover:
                 return None
             return with_columns(known, begin_moves(columns_of(known, self._config.rule), batch))
 
-        guard = self._lease.guard()
-
-        def guard_and_record(txn: Transaction) -> None:
-            guard(txn)
-            leftovers.record(txn, batch)
-
-        await self._maps.change(edit, guard=guard_and_record)
+        await self._maps.change(edit, guard=leftovers.recording(self._lease.guard(), batch))
         log.info("%d slots begin to move", len(batch))
 
     def _follow(self, columns: ClusterMap | None) -> None:
