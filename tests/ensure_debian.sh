@@ -11,6 +11,10 @@ postgresql-15 /usr/lib/postgresql/15/bin/postgres|postgres the tests of the Post
 etcd-server etcd the tests of the etcd engine
 ceph-base crushtool the comparison of placement with CRUSH
 libisal2 /usr/lib/x86_64-linux-gnu/libisal.so.2 the comparison of coding with ISA-L
+awscli /usr/bin/aws the S3 tests with version 2 of the AWS CLI
+rclone rclone the S3 tests with rclone
+restic restic the S3 tests with restic
+iproute2 tc the tests with a slow node
 '
 
 is_there() {
