@@ -24,7 +24,7 @@ from exastore.gateway.s3.errors import STATUS_OF_CODE, status_of
 from exastore.gateway.s3.front import HANDLERS
 from exastore.gateway.s3.listing import decode_token, encode_token
 from exastore.gateway.s3.message import Request, parse_query, split_target
-from exastore.gateway.s3.routing import OPERATIONS, SUB_RESOURCES, operation_of
+from exastore.gateway.s3.routing import OPERATIONS, SUB_RESOURCES, route_of
 from exastore.gateway.store import ByteRange, ObjectInfo, Precondition
 
 
@@ -108,14 +108,14 @@ def test_queries_are_decoded_like_forms() -> None:
     ],
 )
 def test_requests_find_their_operation(method: str, target: str, operation: str) -> None:
-    assert operation_of(request(method, target)) == operation
+    assert route_of(request(method, target)).operation == operation
 
 
 def test_a_copy_is_a_put_with_a_source() -> None:
     source = {"x-amz-copy-source": "/b/k"}
-    assert operation_of(request("PUT", "/b/k", source)) == "CopyObject"
+    assert route_of(request("PUT", "/b/k", source)).operation == "CopyObject"
     part = request("PUT", "/b/k?partNumber=1&uploadId=u", source)
-    assert operation_of(part) == "UploadPartCopy"
+    assert route_of(part).operation == "UploadPartCopy"
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_a_copy_is_a_put_with_a_source() -> None:
     ],
 )
 def test_what_is_not_there_is_said_so(method: str, target: str, code: str) -> None:
-    assert code_of(operation_of, request(method, target)) == code
+    assert code_of(route_of, request(method, target)) == code
 
 
 def test_every_operation_has_a_handler_and_every_handler_a_route() -> None:
-    assert set(OPERATIONS.values()) == set(HANDLERS)
+    assert {route.operation for route in OPERATIONS.values()} == set(HANDLERS)
     named = {name.partition("+")[0] for _, _, name in OPERATIONS} - {"", "copy", "list-type=2"}
     assert named <= SUB_RESOURCES
 

@@ -74,6 +74,8 @@ class AsgiApp:
             scope["query_string"],
             headers,
             AsgiStream(receive, self._idle_timeout_s),
+            source_ip=(scope.get("client") or ("",))[0],
+            secure=scope.get("scheme") == "https",
         )
         response = await self._front.handle(request)
         sender = _Sender(response, send)

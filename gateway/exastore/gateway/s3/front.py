@@ -16,7 +16,7 @@ from exastore.gateway.s3.message import Request, Response, parse_query, split_ta
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.s3.multipart import MULTIPART_OPERATIONS
 from exastore.gateway.s3.objects import OBJECT_OPERATIONS
-from exastore.gateway.s3.routing import operation_of
+from exastore.gateway.s3.routing import route_of
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
 
@@ -85,7 +85,7 @@ class S3Front:
                 request.bucket, request.key = split_target(
                     request.raw_path, request.headers.get("host", ""), self._options.domain
                 )
-                operation = operation_of(request)
+                operation = route_of(request).operation
                 response = await self._run(operation, request)
             except GatewayError as error:
                 if not isinstance(error, RequestError):

@@ -37,6 +37,10 @@ class Request:
     key: str = ""
     query: dict[str, str] = field(default_factory=dict[str, str])
     """Decoded parameters; the first of equal names wins."""
+    source_ip: str = ""
+    """Address of the peer; "" when unknown."""
+    secure: bool = False
+    """Whether it came over TLS."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """From a request to the operation it asks for: a table of (method, target, sub-resource)."""
 
 from enum import Enum
+from typing import NamedTuple
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.message import Request
@@ -12,6 +13,13 @@ class Target(Enum):
     SERVICE = "service"
     BUCKET = "bucket"
     OBJECT = "object"
+
+
+class Route(NamedTuple):
+    """An operation, and the action that policies know it by."""
+
+    operation: str
+    action: str
 
 
 #: Query parameters that select an operation. One that no row of `OPERATIONS` has is answered
@@ -62,48 +70,60 @@ SUB_RESOURCES = frozenset(
 _S, _B, _O = Target.SERVICE, Target.BUCKET, Target.OBJECT
 
 #: Sub-resource "" is none; "copy" stands for the header x-amz-copy-source, "list-type=2" for V2.
-OPERATIONS: dict[tuple[str, Target, str], str] = {
-    ("GET", _S, ""): "ListBuckets",
-    ("HEAD", _S, ""): "ListBuckets",
-    ("PUT", _B, ""): "CreateBucket",
-    ("HEAD", _B, ""): "HeadBucket",
-    ("DELETE", _B, ""): "DeleteBucket",
-    ("GET", _B, ""): "ListObjects",
-    ("GET", _B, "list-type=2"): "ListObjectsV2",
-    ("GET", _B, "versions"): "ListObjectVersions",
-    ("GET", _B, "location"): "GetBucketLocation",
-    ("GET", _B, "versioning"): "GetBucketVersioning",
-    ("GET", _B, "acl"): "GetBucketAcl",
-    ("GET", _B, "accelerate"): "GetBucketAccelerateConfiguration",
-    ("GET", _B, "cors"): "GetBucketCors",
-    ("GET", _B, "encryption"): "GetBucketEncryption",
-    ("GET", _B, "lifecycle"): "GetBucketLifecycleConfiguration",
-    ("GET", _B, "logging"): "GetBucketLogging",
-    ("GET", _B, "notification"): "GetBucketNotificationConfiguration",
-    ("GET", _B, "object-lock"): "GetObjectLockConfiguration",
-    ("GET", _B, "ownershipControls"): "GetBucketOwnershipControls",
-    ("GET", _B, "policy"): "GetBucketPolicy",
-    ("GET", _B, "publicAccessBlock"): "GetPublicAccessBlock",
-    ("GET", _B, "replication"): "GetBucketReplication",
-    ("GET", _B, "requestPayment"): "GetBucketRequestPayment",
-    ("GET", _B, "tagging"): "GetBucketTagging",
-    ("GET", _B, "website"): "GetBucketWebsite",
-    ("GET", _B, "uploads"): "ListMultipartUploads",
-    ("POST", _B, "delete"): "DeleteObjects",
-    ("PUT", _O, ""): "PutObject",
-    ("PUT", _O, "copy"): "CopyObject",
-    ("GET", _O, ""): "GetObject",
-    ("HEAD", _O, ""): "HeadObject",
-    ("DELETE", _O, ""): "DeleteObject",
-    ("GET", _O, "attributes"): "GetObjectAttributes",
-    ("GET", _O, "acl"): "GetObjectAcl",
-    ("GET", _O, "tagging"): "GetObjectTagging",
-    ("POST", _O, "uploads"): "CreateMultipartUpload",
-    ("PUT", _O, "uploadId"): "UploadPart",
-    ("PUT", _O, "uploadId+copy"): "UploadPartCopy",
-    ("POST", _O, "uploadId"): "CompleteMultipartUpload",
-    ("DELETE", _O, "uploadId"): "AbortMultipartUpload",
-    ("GET", _O, "uploadId"): "ListParts",
+OPERATIONS: dict[tuple[str, Target, str], Route] = {
+    ("GET", _S, ""): Route("ListBuckets", "s3:ListAllMyBuckets"),
+    ("HEAD", _S, ""): Route("ListBuckets", "s3:ListAllMyBuckets"),
+    ("PUT", _B, ""): Route("CreateBucket", "s3:CreateBucket"),
+    ("HEAD", _B, ""): Route("HeadBucket", "s3:ListBucket"),
+    ("DELETE", _B, ""): Route("DeleteBucket", "s3:DeleteBucket"),
+    ("GET", _B, ""): Route("ListObjects", "s3:ListBucket"),
+    ("GET", _B, "list-type=2"): Route("ListObjectsV2", "s3:ListBucket"),
+    ("GET", _B, "versions"): Route("ListObjectVersions", "s3:ListBucketVersions"),
+    ("GET", _B, "location"): Route("GetBucketLocation", "s3:GetBucketLocation"),
+    ("GET", _B, "versioning"): Route("GetBucketVersioning", "s3:GetBucketVersioning"),
+    ("GET", _B, "acl"): Route("GetBucketAcl", "s3:GetBucketAcl"),
+    ("GET", _B, "accelerate"): Route(
+        "GetBucketAccelerateConfiguration", "s3:GetAccelerateConfiguration"
+    ),
+    ("GET", _B, "cors"): Route("GetBucketCors", "s3:GetBucketCORS"),
+    ("GET", _B, "encryption"): Route("GetBucketEncryption", "s3:GetEncryptionConfiguration"),
+    ("GET", _B, "lifecycle"): Route(
+        "GetBucketLifecycleConfiguration", "s3:GetLifecycleConfiguration"
+    ),
+    ("GET", _B, "logging"): Route("GetBucketLogging", "s3:GetBucketLogging"),
+    ("GET", _B, "notification"): Route(
+        "GetBucketNotificationConfiguration", "s3:GetBucketNotification"
+    ),
+    ("GET", _B, "object-lock"): Route(
+        "GetObjectLockConfiguration", "s3:GetBucketObjectLockConfiguration"
+    ),
+    ("GET", _B, "ownershipControls"): Route(
+        "GetBucketOwnershipControls", "s3:GetBucketOwnershipControls"
+    ),
+    ("GET", _B, "policy"): Route("GetBucketPolicy", "s3:GetBucketPolicy"),
+    ("GET", _B, "publicAccessBlock"): Route(
+        "GetPublicAccessBlock", "s3:GetBucketPublicAccessBlock"
+    ),
+    ("GET", _B, "replication"): Route("GetBucketReplication", "s3:GetReplicationConfiguration"),
+    ("GET", _B, "requestPayment"): Route("GetBucketRequestPayment", "s3:GetBucketRequestPayment"),
+    ("GET", _B, "tagging"): Route("GetBucketTagging", "s3:GetBucketTagging"),
+    ("GET", _B, "website"): Route("GetBucketWebsite", "s3:GetBucketWebsite"),
+    ("GET", _B, "uploads"): Route("ListMultipartUploads", "s3:ListBucketMultipartUploads"),
+    ("POST", _B, "delete"): Route("DeleteObjects", "s3:DeleteObject"),
+    ("PUT", _O, ""): Route("PutObject", "s3:PutObject"),
+    ("PUT", _O, "copy"): Route("CopyObject", "s3:PutObject"),
+    ("GET", _O, ""): Route("GetObject", "s3:GetObject"),
+    ("HEAD", _O, ""): Route("HeadObject", "s3:GetObject"),
+    ("DELETE", _O, ""): Route("DeleteObject", "s3:DeleteObject"),
+    ("GET", _O, "attributes"): Route("GetObjectAttributes", "s3:GetObjectAttributes"),
+    ("GET", _O, "acl"): Route("GetObjectAcl", "s3:GetObjectAcl"),
+    ("GET", _O, "tagging"): Route("GetObjectTagging", "s3:GetObjectTagging"),
+    ("POST", _O, "uploads"): Route("CreateMultipartUpload", "s3:PutObject"),
+    ("PUT", _O, "uploadId"): Route("UploadPart", "s3:PutObject"),
+    ("PUT", _O, "uploadId+copy"): Route("UploadPartCopy", "s3:PutObject"),
+    ("POST", _O, "uploadId"): Route("CompleteMultipartUpload", "s3:PutObject"),
+    ("DELETE", _O, "uploadId"): Route("AbortMultipartUpload", "s3:AbortMultipartUpload"),
+    ("GET", _O, "uploadId"): Route("ListParts", "s3:ListMultipartUploadParts"),
 }
 
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
@@ -116,8 +136,8 @@ def target_of(request: Request) -> Target:
     return Target.BUCKET if request.bucket else Target.SERVICE
 
 
-def operation_of(request: Request) -> str:
-    """The name of the operation that a request asks for, as in S3's reference.
+def route_of(request: Request) -> Route:
+    """The operation that a request asks for, named as in S3's reference.
 
     Raises:
         RequestError: NotImplemented, MethodNotAllowed.
@@ -134,9 +154,9 @@ def operation_of(request: Request) -> str:
                 break
     if request.method == "PUT" and "x-amz-copy-source" in request.headers:
         sub_resource += "+copy" if sub_resource else "copy"
-    operation = OPERATIONS.get((request.method, target, sub_resource))
-    if operation is not None:
-        return operation
+    route = OPERATIONS.get((request.method, target, sub_resource))
+    if route is not None:
+        return route
     if request.method in _METHODS and (sub_resource or request.method == "POST"):
         raise RequestError(
             "NotImplemented",
