@@ -58,6 +58,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """frozen while it changes its partition: try again soon"""
     ERROR_REASON_MOVE_CONFLICT: _ErrorReason.ValueType  # 21
     """the move cannot begin or be cancelled now"""
+    ERROR_REASON_NO_SUCH_USER: _ErrorReason.ValueType  # 40
+    ERROR_REASON_NO_SUCH_ACCESS_KEY: _ErrorReason.ValueType  # 41
+    ERROR_REASON_USER_EXISTS: _ErrorReason.ValueType  # 42
+    """or one of its keys"""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -89,6 +93,10 @@ ERROR_REASON_BUCKET_MOVING: ErrorReason.ValueType  # 20
 """frozen while it changes its partition: try again soon"""
 ERROR_REASON_MOVE_CONFLICT: ErrorReason.ValueType  # 21
 """the move cannot begin or be cancelled now"""
+ERROR_REASON_NO_SUCH_USER: ErrorReason.ValueType  # 40
+ERROR_REASON_NO_SUCH_ACCESS_KEY: ErrorReason.ValueType  # 41
+ERROR_REASON_USER_EXISTS: ErrorReason.ValueType  # 42
+"""or one of its keys"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _Operation:
