@@ -16,11 +16,12 @@ from exastore.gateway.errors import MetadataUnavailable, RequestError
 from exastore.gateway.metadata_errors import error_of, is_retried
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
-from exastore.proto.v1 import common_pb2, metadata_pb2, metadata_pb2_grpc
+from exastore.proto.v1 import access_pb2_grpc, common_pb2, metadata_pb2, metadata_pb2_grpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
+AccessStub: TypeAlias = "access_pb2_grpc.AccessServiceAsyncStub"
 
 
 class MetadataClient:
@@ -37,6 +38,9 @@ class MetadataClient:
         ]
         self._stubs: list[Stub] = [
             metadata_pb2_grpc.MetadataServiceStub(channel) for channel in self._channels
+        ]
+        self._access_stubs: list[AccessStub] = [
+            access_pb2_grpc.AccessServiceStub(channel) for channel in self._channels
         ]
         #: Index of the server asked first.
         self._current = 0
@@ -145,6 +149,16 @@ class MetadataClient:
         request = metadata_pb2.ListUploadsRequest(bucket=bucket, prefix=prefix)
         return (await self._call(lambda stub: stub.ListUploads, request)).uploads
 
+    # ---- users ----
+
+    async def call_access(
+        self,
+        method: Callable[[AccessStub], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+    ) -> Response:
+        """A call of AccessService; all of them may be sent again."""
+        return await self._call_at(lambda index: method(self._access_stubs[index]), request)
+
     # ---- fail over ----
 
     async def _call_or_done(
@@ -167,6 +181,15 @@ class MetadataClient:
         request: Request,
         tries: "_Tries | None" = None,
     ) -> Response:
+        return await self._call_at(lambda index: method(self._stubs[index]), request, tries)
+
+    async def _call_at(
+        self,
+        method_at: Callable[[int], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        tries: "_Tries | None" = None,
+    ) -> Response:
+        """A call of the server that answers; `method_at` gives the method of one by its index."""
         config = self._config
         tries = tries or _Tries()
         deadline_s = self._clock.monotonic_s() + config.metadata_deadline_s
@@ -177,7 +200,7 @@ class MetadataClient:
             timeout_s = max(0.01, min(config.metadata_call_timeout_s, left_s))
             tries.count += 1
             try:
-                return await method(self._stubs[index])(request, timeout=timeout_s)
+                return await method_at(index)(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as failure:
                 error = error_of(failure)
                 if not is_retried(failure):

@@ -31,6 +31,9 @@ REQUEST_CODES = {
     "NO_SUCH_VERSION": "NoSuchVersion",
     "DELETE_MARKER": "MethodNotAllowed",
     "QUOTA_EXCEEDED": "QuotaExceeded",
+    "NO_SUCH_USER": "NoSuchEntity",
+    "NO_SUCH_ACCESS_KEY": "InvalidAccessKeyId",
+    "USER_EXISTS": "EntityAlreadyExists",
 }
 
 #: After these the same request may be sent again, to any server: it may or may not have been done.

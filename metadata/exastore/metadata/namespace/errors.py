@@ -16,6 +16,9 @@ NamespaceError
 ├── EntityTooSmall          a part other than the last is below the minimum
 ├── InvalidArgument         a name, a key or a number is outside its rules
 │   └── InvalidTag          too many tags, or one outside its rules
+├── NoSuchUser
+├── NoSuchAccessKey
+├── UserExists              or one of its keys
 ├── MoveConflict            a move cannot begin, or cannot be cancelled any more
 ├── PlanOutdated            internal: the upload changed between reading and completing it
 └── MoverReplaced           internal: another server carries this move out now
@@ -126,6 +129,22 @@ class InvalidArgument(NamespaceError):
 
 class InvalidTag(InvalidArgument):
     """The message says which tag and what its rule is."""
+
+
+class NoSuchUser(NamespaceError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no user {name!r}")
+        self.name = name
+
+
+class NoSuchAccessKey(NamespaceError):
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no access key {key_id!r}")
+        self.key_id = key_id
+
+
+class UserExists(NamespaceError):
+    """The message says what exists: the user or a key."""
 
 
 class MoveConflict(NamespaceError):

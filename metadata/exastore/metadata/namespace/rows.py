@@ -35,6 +35,8 @@ Rows of the first engine only:
     (n)                          counter         the last bucket id
     (V, name)                    Move            a move of a bucket between partitions
     (T, tenant)                  Quota           what the tenant may use in all engines together
+    (user, ..) (key, ..)                         users and their access keys: `users`
+    (traffic, ..) (batches, ..)                  requests and bytes of tenants: `traffic`
 
 *holder* is the part of a row's key behind the base. *key'* is the object key with every byte raised
 by one, and a 0x00 behind: UTF-8 has no byte above 0xF4, so order and length stay and no key is the

@@ -78,6 +78,8 @@ class MetadataConfig:
     """Further engines that buckets are spread over, each "name=engine URL"; `engine` is "main"."""
     lifecycle_day_s: float = 86400.0
     """Seconds of a day of lifecycle rules; less than a real day only for tests."""
+    audit_file: str = ""
+    """JSON lines of administrative acts are appended to this file; empty: they are not kept."""
     request_ttl_s: float = 600.0
     """Seconds for which a request's answer is kept after its object was replaced or deleted."""
 

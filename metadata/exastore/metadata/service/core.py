@@ -2,6 +2,7 @@
 
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.kv.contract import Engine
+from exastore.metadata.service.audit import AuditLog
 from exastore.metadata.service.cluster import ClusterService
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.lease import Lease
@@ -9,6 +10,7 @@ from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.mover import Mover
 from exastore.metadata.service.names import NamespaceService
+from exastore.metadata.service.users import AccessService
 
 
 class MetadataService:
@@ -20,6 +22,8 @@ class MetadataService:
         cluster: Calls about the map, nodes and devices.
         names: Calls about buckets, objects and uploads.
         mover: Calls about moves of buckets between partitions.
+        audit: The log of administrative acts.
+        access: Calls about users and traffic.
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class MetadataService:
         self.cluster = ClusterService(config, engine, self.maps, self.lease, clock, metrics)
         self.names = NamespaceService(config, engine, self.maps, clock, self.lease)
         self.mover = Mover(self.names.partitions, clock)
+        self.audit = AuditLog(config.audit_file, clock)
+        self.access = AccessService(engine, clock, self.audit)
 
     async def start(self) -> None:
         """Load what is stored. Raises WrongCluster, EngineError."""

@@ -5,6 +5,7 @@ ServiceError
 ├── StaleEpoch      an extent was written under an old map
 ├── MapOutdated     internal: another server changed the map; reload it and try again
 ├── LeaseLost       internal: another server does the background work now
+├── AuditFailed     an act was done, and could not be written to the audit log
 ├── Refused         an operation that the cluster cannot or must not carry out now
 └── WrongCluster    the engine holds another cluster than the configuration says
 AddressInUse (OSError)
@@ -44,6 +45,10 @@ class LeaseLost(ServiceError):
 
 class Refused(ServiceError):
     """An operation that cannot or must not be done; the message says why and what to do."""
+
+
+class AuditFailed(ServiceError):
+    """The audit log takes nothing: the act was done, and is not recorded."""
 
 
 class WrongCluster(ServiceError):

@@ -11,7 +11,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
 from exastore.metadata.service.metrics import MetadataMetrics
-from exastore.proto.v1 import metadata_pb2_grpc
+from exastore.proto.v1 import access_pb2_grpc, metadata_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ def add_to_server(
     service: MetadataService, metrics: MetadataMetrics, clock: Clock, server: grpc.aio.Server
 ) -> None:
     """Register every call of the service."""
-    metadata_pb2_grpc.add_MetadataServiceServicer_to_server(
-        _Adapter(service, metrics, clock).servicer(),
-        cast(grpc.aio.Server, _GenericHandlers(server)),
-    )
+    adapter = _Adapter(service, metrics, clock)
+    handlers = cast(grpc.aio.Server, _GenericHandlers(server))
+    metadata_pb2_grpc.add_MetadataServiceServicer_to_server(adapter.servicer(), handlers)
+    access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
 
 
 class _GenericHandlers:
@@ -92,6 +92,24 @@ class _Adapter:
         kind = type("MetadataServicer", (metadata_pb2_grpc.MetadataServiceServicer,), methods)
         servicer = kind()
         assert isinstance(servicer, metadata_pb2_grpc.MetadataServiceServicer)
+        return servicer
+
+    def access_servicer(self) -> access_pb2_grpc.AccessServiceServicer:
+        """The same for AccessService."""
+        access = self._service.access
+        methods: dict[str, Any] = {
+            "CreateUser": self._unary("CreateUser", access.create_user),
+            "GetUser": self._unary("GetUser", access.get_user),
+            "ListUsers": self._unary("ListUsers", access.list_users),
+            "ChangeUser": self._unary("ChangeUser", access.change_user),
+            "DeleteUser": self._unary("DeleteUser", access.delete_user),
+            "FindKey": self._unary("FindKey", access.find_key),
+            "AddTraffic": self._unary("AddTraffic", access.add_traffic),
+            "GetTraffic": self._unary("GetTraffic", access.get_traffic),
+            "RecordAct": self._unary("RecordAct", access.record_act),
+        }
+        servicer = type("AccessServicer", (access_pb2_grpc.AccessServiceServicer,), methods)()
+        assert isinstance(servicer, access_pb2_grpc.AccessServiceServicer)
         return servicer
 
     def _unary(
