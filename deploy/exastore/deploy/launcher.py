@@ -239,9 +239,16 @@ class LocalCluster:
     ) -> dict[str, object]:
         self.paths.data(METADATA).mkdir(exist_ok=True)
         own_engine = f"sqlite://{quote(str(self.paths.data(METADATA) / 'meta.db'))}"
+        partitions = [
+            item
+            if "=" in item
+            else f"{item}=sqlite://{quote(str(self.paths.data(METADATA) / f'{item}.db'))}"
+            for item in spec.partitions
+        ]
         return {
             "address": self._address(name, must_keep=others_run),
             "engine": spec.engine or own_engine,
+            "partitions": partitions,
             "cluster_id": spec.cluster_id,
             "code": spec.code,
             "pg_count": spec.pg_count,

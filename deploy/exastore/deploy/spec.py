@@ -54,6 +54,9 @@ class ClusterSpec:
     """Metadata servers; more than one need an engine that several processes can share."""
     engine: str = ""
     """URL of the metadata engine; empty: SQLite in the cluster's directory."""
+    partitions: tuple[str, ...] = ()
+    """Further engines that buckets are spread over, each "name=engine URL", or a bare name for
+    SQLite in the cluster's directory."""
     removed: tuple[int, ...] = ()
     """Numbers of the nodes that were removed; they are not used again."""
 
@@ -90,6 +93,7 @@ class ClusterOptions:
     move_bandwidth_bytes_per_s: int | None = None
     metadata_servers: int | None = None
     engine: str | None = None
+    partitions: tuple[str, ...] | None = None
 
     def given(self) -> dict[str, object]:
         """The options that are not None."""
@@ -125,7 +129,12 @@ def changed_spec(spec: ClusterSpec, options: ClusterOptions, *, running: bool) -
     stored = asdict(spec)
     changes = {name: new for name, new in options.given().items() if stored[name] != new}
     for name, new in changes.items():
-        option = "--" + name.replace("_", "-")
+        option = "--partition" if name == "partitions" else "--" + name.replace("_", "-")
+        if name == "partitions" and not set(spec.partitions) <= set(options.partitions or ()):
+            raise BadInput(
+                f"this directory holds a cluster with {option} {' '.join(spec.partitions)}: "
+                "partitions can be added, not left out",
+            )
         if name in IDENTITY:
             raise BadInput(
                 f"this directory holds a cluster with {option} {stored[name]}, not {new}",
@@ -188,6 +197,11 @@ def check_spec(spec: ClusterSpec) -> None:
             hint="add --engine postgresql://user@host:port/database or "
             "--engine etcd://host:port,host:port,host:port/prefix",
         )
+    for item in spec.partitions:
+        if spec.metadata_servers > 1 and not item.partition("=")[2].startswith(SHARED_ENGINES):
+            raise BadInput(
+                f"--partition {item}: several metadata servers need engines that they can share"
+            )
     if spec.pg_count < 1:
         raise BadInput("--pg-count must be at least 1")
     if not 0 <= spec.s3_port <= 65535:

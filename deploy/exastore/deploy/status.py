@@ -173,10 +173,23 @@ def operate(
     """
     # What failed is tried again by the server that does the work, so that one is asked first.
     leading = [a for a in addresses if _leads(a)]
+    others = [a for a in addresses if a not in leading]
+    return ask([*leading, *others], lambda stub: stub.Operate(request, timeout=timeout_s))
+
+
+def ask(
+    addresses: Sequence[str], call: Callable[[metadata_pb2_grpc.MetadataServiceStub], Answer]
+) -> Answer:
+    """The answer of the first metadata server that gives one.
+
+    Raises:
+        BadInput: It refuses the request, and says why.
+        ClusterUnhealthy: No metadata server answers.
+    """
     problem: ClusterUnhealthy | None = None
-    for address in [*leading, *(a for a in addresses if a not in leading)]:
+    for address in addresses:
         try:
-            return _call(address, lambda stub: stub.Operate(request, timeout=timeout_s))
+            return _call(address, call)
         except ClusterUnhealthy as error:
             problem = error
     raise problem or ClusterUnhealthy("the cluster has no metadata server")
@@ -195,7 +208,12 @@ def _call(address: str, call: Callable[[metadata_pb2_grpc.MetadataServiceStub], 
             return call(metadata_pb2_grpc.MetadataServiceStub(channel))
         except grpc.RpcError as error:
             detail = error.details() if isinstance(error, grpc.Call) else str(error)
-            refused = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
+            refused = (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                grpc.StatusCode.NOT_FOUND,
+                grpc.StatusCode.ALREADY_EXISTS,
+            )
             if isinstance(error, grpc.Call) and error.code() in refused:
                 raise BadInput(str(detail)) from error
             raise ClusterUnhealthy(

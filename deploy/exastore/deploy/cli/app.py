@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from exastore.deploy.cli import bench, cluster, demo, object, service, sim
+from exastore.deploy.cli import bench, bucket, cluster, demo, object, service, sim
 from exastore.deploy.cli.output import print_error
 from exastore.deploy.errors import DeployError, ExitCode
 from exastore.deploy.version import version
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(bench.app, name="bench")
+app.add_typer(bucket.app, name="bucket")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(object.app, name="object")
 app.add_typer(sim.app, name="sim")

@@ -81,6 +81,13 @@ def up(
             show_default="SQLite in the directory",
         ),
     ] = None,
+    partition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further engine for buckets: NAME=URL, or NAME for SQLite; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Start a cluster, or whatever of it does not run, and leave it running."""
@@ -97,6 +104,7 @@ def up(
         move_bandwidth_bytes_per_s=move_bandwidth_bytes_per_s,
         metadata_servers=metadata_servers,
         engine=engine,
+        partitions=tuple(partition) if partition else None,
     )
     cluster = LocalCluster.at(directory)
     with err.status("starting") as spinner:
