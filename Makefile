@@ -90,7 +90,7 @@ bench: setup ## benchmarks, with results in out/bench
 
 coverage: setup ## line and branch coverage; the kernels' lines from a run with the JIT off
 	$(BIN)/coverage run -m pytest tests/unit tests/property tests/contract
-	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run --append -m pytest tests/unit tests/property -k erasure
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run --append -m pytest tests/unit/test_erasure*.py tests/property/test_erasure*.py
 	$(BIN)/coverage report
 
 peers: ## the real programs that tests run against (browser, engines, oracles): installed when this machine lets us

@@ -1,5 +1,8 @@
 """Where compiled kernels are kept."""
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,3 +49,19 @@ def test_compiled_functions_compute(tmp_path: Path) -> None:
         return 2 * value
 
     assert double(21) == 42
+
+
+def test_the_codes_are_right_without_a_compiler() -> None:
+    tests = Path(__file__).parents[1]
+    files = [tests / "property/test_erasure_all_codes.py", tests / "unit/test_erasure_codec.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        cwd=tests.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert " passed" in done.stdout and "failed" not in done.stdout

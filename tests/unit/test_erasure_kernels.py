@@ -220,7 +220,7 @@ CPU_KERNELS = [name for name in available_kernels() if name != "portable"]
 
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
 @pytest.mark.parametrize("shift", [0, 1, 16, 63])
-@pytest.mark.parametrize("share", [6, 24], ids=["streamed", "fetched"])
+@pytest.mark.parametrize("share", [2, 6, 24], ids=["written-back", "streamed", "fetched"])
 def test_large_stripes_have_the_same_parity(kernel: str, share: int, shift: int) -> None:
     chunk_bytes = vector.streaming_bytes() // share + 4096 + shift
     memory = np.random.default_rng(1).integers(0, 256, (6, chunk_bytes + 64), dtype=np.uint8)
@@ -254,6 +254,18 @@ def test_stripes_are_streamed_from_the_size_of_the_second_level_cache(
         path.write_text(text)
     monkeypatch.setattr(vector, "_L2_FILE", path)
     assert cast(Any, vector.streaming_bytes).__wrapped__() == size
+
+
+def test_stripes_that_the_third_level_cache_holds_are_not_streamed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = cast(Any, vector.write_back_bytes).__wrapped__
+    (tmp_path / "large").write_text("491520K\n")
+    monkeypatch.setattr(vector, "_L3_FILE", tmp_path / "large")
+    assert sizes() == (3 * vector.streaming_bytes(), 60 << 20)
+    monkeypatch.setattr(vector, "_L3_FILE", tmp_path / "none")
+    first, end = sizes()
+    assert end <= first, "without a third-level cache everything large is streamed"
 
 
 @pytest.mark.parametrize("kernel", list(available_kernels()))

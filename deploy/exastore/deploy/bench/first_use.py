@@ -14,7 +14,15 @@ from typing import Any, Final
 from exastore.deploy.bench.results import FirstUse
 from exastore.deploy.errors import DeployError
 
-CODES: Final = ("rs-10-4", "lrc-12-2-2", "clay-10-4-13")
+CODES: Final = (
+    "rs-10-4",
+    "lrc-12-2-2",
+    "lrc-48-4-3",
+    "clay-10-4-13",
+    "clay-8-4-11",
+    "clay-4-2-5",
+    "rep-3",
+)
 CHUNK_BYTES: Final = 65536
 
 #: `perf_counter` counts from the same moment in all processes of a Linux system.

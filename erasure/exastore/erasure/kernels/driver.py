@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from exastore.erasure.kernels import native
 
 #: k, m, bytes of a stripe from which it is streamed, tiles, bytes of a block when there are several
-#: tiles, the type of arrays, the dtype of bytes, bytes of a vector.
-PLAN_WORDS: Final = 8
+#: tiles, the type of arrays, the dtype of bytes, bytes of a vector; bytes of a stripe from which its
+#: inputs are fetched ahead; from which, and up to which, it is not streamed but written to the
+#: caches after all; how far ahead inputs are fetched that the second-level cache does not hold.
+PLAN_WORDS: Final = 12
 #: Function, streaming function, tables, inputs (their places), their count, outputs, their count,
 #: fetching function.
 TILE_WORDS: Final = 8
@@ -325,13 +327,25 @@ entry:
   %one = icmp eq i64 %tiles, 1
   %even = call i1 @congruent(ptr %addresses, i64 %k, i64 %n, i64 %vector)
   %large_one = and i1 %large, %one
-  %streaming = and i1 %large_one, %even
-  %quarter = lshr i64 %threshold, 2
-  %most = sub i64 %threshold, %quarter
-  %medium_total = icmp uge i64 %total, %most
+  %near_at = getelementptr i64, ptr %plan, i64 8
+  %near = load i64, ptr %near_at
+  %back_at = getelementptr i64, ptr %plan, i64 9
+  %back = load i64, ptr %back_at
+  %back_end_at = getelementptr i64, ptr %plan, i64 10
+  %back_end = load i64, ptr %back_end_at
+  %far_at = getelementptr i64, ptr %plan, i64 11
+  %far = load i64, ptr %far_at
+  %over_back = icmp uge i64 %total, %back
+  %under_end = icmp ult i64 %total, %back_end
+  %is_back = and i1 %over_back, %under_end
+  %not_back = xor i1 %is_back, 1
+  %large_even = and i1 %large_one, %even
+  %streaming = and i1 %large_even, %not_back
+  %medium_total = icmp uge i64 %total, %near
   %medium = and i1 %medium_total, %some
   %fetching = and i1 %medium, %one
   %special = or i1 %streaming, %fetching
+  %ahead = select i1 %large, i64 %far, i64 256
   %variant = select i1 %streaming, i64 1, i64 7
   %step = select i1 %one, i64 %size, i64 %block
   %nothing = icmp eq i64 %size, 0
@@ -346,7 +360,7 @@ blocks:
 tile:
   %t = phi i64 [0, %blocks], [%t1, %tile_done]
   %offset = shl i64 %t, 3
-  %word = add i64 %offset, 8
+  %word = add i64 %offset, 12
   %tile_at = getelementptr i64, ptr %plan, i64 %word
   %function = load ptr, ptr %tile_at
   %tables_at = getelementptr i64, ptr %tile_at, i64 2
@@ -379,7 +393,7 @@ stream:
   %rounds = and i64 %body, -128
   %last = add i64 %middle, %rounds
   call void %function(ptr %sources, ptr %targets, ptr %tables, i64 %from, i64 %middle)
-  call void %stream_function(ptr %sources, ptr %targets, ptr %tables, i64 %middle, i64 %last)
+  call void %stream_function(ptr %sources, ptr %targets, ptr %tables, i64 %middle, i64 %last, i64 %ahead)
   call void %function(ptr %sources, ptr %targets, ptr %tables, i64 %last, i64 %to)
   br label %tile_done
 tile_done:

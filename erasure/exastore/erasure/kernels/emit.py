@@ -4,9 +4,10 @@ Three functions are made, `void apply(sources, targets, tables, begin, end)`, `a
 `apply_streaming`: arrays of pointers, the tables of the coefficients, and the range of bytes. Their
 loop runs the program on `unroll` vectors of each input at once; what is left, at the end or before
 the first aligned output, is done by one partial step: by masks where the instruction set has them,
-else through copies on the stack. Fetching asks for inputs ahead, which pays where they come from
-the second-level cache or beyond. Streaming does, too, and writes past the caches, which saves
-reading the old contents of the outputs. Both do whole rounds only, streaming on aligned outputs.
+else through copies on the stack. Fetching asks for inputs `ahead` bytes ahead, a sixth argument,
+which pays where they come from the second-level cache or beyond. Streaming does, too, and writes
+past the caches, which saves reading the old contents of the outputs. Both do whole rounds only,
+streaming on aligned outputs.
 
 IR is written as text: `llvmlite.binding` parses it, and neither numba nor `llvmlite.ir` is needed.
 """
@@ -23,11 +24,6 @@ from exastore.erasure.kernels.isa import (
 )
 from exastore.erasure.kernels.program import Op, Program
 
-#: How far ahead each input is fetched where it is in the second-level cache.
-NEAR_PREFETCH_BYTES: Final = 256
-#: And where it is not: each input at most, and all together.
-PREFETCH_BYTES: Final = 1024
-ALL_PREFETCH_BYTES: Final = 10 * 1024
 CACHE_LINE_BYTES: Final = 64
 
 
@@ -37,8 +33,6 @@ def emit(program: Program, isa: InstructionSet) -> str:
     if not isa.has_masks:
         pieces.append(_COPY)
     names = [FUNCTION, FETCHING_FUNCTION, STREAMING_FUNCTION]
-    if not isa.prefetches:
-        names.remove(FETCHING_FUNCTION)
     pieces += [_Emitter(program, isa, name).function() for name in names]
     return "\n".join([*pieces, "!0 = !{}", "!1 = !{i32 1}", ""])
 
@@ -55,6 +49,11 @@ class _Emitter:
     def streaming(self) -> bool:
         """Whether the outputs are written past the caches."""
         return self.name == STREAMING_FUNCTION
+
+    @property
+    def unroll(self) -> int:
+        """Vectors of each input in one round."""
+        return self.isa.unroll if self.name == FUNCTION else self.isa.large_unroll
 
     @property
     def vector(self) -> str:
@@ -78,10 +77,11 @@ class _Emitter:
     def function(self) -> str:
         """The whole definition."""
         inputs, outputs = len(self.program.columns), len(self.program.rows)
-        step = self.isa.vector_bytes * self.isa.unroll
+        step = self.isa.vector_bytes * self.unroll
+        ahead = "" if self.name == FUNCTION else ", i64 %ahead"
         self.lines.append(
             f"define void @{self.name}(ptr noalias readonly %sources, ptr noalias readonly"
-            " %targets, ptr noalias readonly %tables, i64 %begin, i64 %end) nounwind {"
+            f" %targets, ptr noalias readonly %tables, i64 %begin, i64 %end{ahead}) nounwind {{"
         )
         self.label("entry")
         for kind, array, count in (("s", "sources", inputs), ("d", "targets", outputs)):
@@ -101,7 +101,8 @@ class _Emitter:
         self.line("br label %whole")
         self.label("whole")
         self.line("%o = phi i64 [%begin, %entry], [%next, %whole]")
-        self._step("%o", self.isa.unroll, None)
+        self.line("%later = add i64 %o, %ahead")
+        self._step("%o", self.unroll, None)
         self.line(f"%next = add i64 %o, {step}")
         self.line("%more = icmp ult i64 %next, %end")
         self.line("br i1 %more, label %whole, label %done")
@@ -119,7 +120,7 @@ class _Emitter:
         self.line(f"%full = icmp uge i64 %left, {step}")
         self.line("br i1 %full, label %whole, label %rest")
         self.label("whole")
-        self._step("%o", self.isa.unroll, None)
+        self._step("%o", self.unroll, None)
         self.line(f"%next = add i64 %o, {step}")
         self.line("br label %check")
         self.label("rest")
@@ -242,7 +243,7 @@ class _Step:
         if self.count is None:
             place = self._at(f"%{kind}{index}", lane)
             if self.out.name != FUNCTION and kind == "s":
-                self._prefetch(place, lane)
+                self._prefetch(index, lane)
             return self.out.value(f"load {vector}, ptr {place}, align 1")
         if self.isa.has_masks:
             place = self._at(f"%{kind}{index}")
@@ -253,14 +254,12 @@ class _Step:
         place = self._stack(kind, int(index))
         return self.out.value(f"load {vector}, ptr {place}, align 1")
 
-    def _prefetch(self, place: str, lane: int) -> None:
-        if lane * self.isa.vector_bytes % CACHE_LINE_BYTES == 0:
-            distance = NEAR_PREFETCH_BYTES
-            if self.out.streaming:
-                share = ALL_PREFETCH_BYTES // len(self.out.program.columns)
-                distance = min(PREFETCH_BYTES, share // CACHE_LINE_BYTES * CACHE_LINE_BYTES)
-            ahead = self.out.value(f"getelementptr i8, ptr {place}, i64 {distance}")
-            self.out.line(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 3, i32 1)")
+    def _prefetch(self, index: int | str, lane: int) -> None:
+        shift = lane * self.isa.vector_bytes
+        if shift % CACHE_LINE_BYTES == 0:
+            ahead = self.out.value(f"getelementptr i8, ptr %s{index}, i64 %later")
+            place = self.out.value(f"getelementptr i8, ptr {ahead}, i64 {shift}")
+            self.out.line(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
 
     def _store(self, value: str, row: int | str, lane: int) -> None:
         vector = self.out.vector

@@ -25,11 +25,13 @@ class InstructionSet:
     has_gfni: bool
     #: Vectors of each input in one round of the loop; a round divides `ROUND_BYTES`.
     unroll: int
+    #: The same of the loops for large stripes: a round writes whole cache lines, so that no line that
+    #: is half full waits in a buffer that reads want.
+    large_unroll: int
     #: Rows done at once, as many as have room in the registers.
     tile_rows: int
-    #: Whether there is a loop that fetches ahead and writes to the caches: not where the arithmetic
-    #: is slower than the second-level cache.
-    prefetches: bool
+    #: Whether inputs in the second-level cache are fetched ahead: not where arithmetic is slower.
+    fetches_near: bool
 
     @property
     def has_masks(self) -> bool:
@@ -49,8 +51,9 @@ GFNI512: Final = InstructionSet(
     vector_bytes=64,
     has_gfni=True,
     unroll=2,
+    large_unroll=2,
     tile_rows=8,
-    prefetches=True,
+    fetches_near=True,
 )
 GFNI256: Final = InstructionSet(
     name="gfni256",
@@ -59,8 +62,9 @@ GFNI256: Final = InstructionSet(
     vector_bytes=32,
     has_gfni=True,
     unroll=2,
+    large_unroll=2,
     tile_rows=4,
-    prefetches=True,
+    fetches_near=True,
 )
 AVX512: Final = InstructionSet(
     name="avx512",
@@ -69,8 +73,9 @@ AVX512: Final = InstructionSet(
     vector_bytes=64,
     has_gfni=False,
     unroll=1,
+    large_unroll=1,
     tile_rows=8,
-    prefetches=True,
+    fetches_near=True,
 )
 AVX2: Final = InstructionSet(
     name="avx2",
@@ -79,8 +84,9 @@ AVX2: Final = InstructionSet(
     vector_bytes=32,
     has_gfni=False,
     unroll=1,
+    large_unroll=2,
     tile_rows=4,
-    prefetches=False,
+    fetches_near=False,
 )
 #: Fastest first.
 INSTRUCTION_SETS: Final = (GFNI512, GFNI256, AVX512, AVX2)

@@ -44,8 +44,18 @@ MAX_STRUCTURED_TILES: Final = 4
 MAX_COMPILED_PRODUCTS: Final = 4000
 #: With several tiles, inputs are read again and again: all of a block stay in the L2 cache.
 BLOCK_BYTES: Final = 16 * 1024
-#: Where Linux says how large the second-level cache is, as `2048K`.
+#: Where Linux says how large the second- and the third-level cache are, as `2048K`.
 _L2_FILE: Final = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+_L3_FILE: Final = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+#: A stripe between so many second-level caches and this part of the third-level one, which other
+#: cores want too, is written to the caches: the outputs stay in the third, up to 6 % faster.
+WRITE_BACK_L2_CACHES: Final = 3
+WRITE_BACK_L3_PART: Final = 8
+#: How far ahead inputs are fetched that the second-level cache does not hold: each at most, and all
+#: together.
+FAR_BYTES: Final = 1024
+ALL_FAR_BYTES: Final = 10 * 1024
+CACHE_LINE_BYTES: Final = 64
 #: Threads share a call in parts of whole pages.
 PART_ALIGNMENT: Final = 4096
 
@@ -56,11 +66,27 @@ def streaming_bytes() -> int:
 
     From three quarters of it on, inputs are fetched ahead of the loop.
     """
+    return _cache_bytes(_L2_FILE) or 1 << 20
+
+
+@cache
+def write_back_bytes() -> tuple[int, int]:
+    """Stripes from the first size to below the second are not streamed after all."""
+    largest = (_cache_bytes(_L3_FILE) or 0) // WRITE_BACK_L3_PART
+    return WRITE_BACK_L2_CACHES * streaming_bytes(), largest
+
+
+def _far_bytes(input_count: int) -> int:
+    share = ALL_FAR_BYTES // input_count // CACHE_LINE_BYTES * CACHE_LINE_BYTES
+    return min(FAR_BYTES, share)
+
+
+def _cache_bytes(path: Path) -> int | None:
     try:
-        found = re.fullmatch(r"([0-9]+)K\s*", _L2_FILE.read_text(encoding="ascii"))
+        found = re.fullmatch(r"([0-9]+)K\s*", path.read_text(encoding="ascii"))
     except (OSError, ValueError):
-        found = None
-    return int(found[1]) * 1024 if found else 1 << 20
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def _bit_matrices() -> Bytes:
@@ -284,12 +310,13 @@ class VectorMap:
             tiles = [_tile(self._program, code, 0, 0)]
         plan = driver.new_plan(self._input_count, self._output_count, len(tiles))
         plan[2], plan[4], plan[7] = streaming_bytes(), BLOCK_BYTES, self._isa.vector_bytes
+        near_bytes = streaming_bytes() // 4 * 3 if self._isa.fetches_near else streaming_bytes()
+        plan[8:12] = (near_bytes, *write_back_bytes(), _far_bytes(self._input_count))
         table = _tables(self._isa.has_gfni)
         for position, tile in enumerate(tiles):
             tables = np.ascontiguousarray(table[np.frombuffer(tile.program.coefficients, np.uint8)])
             outputs = tile.rows + self._input_count
             start = driver.PLAN_WORDS + driver.TILE_WORDS * position
-            fetching = FETCHING_FUNCTION if self._isa.prefetches else FUNCTION
             plan[start : start + driver.TILE_WORDS] = (
                 tile.code.address(FUNCTION),
                 tile.code.address(STREAMING_FUNCTION),
@@ -298,7 +325,7 @@ class VectorMap:
                 tile.columns.size,
                 outputs.ctypes.data,
                 outputs.size,
-                tile.code.address(fetching),
+                tile.code.address(FETCHING_FUNCTION),
             )
             self._kept += [tile, tables, outputs]
         self._kept += [plan, run]
