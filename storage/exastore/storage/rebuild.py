@@ -21,13 +21,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks
 from exastore.metadata.core.clock import Clock
-from exastore.metadata.core.redundancy import repair_plan_for
+from exastore.metadata.core.redundancy import log_copies, repair_plan_for
 from exastore.proto.v1 import storage_pb2
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import (
@@ -76,6 +76,13 @@ class _Task:
     progress: storage_pb2.RebuildProgress
     #: Stripe id -> what the sources hold of it.
     copies: dict[bytes, list[_Copy]]
+    #: By name, of the stripes in `copies` that have another code than the cluster.
+    codecs: dict[str, Codec] = field(default_factory=dict[str, Codec])
+
+    def codec_of(self, stripe_id: bytes) -> Codec:
+        """The code of a stripe: that of the cluster, or of log extents."""
+        copies = self.copies.get(stripe_id)
+        return self.codecs.get(copies[0].code, self.codec) if copies else self.codec
 
     def fail(self, message: str) -> None:
         self.progress.failed_chunk_count += 1
@@ -118,7 +125,12 @@ class Rebuilder:
         pacer = Pacer(request.bandwidth_bytes_per_s, self._clock)
         task = _Task(lane, request, codec, pacer, progress, {})
         await self._list_sources(task)
-        stripe_ids = sorted(set(request.stripe_ids) or task.copies)
+        await self._load_codes(task)
+        stripe_ids = [
+            stripe_id
+            for stripe_id in sorted(set(request.stripe_ids) or task.copies)
+            if request.index < task.codec_of(stripe_id).n
+        ]
         progress.total_chunk_count = len(stripe_ids)
         queue = iter(stripe_ids)
         workers = [
@@ -171,9 +183,21 @@ class Rebuilder:
         # silent sources alone.
         others = set(range(task.codec.n)) - silent
         is_all_silent = silent == {source.index for source in sources}
-        missed = is_all_silent or task.codec.decodable(others)
+        # One copy of a log extent is enough to read it, so any silent source may hide one.
+        copies = range(log_copies(task.codec))
+        may_hide = task.request.index in copies and any(index in copies for index in silent)
+        missed = is_all_silent or may_hide or task.codec.decodable(others)
         if missed and not task.request.stripe_ids:
             task.fail("cannot list the stripes of the PG: " + "; ".join(failures or ["no source"]))
+
+    async def _load_codes(self, task: _Task) -> None:
+        """The codes of stripes that are not the cluster's: those of log extents."""
+        names = {copies[0].code for copies in task.copies.values()} - {task.request.code}
+        for name in sorted(names):
+            try:
+                task.codecs[name] = await asyncio.to_thread(self._codec_of, name)
+            except ErasureError as error:
+                task.fail(f"code {name!r}: {error}")
 
     async def _work(self, task: _Task, queue: Iterable[bytes]) -> None:
         for stripe_id in queue:
@@ -199,7 +223,9 @@ class Rebuilder:
         if data is None:
             others = [copy for copy in copies if copy is not held]
             plan, parts = await self._pull(task, key, others)
-            data = await asyncio.to_thread(_rebuilt, task.codec, plan, parts, request.index)
+            data = await asyncio.to_thread(
+                _rebuilt, task.codec_of(stripe_id), plan, parts, request.index
+            )
             del parts
         crc = crc32c(data)
         write = ChunkWrite(key, generation, copies[0].code, data, crc, Purpose.REPAIR)
@@ -225,13 +251,14 @@ class Rebuilder:
     ) -> tuple[RepairPlan, dict[int, bytes]]:
         """A plan for the chunk, and what it reads."""
         available = {copy.source.index: copy for copy in copies}
+        codec = task.codec_of(key.stripe_id)
         turn = int.from_bytes(key.stripe_id[-4:], "little")
         parts: dict[int, bytes] = {}
         failures: list[str] = []
         runs = None
         while True:
             try:
-                plan = _plan(task.codec, key.chunk_index, available, parts, turn)
+                plan = _plan(codec, key.chunk_index, available, parts, turn)
             except TooFewChunks as error:
                 raise StripeFailure("; ".join([str(error), *failures])) from error
             if runs != plan.runs:

@@ -141,6 +141,19 @@ def sure_losses(code: Codec) -> int:
     return code.m
 
 
+def log_copies(code: Codec) -> int:
+    """How many copies of a small object survive what a whole stripe of the code surely does.
+
+    They lie in the first slots of a placement group of the code, until the object is packed.
+    """
+    return sure_losses(code) + 1
+
+
+def log_code(code: Codec) -> Codec:
+    """The code of those copies."""
+    return codec(f"rep-{log_copies(code)}")
+
+
 def _table(code: Codec) -> Int8Array:
     """The redundancy by mask, or nothing if there are too many patterns. Shape: (2 ** n,)."""
     n = code.n

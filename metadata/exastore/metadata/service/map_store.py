@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.map_delta import checksum, encode_delta, table_of
+from exastore.metadata.core.redundancy import log_code
 from exastore.metadata.core.topology import ClusterMap, PlacementRule
 from exastore.metadata.kv.contract import Engine, Transaction
 from exastore.metadata.kv.keys import pack, prefix_range
@@ -284,6 +285,10 @@ def _check_extent(extent: common_pb2.Extent, epoch: int, code: Codec, pg_epochs:
         raise InvalidArgument(f"an extent of epoch {extent.epoch}, but the map has epoch {epoch}")
     if pg_epochs[extent.pg] > extent.epoch:
         raise StaleEpoch(extent.pg, extent.epoch, pg_epochs[extent.pg])
+    if extent.is_slice:
+        raise InvalidArgument("slices of packed stripes are made by the cluster alone")
+    if extent.is_log:
+        code = log_code(code)
     if extent.code != code.name:
         raise InvalidArgument(f"an extent of code {extent.code}; the cluster's is {code.name}")
     if not extent.stripe_id or len(extent.chunk_crc32c) != code.n:

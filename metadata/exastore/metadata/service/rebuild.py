@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from exastore.erasure import codec
+from exastore.metadata.core.redundancy import log_copies
 from exastore.metadata.kv.contract import Engine
 from exastore.metadata.namespace import extents
 from exastore.metadata.service import membership
@@ -55,11 +56,15 @@ class Rebuilder:
         """
         code = codec(message.code)
         sources = {source.index for source in sources_of(message, target)}
-        if code.decodable(set(range(code.n)) - sources):
+        # A log extent may be on one device alone, so all that could hold one must be asked.
+        may_hide = target.slot < log_copies(code) and any(
+            slot not in sources for slot in range(log_copies(code)) if slot != target.slot
+        )
+        if not may_hide and code.decodable(set(range(code.n)) - sources):
             final = await self._call(message, target, (), on_progress, bandwidth_bytes_per_s)
             if not final.failed_chunk_count:
                 return
-        stripe_ids = await self.committed_stripes(target.pg)
+        stripe_ids = await self.committed_stripes(target.pg, target.slot)
         await self.rebuild_stripes(message, target, stripe_ids, on_progress, bandwidth_bytes_per_s)
 
     async def rebuild_stripes(
@@ -80,14 +85,21 @@ class Rebuilder:
                     f"{target.slot} of PG {target.pg} could not be rebuilt: {final.message}"
                 )
 
-    async def committed_stripes(self, pg: int) -> list[bytes]:
-        """The stripes of a PG that objects and parts refer to; reads the whole namespace."""
+    async def committed_stripes(self, pg: int, slot: int = 0) -> list[bytes]:
+        """The stripes with a chunk in this slot that objects and parts refer to.
+
+        Reads the whole namespace.
+        """
         found: list[bytes] = []
         for engine in self.engines:
             begin: bytes | None = b""
             while begin is not None:
                 batch, begin = await self._extents_from(engine, begin)
-                found.extend(extent.stripe_id for extent in batch if extent.pg == pg)
+                found.extend(
+                    extent.stripe_id
+                    for extent in batch
+                    if extent.pg == pg and slot < len(extent.chunk_crc32c)
+                )
         return list(dict.fromkeys(found))  # a bucket on the move is in two engines
 
     async def _extents_from(

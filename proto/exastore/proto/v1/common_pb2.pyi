@@ -317,7 +317,7 @@ Global___ChunkId: _TypeAlias = ChunkId  # noqa: Y015
 
 @_typing.final
 class Extent(_message.Message):
-    """A run of an object's bytes coded together: one stripe."""
+    """A run of an object's bytes coded together: one stripe, or, of a small object, a slice of one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -329,6 +329,10 @@ class Extent(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     MISSING_INDEXES_FIELD_NUMBER: _builtins.int
+    IS_LOG_FIELD_NUMBER: _builtins.int
+    IS_SLICE_FIELD_NUMBER: _builtins.int
+    SLICE_OFFSET_FIELD_NUMBER: _builtins.int
+    SLICE_CRC32C_FIELD_NUMBER: _builtins.int
     pg: _builtins.int
     stripe_id: _builtins.bytes
     code: _builtins.str
@@ -338,6 +342,15 @@ class Extent(_message.Message):
     """bytes of the object in this extent"""
     chunk_bytes: _builtins.int
     """data chunk i holds bytes [i*chunk_bytes, (i+1)*chunk_bytes), zero padded"""
+    is_log: _builtins.bool
+    """copies of a small object that wait to be packed with others"""
+    is_slice: _builtins.bool
+    """A slice of a packed stripe: bytes [slice_offset, slice_offset + data_bytes) of its data, all in one data chunk. It has
+    no chunk_crc32c: those are kept with the stripe.
+    """
+    slice_offset: _builtins.int
+    slice_crc32c: _builtins.int
+    """over the slice's bytes"""
     @_builtins.property
     def chunk_crc32c(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """n checksums, kept apart from the chunks"""
@@ -357,10 +370,14 @@ class Extent(_message.Message):
         chunk_bytes: _builtins.int = ...,
         chunk_crc32c: _abc.Iterable[_builtins.int] | None = ...,
         missing_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        is_log: _builtins.bool = ...,
+        is_slice: _builtins.bool = ...,
+        slice_offset: _builtins.int = ...,
+        slice_crc32c: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "chunk_crc32c", b"chunk_crc32c", "code", b"code", "data_bytes", b"data_bytes", "epoch", b"epoch", "missing_indexes", b"missing_indexes", "pg", b"pg", "stripe_id", b"stripe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "chunk_crc32c", b"chunk_crc32c", "code", b"code", "data_bytes", b"data_bytes", "epoch", b"epoch", "is_log", b"is_log", "is_slice", b"is_slice", "missing_indexes", b"missing_indexes", "pg", b"pg", "slice_crc32c", b"slice_crc32c", "slice_offset", b"slice_offset", "stripe_id", b"stripe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
