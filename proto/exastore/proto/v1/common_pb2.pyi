@@ -4,6 +4,7 @@ isort:skip_file
 Types that every service speaks: identities, the cluster map, extents."""
 
 from collections import abc as _abc
+from exastore.proto.v1 import pool_pb2 as _pool_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -83,6 +84,7 @@ class Device(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """position in the cluster map, dense, never reused"""
     uuid: _builtins.str
@@ -92,6 +94,8 @@ class Device(_message.Message):
     """relative share of data, by convention TiB"""
     state: Global___DeviceState.ValueType
     capacity_bytes: _builtins.int
+    device_class: _builtins.str
+    """chosen by the operator, for example "ssd"; rules may ask for it"""
     def __init__(
         self,
         *,
@@ -101,10 +105,11 @@ class Device(_message.Message):
         weight: _builtins.float = ...,
         state: Global___DeviceState.ValueType = ...,
         capacity_bytes: _builtins.int = ...,
+        device_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "index", b"index", "node_index", b"node_index", "state", b"state", "uuid", b"uuid", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "device_class", b"device_class", "index", b"index", "node_index", b"node_index", "state", b"state", "uuid", b"uuid", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,6 +208,7 @@ class ClusterMap(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     PGS_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     cluster_id: _builtins.str
     code: _builtins.str
@@ -217,6 +223,10 @@ class ClusterMap(_message.Message):
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapDelta]:
         """Set instead of nodes, devices and pgs if the receiver said that it takes deltas: in order, from the epoch it knows."""
 
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[_pool_pb2.Pool]:
+        """in the order of their PGs, which they cover; empty: one pool of all PGs"""
+
     def __init__(
         self,
         *,
@@ -227,10 +237,11 @@ class ClusterMap(_message.Message):
         devices: _abc.Iterable[Global___Device] | None = ...,
         pgs: _abc.Iterable[Global___PlacementGroup] | None = ...,
         deltas: _abc.Iterable[Global___MapDelta] | None = ...,
+        pools: _abc.Iterable[_pool_pb2.Pool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "code", b"code", "deltas", b"deltas", "devices", b"devices", "epoch", b"epoch", "nodes", b"nodes", "pgs", b"pgs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "code", b"code", "deltas", b"deltas", "devices", b"devices", "epoch", b"epoch", "nodes", b"nodes", "pgs", b"pgs", "pools", b"pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ ErrorReason without the prefix, so that a gateway maps errors without reading pr
 
 from collections import abc as _abc
 from exastore.proto.v1 import common_pb2 as _common_pb2
+from exastore.proto.v1 import pool_pb2 as _pool_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -58,6 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """frozen while it changes its partition: try again soon"""
     ERROR_REASON_MOVE_CONFLICT: _ErrorReason.ValueType  # 21
     """the move cannot begin or be cancelled now"""
+    ERROR_REASON_WRONG_POOL: _ErrorReason.ValueType  # 30
+    """an extent lies outside its bucket's pool: write it again"""
     ERROR_REASON_NO_SUCH_USER: _ErrorReason.ValueType  # 40
     ERROR_REASON_NO_SUCH_ACCESS_KEY: _ErrorReason.ValueType  # 41
     ERROR_REASON_USER_EXISTS: _ErrorReason.ValueType  # 42
@@ -93,6 +96,8 @@ ERROR_REASON_BUCKET_MOVING: ErrorReason.ValueType  # 20
 """frozen while it changes its partition: try again soon"""
 ERROR_REASON_MOVE_CONFLICT: ErrorReason.ValueType  # 21
 """the move cannot begin or be cancelled now"""
+ERROR_REASON_WRONG_POOL: ErrorReason.ValueType  # 30
+"""an extent lies outside its bucket's pool: write it again"""
 ERROR_REASON_NO_SUCH_USER: ErrorReason.ValueType  # 40
 ERROR_REASON_NO_SUCH_ACCESS_KEY: ErrorReason.ValueType  # 41
 ERROR_REASON_USER_EXISTS: ErrorReason.ValueType  # 42
@@ -260,6 +265,7 @@ class DeviceReport(_message.Message):
     CHUNK_COUNT_FIELD_NUMBER: _builtins.int
     FENCED_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
@@ -267,6 +273,7 @@ class DeviceReport(_message.Message):
     fenced: _builtins.bool
     """had an I/O error"""
     weight: _builtins.float
+    device_class: _builtins.str
     def __init__(
         self,
         *,
@@ -276,10 +283,11 @@ class DeviceReport(_message.Message):
         chunk_count: _builtins.int = ...,
         fenced: _builtins.bool = ...,
         weight: _builtins.float = ...,
+        device_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chunk_count", b"chunk_count", "fenced", b"fenced", "used_bytes", b"used_bytes", "uuid", b"uuid", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "chunk_count", b"chunk_count", "device_class", b"device_class", "fenced", b"fenced", "used_bytes", b"used_bytes", "uuid", b"uuid", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,6 +549,7 @@ class ClusterStatus(_message.Message):
     TRASH_EXTENT_COUNT_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     DOES_BACKGROUND_WORK_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     epoch: _builtins.int
     code: _builtins.str
@@ -564,6 +573,8 @@ class ClusterStatus(_message.Message):
     def repair(self) -> Global___RepairStatus: ...
     @_builtins.property
     def moves(self) -> Global___MoveStatus: ...
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[_pool_pb2.PoolStatus]: ...
     def __init__(
         self,
         *,
@@ -580,10 +591,11 @@ class ClusterStatus(_message.Message):
         trash_extent_count: _builtins.int = ...,
         moves: Global___MoveStatus | None = ...,
         does_background_work: _builtins.bool = ...,
+        pools: _abc.Iterable[_pool_pb2.PoolStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_device_count", b"bootstrap_device_count", "cluster_id", b"cluster_id", "code", b"code", "degraded_stripe_count", b"degraded_stripe_count", "does_background_work", b"does_background_work", "epoch", b"epoch", "moves", b"moves", "nodes", b"nodes", "pg_count", b"pg_count", "pgs_by_missing", b"pgs_by_missing", "ready", b"ready", "repair", b"repair", "trash_extent_count", b"trash_extent_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_device_count", b"bootstrap_device_count", "cluster_id", b"cluster_id", "code", b"code", "degraded_stripe_count", b"degraded_stripe_count", "does_background_work", b"does_background_work", "epoch", b"epoch", "moves", b"moves", "nodes", b"nodes", "pg_count", b"pg_count", "pgs_by_missing", b"pgs_by_missing", "pools", b"pools", "ready", b"ready", "repair", b"repair", "trash_extent_count", b"trash_extent_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,11 +609,14 @@ class OperateRequest(_message.Message):
     DEVICE_INDEXES_FIELD_NUMBER: _builtins.int
     REPLACEMENT_INDEX_FIELD_NUMBER: _builtins.int
     APPLY_FIELD_NUMBER: _builtins.int
+    EVEN_RECOVERY_FIELD_NUMBER: _builtins.int
     operation: Global___Operation.ValueType
     replacement_index: _builtins.int
     """of OPERATION_REPLACE: who takes the slots of device_indexes[0]"""
     apply: _builtins.bool
     """false: tell the plan and change nothing"""
+    even_recovery: _builtins.bool
+    """of OPERATION_BALANCE: also even out who reads for whom when a device dies"""
     @_builtins.property
     def device_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -611,10 +626,11 @@ class OperateRequest(_message.Message):
         device_indexes: _abc.Iterable[_builtins.int] | None = ...,
         replacement_index: _builtins.int = ...,
         apply: _builtins.bool = ...,
+        even_recovery: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "device_indexes", b"device_indexes", "operation", b"operation", "replacement_index", b"replacement_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "device_indexes", b"device_indexes", "even_recovery", b"even_recovery", "operation", b"operation", "replacement_index", b"replacement_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -637,6 +653,9 @@ class OperationPlan(_message.Message):
     DEVIATION_BEFORE_FIELD_NUMBER: _builtins.int
     DEVIATION_AFTER_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    RECOVERY_MOVE_COUNT_FIELD_NUMBER: _builtins.int
+    RECOVERY_BEFORE_FIELD_NUMBER: _builtins.int
+    RECOVERY_AFTER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """of the map it was made from"""
     applied: _builtins.bool
@@ -658,6 +677,11 @@ class OperationPlan(_message.Message):
     deviation_before: _builtins.float
     """largest distance of a device from its share, in slots"""
     deviation_after: _builtins.float
+    recovery_move_count: _builtins.int
+    """of move_count: swaps that even out who reads for whom"""
+    recovery_before: _builtins.float
+    """groups shared by the busiest pair of devices, against a mean pair"""
+    recovery_after: _builtins.float
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceMoves]: ...
     def __init__(
@@ -676,10 +700,13 @@ class OperationPlan(_message.Message):
         deviation_before: _builtins.float = ...,
         deviation_after: _builtins.float = ...,
         devices: _abc.Iterable[Global___DeviceMoves] | None = ...,
+        recovery_move_count: _builtins.int = ...,
+        recovery_before: _builtins.float = ...,
+        recovery_after: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "deviation_after", b"deviation_after", "deviation_before", b"deviation_before", "devices", b"devices", "epoch", b"epoch", "eta_s", b"eta_s", "message", b"message", "minimum_move_count", b"minimum_move_count", "move_bytes", b"move_bytes", "move_count", b"move_count", "unplaced_count", b"unplaced_count", "violation_count", b"violation_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "deviation_after", b"deviation_after", "deviation_before", b"deviation_before", "devices", b"devices", "epoch", b"epoch", "eta_s", b"eta_s", "message", b"message", "minimum_move_count", b"minimum_move_count", "move_bytes", b"move_bytes", "move_count", b"move_count", "recovery_after", b"recovery_after", "recovery_before", b"recovery_before", "recovery_move_count", b"recovery_move_count", "unplaced_count", b"unplaced_count", "violation_count", b"violation_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -788,6 +815,7 @@ class Bucket(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     MOVE_TOKEN_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_s: _builtins.float
     """Unix time"""
@@ -802,6 +830,8 @@ class Bucket(_message.Message):
     state: Global___BucketState.ValueType
     move_token: _builtins.int
     """fences those who copy into this partition"""
+    pool: _builtins.str
+    """where its extents lie; empty: the default pool"""
     @_builtins.property
     def quota(self) -> Global___Quota: ...
     @_builtins.property
@@ -820,10 +850,11 @@ class Bucket(_message.Message):
         partition: _builtins.str = ...,
         state: Global___BucketState.ValueType = ...,
         move_token: _builtins.int = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "id", b"id", "lifecycle", b"lifecycle", "move_token", b"move_token", "name", b"name", "owner", b"owner", "partition", b"partition", "quota", b"quota", "region", b"region", "state", b"state", "versioning", b"versioning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "id", b"id", "lifecycle", b"lifecycle", "move_token", b"move_token", "name", b"name", "owner", b"owner", "partition", b"partition", "pool", b"pool", "quota", b"quota", "region", b"region", "state", b"state", "versioning", b"versioning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -944,11 +975,14 @@ class CreateBucketRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     PARTITION_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     region: _builtins.str
     partition: _builtins.str
     """empty: the server chooses"""
+    pool: _builtins.str
+    """empty: the pool of the region's name if there is one, else the default"""
     def __init__(
         self,
         *,
@@ -956,10 +990,11 @@ class CreateBucketRequest(_message.Message):
         owner: _builtins.str = ...,
         region: _builtins.str = ...,
         partition: _builtins.str = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner", b"owner", "partition", b"partition", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner", b"owner", "partition", b"partition", "pool", b"pool", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
