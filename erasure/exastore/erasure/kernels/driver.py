@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from exastore.erasure.kernels import native
 
 #: k, m, bytes of a stripe from which it is streamed, tiles, bytes of a block when there are several
-#: tiles, the type of arrays, the dtype of bytes, bytes of a vector; bytes of a stripe from which its
+#: tiles, the type of arrays, the dtype of bytes, bytes of a vector; bytes of a stripe from which
 #: inputs are fetched ahead; from which, and up to which, it is not streamed but written to the
 #: caches after all; how far ahead inputs are fetched that the second-level cache does not hold.
 PLAN_WORDS: Final = 12
@@ -382,7 +382,7 @@ plain:
 stream:
   ; Up to the first aligned output; whole rounds of 128 bytes; the rest.
   %stream_at = getelementptr i64, ptr %tile_at, i64 %variant
-  %stream_function = load ptr, ptr %stream_at
+  %loop = load ptr, ptr %stream_at
   %output = load i64, ptr %targets
   %output_from = add i64 %output, %from
   %minus = sub i64 0, %output_from
@@ -393,7 +393,7 @@ stream:
   %rounds = and i64 %body, -128
   %last = add i64 %middle, %rounds
   call void %function(ptr %sources, ptr %targets, ptr %tables, i64 %from, i64 %middle)
-  call void %stream_function(ptr %sources, ptr %targets, ptr %tables, i64 %middle, i64 %last, i64 %ahead)
+  call void %loop(ptr %sources, ptr %targets, ptr %tables, i64 %middle, i64 %last, i64 %ahead)
   call void %function(ptr %sources, ptr %targets, ptr %tables, i64 %last, i64 %to)
   br label %tile_done
 tile_done:

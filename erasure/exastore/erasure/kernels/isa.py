@@ -25,8 +25,8 @@ class InstructionSet:
     has_gfni: bool
     #: Vectors of each input in one round of the loop; a round divides `ROUND_BYTES`.
     unroll: int
-    #: The same of the loops for large stripes: a round writes whole cache lines, so that no line that
-    #: is half full waits in a buffer that reads want.
+    #: The same of the loops for large stripes: a round writes whole cache lines, so that no line
+    #: that is half full waits in a buffer that reads want.
     large_unroll: int
     #: Rows done at once, as many as have room in the registers.
     tile_rows: int
