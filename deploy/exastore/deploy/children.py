@@ -73,7 +73,7 @@ def service_command(name: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "exastore.deploy", noun, "run", "--config", str(config)]
 
 
-def _environment() -> dict[str, str]:
+def service_environment() -> dict[str, str]:
     """Ours, without proxies: gRPC would send even loopback calls through one."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return {
@@ -122,7 +122,7 @@ def _spawn(paths: ClusterPaths, name: str) -> Child:
             stdout=output,
             stderr=output,
             cwd=paths.root,
-            env=_environment(),
+            env=service_environment(),
             start_new_session=True,
         )
     _handles[handle.pid] = handle

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from exastore.deploy.errors import BadInput, EnvironmentUnfit, ExitCode
 from exastore.deploy.files import write_atomically
 
 if TYPE_CHECKING:
+    from exastore.deploy.bench import placement, store
     from exastore.deploy.bench.erasure import Options, Step
     from exastore.deploy.bench.results import Record
 
@@ -40,14 +42,19 @@ class Suite(StrEnum):
 
     ERASURE = "erasure"
     PLACEMENT = "placement"
+    STORE = "store"
 
 
 @app.command("run")
 def run(
     suite: Annotated[Suite, typer.Argument(help="What to measure.")],
     vs: Annotated[
-        str, typer.Option(help="Compare with these of isal, pyeclib, zfec; commas between.")
-    ] = "isal,pyeclib,zfec",
+        str | None,
+        typer.Option(
+            help="Compare with these, commas between. Of erasure isal, pyeclib, zfec; of store "
+            'seaweedfs. By default all; "" for none.'
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results here, as JSON lines.")
     ] = None,
@@ -83,7 +90,20 @@ def run(
     tables: Annotated[
         str, typer.Option(help="Of speed, lrc, repair, first-use; commas between.")
     ] = "speed,lrc,repair,first-use",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each cell; medians count.")] = 11,
+    parts: Annotated[
+        str,
+        typer.Option(
+            help="Of store: large, small, degraded, rebuild, memory, huge; commas between."
+        ),
+    ] = "large,small,degraded,rebuild,memory,huge",
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Of store: where the stores' data lie while it runs."),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of each cell; medians count. [default: 11, of store 5]"),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Three codes, three sizes, one kernel, few rounds.")
     ] = False,
@@ -96,8 +116,12 @@ def run(
     A ratio is our speed over theirs, so above 1 we are faster.
     """
     if suite is Suite.PLACEMENT:
-        _measure_placement(min(rounds, 3) if quick else rounds, json_file, core)
+        _measure_placement(min(rounds or 11, 3) if quick else rounds or 11, json_file, core)
         return
+    if suite is Suite.STORE:
+        _measure_store(vs, parts, directory, rounds or (2 if quick else 5), json_file)
+        return
+    rounds = rounds or 11
     from exastore.deploy.bench import erasure, peers, stripes
 
     kernels = _kernels(kernel, quick)
@@ -105,7 +129,7 @@ def run(
     default_sizes = erasure.QUICK_CHUNK_SIZES if quick else erasure.CHUNK_SIZES
     options = erasure.Options(
         kernels=kernels,
-        families=_names(vs, peers.FAMILIES, "--vs"),
+        families=_names(",".join(peers.FAMILIES) if vs is None else vs, peers.FAMILIES, "--vs"),
         codes=default_codes if codes is None else _codes(codes),
         chunk_sizes=default_sizes if sizes is None else _sizes(sizes),
         operations=_names(operations, stripes.OPERATIONS, "--operations"),
@@ -136,13 +160,56 @@ def _measure_placement(rounds: int, json_file: Path | None, core: int | None) ->
             _say(f"\n{name}")
             for figure in step():
                 figures.append(figure)
-                values = "  ".join(f"{key} {value:,.6g}" for key, value in figure.values.items())
-                verdict = f"  {'reached' if figure.is_reached else 'MISSED'}: {figure.target}"
-                _say(f"  {figure.case}: {values}{verdict if figure.target else ''}")
+                _say_figure(figure)
     if json_file is not None:
         about = {"suite": Suite.PLACEMENT, **asdict(origin)}
         lines = (json.dumps({**placement.as_json(figure), **about}) for figure in figures)
         _write(json_file, "".join(f"{line}\n" for line in lines))
+
+
+def _say_figure(figure: "placement.Figure | store.Figure") -> None:
+    values = "  ".join(f"{key} {value:,.6g}" for key, value in figure.values.items())
+    verdict = f"  {'reached' if figure.is_reached else 'MISSED'}: {figure.target}"
+    _say(f"  {figure.case}: {values}{verdict if figure.target else ''}")
+
+
+def _measure_store(
+    vs: str | None, parts: str, directory: Path | None, rounds: int, json_file: Path | None
+) -> None:
+    """The store over S3, side by side with others."""
+    from exastore.deploy.bench import store, stores
+    from exastore.deploy.bench.provenance import provenance
+
+    options = store.Options(
+        peers=_names(",".join(stores.PEERS) if vs is None else vs, stores.PEERS, "--vs"),
+        parts=_names(parts, store.PARTS, "--parts"),
+        rounds=rounds,
+        folder=directory,
+    )
+    origin = provenance(None, SystemClock().now_s())
+    _say(f"{origin.processor}, {origin.processor_features}, {os.cpu_count()} cores")
+    _say(f"commit {origin.commit or 'unknown'}, {origin.packages}")
+    lines: list[str] = []
+    with _ended_by_sigterm():
+        for figure in store.measure(options, lambda text: err.print(text, markup=False)):
+            _say_figure(figure)
+            lines.append(json.dumps({**store.as_json(figure), "suite": "store", **asdict(origin)}))
+    if json_file is not None:
+        _write(json_file, "".join(f"{line}\n" for line in lines))
+
+
+@contextmanager
+def _ended_by_sigterm() -> Generator[None]:
+    """Let SIGTERM end this process as an interrupt does, so that what was started is stopped."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(
