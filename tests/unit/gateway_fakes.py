@@ -424,6 +424,7 @@ async def fake_cluster(
         "chunk_timeout_s": 5.0,
         "metadata_deadline_s": 5.0,
         "backoff_min_s": 0.005,
+        "packed_bytes": 0,
     }
     config = GatewayConfig(**{**defaults, **settings})
     registry = CollectorRegistry()

@@ -182,6 +182,7 @@ class ClusterStore:
         stored = await self._writer.store(
             body,
             inline_bytes=self._config.inline_bytes,
+            packed_bytes=self._config.packed_bytes,
             admit=lambda: self.metadata.get_bucket(bucket),
         )
         version_id = self._new_id().hex()
@@ -341,7 +342,9 @@ class ClusterStore:
             capacity = await self._stripe_writer.extent_capacity()
             buffer = np.empty(max(capacity, extent.data_bytes), dtype=np.uint8)
             await self._stripe_reader.read_into(extent, buffer)
-            extents.append(await self._stripe_writer.write(buffer, extent.data_bytes))
+            extents.append(
+                await self._stripe_writer.write(buffer, extent.data_bytes, is_log=extent.is_log)
+            )
             replaced.append(extent)
         if not replaced:
             # The server we ask has not seen the change that the commit ran into.

@@ -167,9 +167,11 @@ class PgChooser:
     Among equals it prefers groups without slots under repair and without draining devices.
     """
 
-    __slots__ = ("_best", "_key", "_score", "_turn", "_writable")
+    __slots__ = ("_best", "_key", "_score", "_slot_limit", "_turn", "_writable")
 
-    def __init__(self, first_turn: int = 0) -> None:
+    def __init__(self, first_turn: int = 0, slot_limit: int | None = None) -> None:
+        #: Only so many slots of each group are written; None: all.
+        self._slot_limit = slot_limit
         #: Grows by one with each choice; gateways start at different turns.
         self._turn = first_turn
         #: What the arrays below were computed for.
@@ -213,6 +215,7 @@ class PgChooser:
             & (view.pg_slot_state != SlotState.REBUILDING)
             & (view.device_state[placed] == DeviceState.UP)
         )
+        slots, settled = slots[:, : self._slot_limit], settled[:, : self._slot_limit]
         self._writable = slots
         self._score = slots.sum(axis=1, dtype=np.int64) * (view.slot_count + 1)
         self._score += settled.sum(axis=1)

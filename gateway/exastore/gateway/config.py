@@ -15,6 +15,14 @@ class GatewayConfig:
     """The access key id that S3 clients sign with."""
     secret_key: str = ""
     """Its secret."""
+    master_key_file: str = ""
+    """File of the master key, under which the secrets of users are sealed; empty: no users."""
+    key_ttl_s: float = 5.0
+    """How long a user's key is trusted before it is looked up again: what disabling may take."""
+    bucket_ttl_s: float = 1.0
+    """How long a gateway trusts what it knows of a bucket's owner and policy, in seconds."""
+    traffic_flush_s: float = 10.0
+    """Seconds between two batches of traffic counts; a gateway that dies loses the last one."""
     region: str = "us-east-1"
     """The region that GetBucketLocation reports; signatures of any region are accepted."""
     domain: str = ""
@@ -25,6 +33,9 @@ class GatewayConfig:
     """PEM file of the certificate's key."""
     inline_bytes: int = 4096
     """Objects of at most so many bytes are stored within their metadata."""
+    packed_bytes: int = 128 << 10
+    """Larger objects of at most so many bytes are written as copies, which are packed into shared
+    stripes later; 0: each object has stripes of its own."""
     chunk_bytes: int = 1 << 20
     """The most bytes of one chunk."""
     write_quorum_extra: int = 1
@@ -58,6 +69,8 @@ class GatewayConfig:
             raise ValueError(
                 f"chunk_bytes is {self.chunk_bytes}; it must be a multiple of 64 up to 4 MiB"
             )
+        if not 0 <= self.packed_bytes <= 1 << 20:
+            raise ValueError(f"packed_bytes is {self.packed_bytes}; 0 to 1 MiB are possible")
         if not self.metadata:
             return
         for address in self.metadata:

@@ -129,9 +129,14 @@ class NodeClient:
         return response
 
     async def read_chunk(
-        self, address: ChunkAddress, size_bytes: int
+        self, address: ChunkAddress, size_bytes: int, offset: int | None = None
     ) -> storage_pb2.ReadChunkResponse:
         """The chunk as the node has it; `size_bytes` is what the answer is expected to weigh.
+
+        Args:
+            address: Which chunk.
+            size_bytes: How much is expected.
+            offset: Read only so many bytes from here; None: the whole chunk, whatever its size.
 
         Raises:
             NodeUnavailable: no answer.
@@ -139,8 +144,15 @@ class NodeClient:
 
         def frame(request_id: int) -> bytes:
             return storage_pb2.ReadChunkRequest(
-                request_id=request_id, device_index=address.device_index, chunk=address.chunk_id()
+                request_id=request_id,
+                device_index=address.device_index,
+                chunk=address.chunk_id(),
+                runs=runs,
             ).SerializeToString()
+
+        runs: list[storage_pb2.ByteRun] = []
+        if offset is not None:
+            runs.append(storage_pb2.ByteRun(offset=offset, length=size_bytes))
 
         response = await self._reads.request(frame, size_bytes, self._timeout_s)
         self._metrics.chunk_bytes.labels("read").inc(len(response.data))
@@ -185,12 +197,16 @@ class NodePool:
         return response
 
     async def read(
-        self, view: ClusterView, address: ChunkAddress, size_bytes: int
+        self,
+        view: ClusterView,
+        address: ChunkAddress,
+        size_bytes: int,
+        offset: int | None = None,
     ) -> storage_pb2.ReadChunkResponse:
         """Read from the device's node; failures make the node or device suspect."""
         client = self._client(view, address.device_index)
         try:
-            response = await client.read_chunk(address, size_bytes)
+            response = await client.read_chunk(address, size_bytes, offset)
         except NodeUnavailable as error:
             self._blame("read", error)
             raise

@@ -45,7 +45,10 @@ def ranked_slots(
     trusted: list[int] = []
     doubtful: list[int] = []
     states = view.pg_slot_state[extent.pg]
-    for index, device in enumerate(view.devices_of(extent.pg)):
+    devices = view.devices_of(extent.pg)
+    if extent.is_log:
+        devices = devices[: len(extent.chunk_crc32c)]
+    for index, device in enumerate(devices):
         if device == NO_DEVICE:
             continue
         good = (
@@ -102,9 +105,11 @@ def _plan(code: Codec, wanted: Collection[int], there: Collection[int]) -> Repai
 
 @dataclass(slots=True)
 class _Search:
-    """The chunks of one extent as they come in."""
+    """The chunks of one extent as they come in, or a window of each."""
 
     wanted: list[int]
+    #: (offset, length) of what is read of every chunk; None: all of it.
+    window: tuple[int, int] | None = None
     #: Checked chunks.
     have: dict[int, memoryview] = field(default_factory=dict[int, memoryview])
     #: Chunk index -> why it cannot be had.
@@ -148,10 +153,14 @@ class StripeReader:
             ObjectChanged: no node knows the stripe any more.
         """
         assert 0 <= start <= stop <= extent.data_bytes
-        slices = chunk_slices(start, stop, extent.chunk_bytes)
-        if not slices:
+        if start == stop:
             return []
         began_s = self._clock.monotonic_s()
+        if extent.is_slice:
+            data = await self._slice(extent)
+            self._metrics.extent_seconds.labels("read").observe(self._clock.monotonic_s() - began_s)
+            return [data[start:stop]]
+        slices = chunk_slices(start, stop, extent.chunk_bytes)
         chunks = await self._chunks(extent, [piece.chunk_index for piece in slices])
         self._metrics.extent_seconds.labels("read").observe(self._clock.monotonic_s() - began_s)
         return [chunks[piece.chunk_index][piece.start : piece.stop] for piece in slices]
@@ -164,10 +173,44 @@ class StripeReader:
             position += len(piece)
         assert position == extent.data_bytes
 
-    async def _chunks(self, extent: common_pb2.Extent, wanted: list[int]) -> dict[int, memoryview]:
+    async def _slice(self, extent: common_pb2.Extent) -> memoryview:
+        """The bytes of a slice: one read of one chunk, or decoded from the others.
+
+        A rotten chunk is found out by its node, or by the checksum of the slice. If what was
+        decoded is wrong, one of the chunks used was; leaving each of them out in turn finds it.
+        """
+        code = codec(extent.code)
+        home, offset = divmod(extent.slice_offset, extent.chunk_bytes)
+        # Codes with sub-chunks mix bytes from all over a chunk, the others byte by byte.
+        window = (offset, extent.data_bytes) if code.sub_chunk_count == 1 else None
+        search = _Search([home], window)
+        begin = 0 if window else offset
+        suspects: list[int] | None = None
+        while True:
+            chunks = await self._chunks(extent, [home], search)
+            data = chunks[home][begin : begin + extent.data_bytes]
+            if crc32c(data) == extent.slice_crc32c:
+                return data
+            self._metrics.chunks.labels("read", "wrong_bytes").inc()
+            used = sorted(search.have)
+            logger.error("stripe %s: wrong bytes, from chunks %s", extent.stripe_id.hex(), used)
+            if home in search.have:
+                del search.have[home]
+                search.failures[home] = "the node sent other bytes than were written"
+                continue
+            suspects = used if suspects is None else suspects
+            if not suspects:
+                raise TooFewChunks(code.k, 0, extent.stripe_id)
+            failures = {home: "not to be had", suspects.pop(0): "in doubt"}
+            have = {i: chunk for i, chunk in search.have.items() if i not in failures}
+            search = _Search([home], window, have, failures)
+
+    async def _chunks(
+        self, extent: common_pb2.Extent, wanted: list[int], search: _Search | None = None
+    ) -> dict[int, memoryview]:
         code = codec(extent.code)
         view = await self._maps.view()
-        search = _Search(wanted)
+        search = search or _Search(wanted)
         for last in (False, True):
             try:
                 if await self._seek(view, code, extent, search):
@@ -178,7 +221,7 @@ class StripeReader:
                 newer = await self._newer_view(view)
                 if newer is None:
                     break
-                view, search = newer, _Search(wanted, have=search.have)
+                view, search = newer, _Search(wanted, search.window, search.have)
         logger.warning("stripe %s: %s", extent.stripe_id.hex(), search.failures)
         if not search.have and len(search.not_found) == len(search.failures):
             raise ObjectChanged("the object was replaced or deleted while it was being read")
@@ -268,7 +311,8 @@ class StripeReader:
     ) -> None:
         index = address.index
         try:
-            response = await self._nodes.read(view, address, extent.chunk_bytes)
+            offset, size_bytes = search.window or (None, extent.chunk_bytes)
+            response = await self._nodes.read(view, address, size_bytes, offset)
         except NodeUnavailable as error:
             search.failures[index] = str(error)
             return
@@ -279,7 +323,9 @@ class StripeReader:
                 search.not_found.add(index)
             return
         data = response.data
-        if len(data) != extent.chunk_bytes or crc32c(data) != extent.chunk_crc32c[index]:
+        # Of a slice's stripe only the slice has a checksum here: the node's own must do meanwhile.
+        expected = response.crc32c if extent.is_slice else extent.chunk_crc32c[index]
+        if len(data) != size_bytes or crc32c(data) != expected:
             self._metrics.chunks.labels("read", "wrong_bytes").inc()
             search.failures[index] = "the node sent other bytes than were written"
             logger.error(

@@ -28,7 +28,7 @@ from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import ChunkAddress, ChunkWrite, NodePool
 from exastore.gateway.striping import chunk_bytes_for, largest_chunk_bytes
 from exastore.metadata.core.clock import Clock
-from exastore.metadata.core.redundancy import sure_losses, survives
+from exastore.metadata.core.redundancy import log_code, sure_losses, survives
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState, Uint8Array
 from exastore.proto.v1 import common_pb2, storage_pb2
 
@@ -77,6 +77,8 @@ class Stripe:
     chunk_bytes: int
     chunks: Sequence[memoryview]
     crc32cs: Sequence[int]
+    #: Copies of a small object, to be packed later.
+    is_log: bool = False
 
 
 def encode_stripe(code: Codec, buffer: Uint8Array, data_bytes: int) -> Stripe:
@@ -93,6 +95,19 @@ def encode_stripe(code: Codec, buffer: Uint8Array, data_bytes: int) -> Stripe:
     code.encode_into(data, parity)
     chunks = [row.data for row in (*data, *parity)]
     return Stripe(code, data_bytes, chunk_bytes, chunks, [crc32c(chunk) for chunk in chunks])
+
+
+def log_stripe(code: Codec, buffer: Uint8Array, data_bytes: int) -> Stripe:
+    """Copies of the first `data_bytes` of `buffer`, as many as survive what the code surely does.
+
+    Aliasing: all of them are one view of the buffer.
+    """
+    copies = log_code(code)
+    data = buffer[:data_bytes].data
+    count = copies.n
+    return Stripe(
+        copies, data_bytes, data_bytes, [data] * count, [crc32c(data)] * count, is_log=True
+    )
 
 
 class StripeWriter:
@@ -114,7 +129,9 @@ class StripeWriter:
         self._clock = clock
         self._metrics = metrics
         self._new_id = new_id
-        self._chooser = PgChooser(int.from_bytes(new_id()[:4], "big"))
+        self._first_turn = int.from_bytes(new_id()[:4], "big")
+        #: By the number of chunks that a stripe has: those of log extents have fewer.
+        self._choosers: dict[int, PgChooser] = {}
         #: Deletions of abandoned chunks under way; they may fail, which leaves unused bytes.
         self._discards: set[asyncio.Task[None]] = set()
 
@@ -123,15 +140,23 @@ class StripeWriter:
         code = codec((await self._maps.view()).code)
         return code.k * largest_chunk_bytes(self._config.chunk_bytes, code.alignment_bytes)
 
-    async def write(self, buffer: Uint8Array, data_bytes: int) -> common_pb2.Extent:
+    async def write(
+        self, buffer: Uint8Array, data_bytes: int, *, is_log: bool = False
+    ) -> common_pb2.Extent:
         """Store the first `data_bytes` of `buffer` and describe where they are.
+
+        Args:
+            buffer: Not to be changed until the extent is returned.
+            data_bytes: At least 1.
+            is_log: Write copies instead of a coded stripe.
 
         Raises:
             TooFewDevices, NoSpace: no placement group took a quorum of the chunks.
         """
         began_s = self._clock.monotonic_s()
         view = await self._maps.view()
-        stripe = encode_stripe(codec(view.code), buffer, data_bytes)
+        make = log_stripe if is_log else encode_stripe
+        stripe = make(codec(view.code), buffer, data_bytes)
         extent = await self._write_stripe(view, stripe)
         self._metrics.extent_seconds.labels("write").observe(self._clock.monotonic_s() - began_s)
         return extent
@@ -158,16 +183,17 @@ class StripeWriter:
 
     async def _write_stripe(self, view: ClusterView, stripe: Stripe) -> common_pb2.Extent:
         code = stripe.code
+        chooser = self._chooser_of(code)
         tried: set[int] = set()
         stale_count = 0
         best = Attempt()
         while len(tried) < self._config.write_attempt_count:
             avoided = self._nodes.avoided(view)
-            pg = self._chooser.choose(view, avoided, tried)
+            pg = chooser.choose(view, avoided, tried)
             if pg is None:
                 break
             tried.add(pg)
-            if not self.is_enough(code, self._chooser.writable(view, avoided, pg)):
+            if not self.is_enough(code, chooser.writable(view, avoided, pg)):
                 # Suspicion is a guess: rather than to fail because of it, ask the suspects too.
                 avoided = frozenset()
             stripe_id = self._new_id()
@@ -203,8 +229,15 @@ class StripeWriter:
         if len(tried) >= self._config.write_attempt_count:
             return False
         avoided = self._nodes.avoided(view)
-        pg = self._chooser.choose(view, avoided, tried)
-        return pg is not None and len(self._chooser.writable(view, avoided, pg)) == stripe.code.n
+        chooser = self._chooser_of(stripe.code)
+        pg = chooser.choose(view, avoided, tried)
+        return pg is not None and len(chooser.writable(view, avoided, pg)) == stripe.code.n
+
+    def _chooser_of(self, code: Codec) -> PgChooser:
+        chooser = self._choosers.get(code.n)
+        if chooser is None:
+            chooser = self._choosers[code.n] = PgChooser(self._first_turn, slot_limit=code.n)
+        return chooser
 
     async def _newer_view(self, view: ClusterView) -> ClusterView:
         """The map that a node spoke of; it may be on its way to the metadata server we ask."""
@@ -223,7 +256,7 @@ class StripeWriter:
     ) -> Attempt:
         attempt = Attempt()
         tasks: set[asyncio.Task[None]] = set()
-        for index, device in enumerate(view.devices_of(pg)):
+        for index, device in enumerate(view.devices_of(pg)[: stripe.code.n]):
             if device == NO_DEVICE:
                 attempt.failures[index] = "the group has no device for it"
             elif view.device_state[device] in (DeviceState.DOWN, DeviceState.OUT):
@@ -233,7 +266,7 @@ class StripeWriter:
             else:
                 chunk = ChunkWrite(
                     address=ChunkAddress(device, pg, stripe_id, index),
-                    code=view.code,
+                    code=stripe.code.name,
                     epoch=view.epoch,
                     crc32c=stripe.crc32cs[index],
                     data=stripe.chunks[index],
@@ -277,7 +310,8 @@ class StripeWriter:
         view = await self._maps.view()
         chunks_of: dict[int, list[common_pb2.ChunkId]] = {}
         for extent in extents:
-            for index, device in enumerate(view.devices_of(extent.pg)):
+            devices = view.devices_of(extent.pg)[: len(extent.chunk_crc32c)]
+            for index, device in enumerate(devices):
                 if device != NO_DEVICE and index not in extent.missing_indexes:
                     chunk = common_pb2.ChunkId(
                         pg=extent.pg, stripe_id=extent.stripe_id, index=index
@@ -296,12 +330,13 @@ def _describe(
     return common_pb2.Extent(
         pg=pg,
         stripe_id=stripe_id,
-        code=view.code,
+        code=stripe.code.name,
         epoch=view.epoch,
         data_bytes=stripe.data_bytes,
         chunk_bytes=stripe.chunk_bytes,
         chunk_crc32c=stripe.crc32cs,
         missing_indexes=sorted(set(range(stripe.code.n)) - attempt.durable),
+        is_log=stripe.is_log,
     )
 
 

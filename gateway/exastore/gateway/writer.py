@@ -63,6 +63,7 @@ class BodyWriter:
         body: Body,
         *,
         inline_bytes: int,
+        packed_bytes: int = 0,
         admit: Callable[[], Awaitable[object]] | None = None,
     ) -> StoredBody:
         """Read the body to its end and make it durable; up to `inline_bytes` come back instead.
@@ -70,6 +71,7 @@ class BodyWriter:
         Args:
             body: The bytes, and what the client said of them.
             inline_bytes: A body of at most this many bytes is not striped.
+            packed_bytes: A larger one of at most this many is written as copies, to be packed.
             admit: Asked once, when the body proves longer than one extent: raises to refuse it
                 before the rest is sent. Short bodies learn at the commit, for one call less.
 
@@ -79,7 +81,7 @@ class BodyWriter:
         """
         capacity = await self._stripes.extent_capacity()
         behind = max(2, self._config.max_in_flight_bytes // capacity)
-        upload = _Upload(self, capacity, behind, inline_bytes)
+        upload = _Upload(self, capacity, behind, inline_bytes, packed_bytes)
         try:
             async for piece in body:
                 await upload.feed(memoryview(piece).cast("B"))
@@ -119,10 +121,18 @@ class BodyWriter:
 class _Upload:
     """One body on its way."""
 
-    def __init__(self, writer: BodyWriter, capacity: int, behind: int, inline_bytes: int) -> None:
+    def __init__(
+        self,
+        writer: BodyWriter,
+        capacity: int,
+        behind: int,
+        inline_bytes: int,
+        packed_bytes: int,
+    ) -> None:
         self._writer = writer
         self._capacity = capacity
         self._inline_bytes = inline_bytes
+        self._packed_bytes = packed_bytes
         #: Extents that may still be handed over before one must have been written.
         self._slots = asyncio.Semaphore(behind)
         self._md5 = hashlib.md5(usedforsecurity=False)
@@ -167,7 +177,7 @@ class _Upload:
                 self._buffer = None
             self._md5.update(inline)
         elif self._fill:
-            await self._flush()
+            await self._flush(is_log=not self._tasks and self._size <= self._packed_bytes)
         extents = [await task for task in self._tasks]
         if self._hashing is not None:
             await self._hashing
@@ -177,7 +187,7 @@ class _Upload:
         """The extents under way. They end by themselves: cut off, they would leave chunks."""
         return self._tasks
 
-    async def _flush(self) -> None:
+    async def _flush(self, *, is_log: bool = False) -> None:
         """Hand the buffer over to be hashed and written."""
         assert self._buffer is not None and self._fill > 0
         await self._slots.acquire()
@@ -193,7 +203,7 @@ class _Upload:
         else:
             hashing = asyncio.create_task(self._hash(buffer[:fill], self._hashing))
             self._hashing = hashing
-        self._tasks.append(asyncio.create_task(self._write(buffer, fill, hashing)))
+        self._tasks.append(asyncio.create_task(self._write(buffer, fill, hashing, is_log)))
 
     async def _hash(self, data: Uint8Array, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
@@ -202,10 +212,14 @@ class _Upload:
         await loop.run_in_executor(self._writer.hashers, self._md5.update, data.data)
 
     async def _write(
-        self, buffer: Uint8Array, fill: int, hashing: asyncio.Task[None] | None
+        self,
+        buffer: Uint8Array,
+        fill: int,
+        hashing: asyncio.Task[None] | None,
+        is_log: bool,
     ) -> common_pb2.Extent:
         try:
-            extent = await self._writer.stripes.write(buffer, fill)
+            extent = await self._writer.stripes.write(buffer, fill, is_log=is_log)
             if hashing is not None:
                 # Shielded: a thread reads the buffer even when this task is cancelled.
                 await asyncio.shield(hashing)
