@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exastore.metadata.core.balance import balance, balance_of, unplaced_slots, violations
+from exastore.metadata.core.balance import balance, balance_of, unplaced_slots
 from exastore.metadata.core.cluster_map import (
     empty_topology,
     new_map,
@@ -17,6 +17,7 @@ from exastore.metadata.core.cluster_map import (
     with_node,
 )
 from exastore.metadata.core.errors import InvalidClusterMap, TooFewDomains, UnknownIndex
+from exastore.metadata.core.pools import violations
 from exastore.metadata.core.rules import check_placeable, placeable_slots
 from exastore.metadata.core.topology import (
     NO_DEVICE,

@@ -134,12 +134,6 @@ def row_violations(pg_devices: Int32Array, columns: PlacementColumns) -> NDArray
     return out
 
 
-def violations(cluster_map: ClusterMap) -> int:
-    """How many PGs of the map break its rule; 0 in a healthy cluster, always."""
-    rows = cluster_map.pg_devices
-    return int(rule_violations(cluster_map.topology, cluster_map.rule, rows).sum())
-
-
 def unplaced_slots(cluster_map: ClusterMap) -> int:
     """How many slots have no device."""
     return int((cluster_map.pg_devices == NO_DEVICE).sum())

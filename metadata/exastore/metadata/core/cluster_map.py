@@ -9,9 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from exastore.metadata.core.balance import rule_violations
 from exastore.metadata.core.errors import InvalidClusterMap, UnknownIndex
-from exastore.metadata.core.placement import all_up, check_placeable, place_pgs
+from exastore.metadata.core.placement import (
+    all_up,
+    check_placeable,
+    place_with_columns,
+    placement_columns,
+)
+from exastore.metadata.core.pools import DEFAULT_POOL, broken_rows, check_pools, pools_of
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,
@@ -19,6 +24,7 @@ from exastore.metadata.core.topology import (
     Float64Array,
     Int32Array,
     PlacementRule,
+    Pool,
     SlotState,
     Topology,
     Uint8Array,
@@ -39,15 +45,28 @@ def new_map(
     seed: int = 0,
     device_state: Uint8Array | None = None,
     epoch: int = 1,
+    pools: Sequence[Pool] = (),
 ) -> ClusterMap:
     """The first map of a cluster: places all PGs, every slot CLEAN.
+
+    Pools, if there are any, cover all groups, and then `rule` is of no use.
 
     Raises:
         TooFewDomains: A row could not be filled.
     """
     state = all_up(topology.device_count) if device_state is None else device_state.copy()
-    check_placeable(topology, rule, n, state)
-    rows = place_pgs(topology, rule, pg_count, n, seed=seed, device_state=state)
+    check_pools(pools, pg_count)
+    rows = np.empty((pg_count, n), dtype=np.int32)
+    for pool in pools or (Pool(DEFAULT_POOL, rule, 0, pg_count),):
+        check_placeable(topology, pool.rule, n, state)
+        rows[pool.pgs] = place_with_columns(
+            placement_columns(topology, pool.rule),
+            pool.pg_count,
+            n,
+            seed=seed,
+            device_state=state,
+            first_pg=pool.first_pg,
+        )
     return ClusterMap(
         epoch=epoch,
         code=code,
@@ -58,6 +77,7 @@ def new_map(
         pg_slot_state=frozen(np.full(rows.shape, SlotState.CLEAN, dtype=np.uint8)),
         pg_epoch=frozen(np.full(pg_count, epoch, dtype=np.int64)),
         pg_previous=frozen(np.full(rows.shape, NO_DEVICE, dtype=np.int32)),
+        pools=tuple(pools),
     )
 
 
@@ -219,7 +239,8 @@ def validate_cluster_map(cluster_map: ClusterMap) -> None:
     topology, rows = cluster_map.topology, cluster_map.pg_devices
     validate_topology(topology)
     _require(cluster_map.epoch >= 1, "epochs start at 1")
-    _require(cluster_map.rule.max_per_domain >= 1, "a rule must allow 1 chunk per domain")
+    for pool in pools_of(cluster_map):
+        _require(pool.rule.max_per_domain >= 1, "a rule must allow 1 chunk per domain")
     state = cluster_map.device_state
     _require(state.shape == (topology.device_count,), "every device needs one state")
     _require(bool(np.isin(state, list(DeviceState)).all()), "unknown device state")
@@ -244,7 +265,8 @@ def validate_cluster_map(cluster_map: ClusterMap) -> None:
     _require(not (has_previous & is_clean).any(), "a CLEAN slot names a previous device")
     is_moving = cluster_map.pg_slot_state == SlotState.MOVING
     _require(not (is_moving & ~has_previous).any(), "a MOVING slot names no previous device")
-    broken = np.flatnonzero(rule_violations(topology, cluster_map.rule, rows))
+    check_pools(cluster_map.pools, len(rows))
+    broken = np.flatnonzero(broken_rows(cluster_map))
     if len(broken):
         pg = int(broken[0])
         raise InvalidClusterMap(f"{len(broken)} PGs break the rule, first {pg}: {rows[pg]}")

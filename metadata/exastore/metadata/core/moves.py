@@ -28,10 +28,12 @@ from exastore.metadata.core.placement import (
     keeps_rule,
     placement_columns,
 )
+from exastore.metadata.core.pools import joined_plans, map_of_pool, pools_of
 from exastore.metadata.core.topology import (
     ClusterMap,
     DeviceState,
     Int32Array,
+    Pool,
     SlotState,
     frozen,
 )
@@ -98,17 +100,30 @@ def plan_moves(
         is_balancing: Whether every device shall hold its share to within one slot. If not, only as
             much moves as draining needs, to the devices that hold the least of their share.
         also_draining: Devices to be treated as DRAINING, for a plan to be shown.
-        columns: Of the map's topology and rule, if at hand.
+        columns: Of the map's topology and rule, if at hand; of no use to a map with pools.
         seed: Decides between equals.
     """
-    if columns is None:
-        columns = placement_columns(cluster_map.topology, cluster_map.rule)
     state = cluster_map.device_state.copy()
     for device in also_draining:
         _check_device(cluster_map, device)
         if state[device] == DeviceState.UP:
             state[device] = DeviceState.DRAINING
+    cluster_map = replace(cluster_map, device_state=frozen(state))
+    plans: list[tuple[Pool, BalancePlan]] = []
+    for pool in pools_of(cluster_map):
+        of_pool = map_of_pool(cluster_map, pool)
+        if columns is None or cluster_map.pools:
+            columns = placement_columns(of_pool.topology, of_pool.rule)
+        plans.append((pool, _plan_pool(of_pool, columns, seed, is_balancing=is_balancing)))
+    return joined_plans(plans, cluster_map.epoch)
+
+
+def _plan_pool(
+    cluster_map: ClusterMap, columns: PlacementColumns, seed: int, *, is_balancing: bool
+) -> BalancePlan:
+    """`plan_moves` for a map of one pool."""
     # To the balancer, a draining device is one that serves and whose share is nothing.
+    state = cluster_map.device_state.copy()
     is_draining = state == DeviceState.DRAINING
     state[is_draining] = DeviceState.UP
     weight = np.where(is_draining, 0.0, columns.device_weight)
@@ -198,12 +213,16 @@ def plan_replacement(
     """
     for device in (old, new):
         _check_device(cluster_map, device)
-    if columns is None:
-        columns = placement_columns(cluster_map.topology, cluster_map.rule)
     is_lost = (cluster_map.pg_slot_state == SlotState.REBUILDING) & (cluster_map.pg_previous == old)
     pg, slot = np.nonzero((cluster_map.pg_devices == old) | is_lost)
     fits = np.zeros(len(pg), dtype=np.bool_)
-    _find_fits(columns, cluster_map.pg_devices[pg], slot.astype(np.int32), new, fits)
+    for pool in pools_of(cluster_map):
+        part = slice(*np.searchsorted(pg, (pool.first_pg, pool.pgs.stop)).tolist())
+        if columns is None or cluster_map.pools:
+            columns = placement_columns(cluster_map.topology, pool.rule)
+        if columns.device_weight[new] > 0:
+            rows = cluster_map.pg_devices[pg[part]]
+            _find_fits(columns, rows, slot[part].astype(np.int32), new, fits[part])
     pg, slot = pg[fits], slot[fits]
     source = cluster_map.pg_devices[pg, slot]
     is_elsewhere = source != new

@@ -54,6 +54,7 @@ from exastore.metadata.core.placement import (
     keeps_rule,
     placement_columns,
 )
+from exastore.metadata.core.pools import pools_of
 from exastore.metadata.core.redundancy import remaining_of_rows
 from exastore.metadata.core.topology import (
     NO_DEVICE,
@@ -252,52 +253,34 @@ def _bring_home(
 
 
 @njit
-def _domain_count(domain_of_device: Int32Array, row: Int32Array, domain: int) -> int:
-    count = 0
-    for i in range(len(row)):
-        if row[i] >= 0 and domain_of_device[row[i]] == domain:
-            count += 1
-    return count
-
-
-@njit
 def _keep_homes(
     columns: PlacementColumns, row: Int32Array, old_row: Int32Array, homeless: BoolArray
 ) -> None:
     """Settles rows with fewer targets than homeless slots, so that old homes can stay named.
 
-    A homeless slot that gets no target keeps its old device in the map. If another slot's target
-    has filled that device's domain, the rule would break: then the two slots swap their luck.
-    Each swap gives one more slot a target in its own old domain, so n rounds are enough.
+    A homeless slot that gets no target keeps its old device in the map, as far as that keeps the
+    rule beside the targets. Where it does not, another slot whose old device fits keeps that, and
+    gives its target away. There always is one: the sets of devices that keep nested limits are a
+    matroid, so the targets can be extended with old devices to a row as full as the old one.
     """
-    domain_of_device = columns.domain_of_device
-    for _ in range(len(row)):
-        final = row.copy()
-        for slot in range(len(row)):
-            if homeless[slot] and row[slot] < 0:
-                final[slot] = old_row[slot]
-        swapped = False
-        for slot in range(len(row)):
-            if not homeless[slot] or row[slot] >= 0 or old_row[slot] < 0:
+    final = row.copy()
+    for slot in range(len(row)):
+        old = old_row[slot]
+        if homeless[slot] and row[slot] < 0 and old >= 0 and keeps_rule(columns, final, slot, old):
+            final[slot] = old
+    for slot in range(len(row)):
+        if not homeless[slot] or final[slot] >= 0 or old_row[slot] < 0:
+            continue
+        for other in range(len(row)):
+            if not homeless[other] or row[other] < 0:
                 continue
-            domain = int(domain_of_device[old_row[slot]])
-            if _domain_count(domain_of_device, final, domain) <= columns.max_per_domain:
-                continue
-            for other in range(len(row)):
-                if not homeless[other] or row[other] < 0:
-                    continue
-                if domain_of_device[row[other]] != domain:
-                    continue
-                if old_row[other] >= 0 and domain_of_device[old_row[other]] == domain:
-                    continue
-                row[slot] = row[other]
-                row[other] = NO_DEVICE
-                swapped = True
+            final[slot] = row[other]
+            old = old_row[other]
+            if old < 0 or keeps_rule(columns, final, other, old):
+                row[slot], row[other] = row[other], NO_DEVICE
+                final[other] = old
                 break
-            if swapped:
-                break
-        if not swapped:
-            return
+            final[slot] = NO_DEVICE
 
 
 @njit
@@ -341,7 +324,7 @@ def plan_repair(
     Args:
         cluster_map: The map to plan for.
         k: Chunks that suffice to read a stripe.
-        columns: Of the map's topology and rule, if at hand.
+        columns: Of the map's topology and rule, if at hand; of no use to a map with pools.
         seed: Choice of targets; by default the map's epoch, so that a second failure of the same
             slot does not meet the same candidates.
     """
@@ -356,13 +339,19 @@ def plan_repair(
     returning = health.returning[pgs]
     homeless = health.homeless[pgs] & ~is_unreadable
     if homeless.any() or returning.any():
-        if columns is None:
-            columns = placement_columns(cluster_map.topology, cluster_map.rule)
         device_state = cluster_map.device_state.copy()
-        _bring_home(columns, device_state, after, cluster_map.pg_previous[pgs], returning)
-        homeless &= after == before
         attempt_seed = (cluster_map.epoch if seed is None else seed) & 0xFFFFFFFF
-        _choose_targets(columns, device_state, after, homeless, pgs, attempt_seed)
+        previous = cluster_map.pg_previous[pgs]
+        for pool in pools_of(cluster_map):
+            part = slice(*np.searchsorted(pgs, (pool.first_pg, pool.pgs.stop)).tolist())
+            if not (homeless[part].any() or returning[part].any()):
+                continue
+            if columns is None or cluster_map.pools:
+                columns = placement_columns(cluster_map.topology, pool.rule)
+            rows = after[part]
+            _bring_home(columns, device_state, rows, previous[part], returning[part])
+            is_left = homeless[part] & (rows == before[part])
+            _choose_targets(columns, device_state, rows, is_left, pgs[part], attempt_seed)
     # A slot whose device is DOWN waits for it: there is nobody to rebuild on.
     padded_state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))
     is_waiting = padded_state[after] == DeviceState.DOWN

@@ -193,7 +193,7 @@ class ClusterMap:
         epoch: Version of the map; only grows.
         code: Codec name, for example "rs-4-2".
         topology: The failure domains.
-        rule: What placement must keep.
+        rule: What placement must keep, where the map names no pools.
         device_state: Shape (D,), dtype uint8. Values of DeviceState.
         pg_devices: Shape (P, n), dtype int32. Device of each slot, NO_DEVICE where there is none.
         pg_slot_state: Shape (P, n), dtype uint8. Values of SlotState.
@@ -203,6 +203,7 @@ class ClusterMap:
             it CLEAN before; NO_DEVICE where there is none. It equals `pg_devices` while that
             device, returned, catches up. Of a slot that is MOVING, the device that it leaves, which
             keeps every chunk written before the move until the slot is CLEAN again.
+        pools: Runs of groups with rules of their own, see `pools`; empty: all keep `rule`.
     """
 
     epoch: int
@@ -214,3 +215,4 @@ class ClusterMap:
     pg_slot_state: Uint8Array
     pg_epoch: Int64Array
     pg_previous: Int32Array
+    pools: tuple[Pool, ...] = ()
