@@ -27,6 +27,7 @@ from exastore.gateway.s3.auth import (
     string_to_sign,
 )
 from exastore.gateway.s3.front import S3Front
+from exastore.gateway.s3.identity import RootKey
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.store import ByteRange, ObjectInfo, ObjectStore
 from exastore.gateway.testing.memory_store import MemoryStore
@@ -57,7 +58,7 @@ class Harness:
         self.registry = CollectorRegistry()
         front = S3Front(
             store,
-            secret_of={"ak": "sk"}.get,
+            keys=RootKey("ak", "sk"),
             clock=StillClock(),
             metrics=S3Metrics(self.registry),
             new_request_id=lambda: bytes(8),

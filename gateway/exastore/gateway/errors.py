@@ -2,6 +2,7 @@
 
 GatewayError
 ├── RequestError            the client asked for something that cannot be: NoSuchKey, BadDigest, ...
+├── MasterKeyError          the master key is missing, or does not open what was sealed
 └── ServiceError            the cluster cannot serve it now; a retry may succeed
     ├── TooFewChunks        fewer than k chunks of a stripe could be read: nothing wrong is returned
     ├── TooFewDevices       fewer devices than the write quorum took the chunks
@@ -26,6 +27,10 @@ class RequestError(GatewayError):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+class MasterKeyError(GatewayError):
+    """The master key cannot be used; the message says why."""
 
 
 class ServiceError(GatewayError):

@@ -6,7 +6,7 @@ and never normalised, query pairs are re-encoded one by one and sorted, header v
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,8 +22,6 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_SKEW_S = 15 * 60
 MAX_PRESIGNED_S = 7 * 24 * 3600
-
-SecretOf = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,8 @@ class Identity:
     scope: Scope
     timestamp: str
     signature: str
+    signed_s: float = 0.0
+    """Unix time of `timestamp`."""
 
 
 @lru_cache(maxsize=256)
@@ -144,22 +144,49 @@ def trailer_signature(
     )
 
 
-def verify(request: Request, secret_of: SecretOf, now_s: float) -> Identity:
-    """Check the signature of a request.
+def is_anonymous(request: Request) -> bool:
+    """Whether a request claims no signature at all, of any version."""
+    query = request.query
+    return "authorization" not in request.headers and not (
+        query and ("X-Amz-Algorithm" in query or "X-Amz-Signature" in query or "Signature" in query)
+    )
+
+
+def anonymous_identity(request: Request) -> Identity:
+    """Of a request without a signature: its payload is as it says, and its frames are not signed.
 
     Raises:
-        RequestError: AccessDenied (no or incomplete signature, expired), InvalidAccessKeyId,
-            RequestTimeTooSkewed, SignatureDoesNotMatch, AuthorizationHeaderMalformed, ...
+        RequestError: AccessDenied when it promises signed frames.
     """
-    authorization = parse_authorization(request)
-    secret_key = secret_of(authorization.access_key)
+    payload_hash = request.headers.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
+    if payload_hash.startswith("STREAMING-AWS4-"):
+        raise RequestError("AccessDenied", "Frames are signed, but the request is not.")
+    return Identity("", payload_hash, b"", Scope("", "", "s3"), "", "")
+
+
+def verify(
+    request: Request, authorization: Authorization, secret_key: str | None, now_s: float
+) -> Identity:
+    """Check the signature of a request.
+
+    Args:
+        authorization: What it claims, by `parse_authorization`.
+        secret_key: That of the access key it names; None: there is no such key.
+
+    Raises:
+        RequestError: AccessDenied (expired), InvalidAccessKeyId, RequestTimeTooSkewed,
+            SignatureDoesNotMatch, AuthorizationHeaderMalformed, InvalidToken, ...
+    """
     if secret_key is None:
         raise S3Error(
             "InvalidAccessKeyId",
             "The AWS Access Key Id you provided does not exist in our records.",
             fields={"AWSAccessKeyId": authorization.access_key},
         )
-    _check_time(authorization, now_s)
+    if "x-amz-security-token" in request.headers or "X-Amz-Security-Token" in request.query:
+        # There are no temporary credentials, so a token was made elsewhere.
+        raise RequestError("InvalidToken", "The provided token is malformed or otherwise invalid.")
+    signed_s = _check_time(authorization, now_s)
     _check_signed_headers(request, authorization)
     key = signing_key(secret_key, authorization.scope)
     if not _signature_matches(request, authorization, key):
@@ -179,6 +206,7 @@ def verify(request: Request, secret_of: SecretOf, now_s: float) -> Identity:
         authorization.scope,
         authorization.timestamp,
         authorization.signature,
+        signed_s,
     )
 
 
@@ -205,7 +233,12 @@ def _signature_matches(request: Request, authorization: Authorization, key: byte
 
 
 def parse_authorization(request: Request) -> Authorization:
-    """Read the signature of a request from its Authorization header or its query."""
+    """Read the signature of a request from its Authorization header or its query.
+
+    Raises:
+        RequestError: InvalidRequest (another version), AccessDenied, AuthorizationHeaderMalformed,
+            AuthorizationQueryParametersError, InvalidArgument.
+    """
     header = request.headers.get("authorization")
     if header is not None:
         if "X-Amz-Algorithm" in request.query:
@@ -213,7 +246,7 @@ def parse_authorization(request: Request) -> Authorization:
         return _from_header(header, request.headers)
     if "X-Amz-Algorithm" in request.query:
         return _from_query(request)
-    if "Signature" in request.query and "AWSAccessKeyId" in request.query:
+    if "Signature" in request.query or "AWSAccessKeyId" in request.query:
         raise RequestError(
             "InvalidRequest",
             "The authorization mechanism you have provided is not supported. "
@@ -319,7 +352,8 @@ def _seconds_of(timestamp: str) -> float | None:
     return when.replace(tzinfo=UTC).timestamp()
 
 
-def _check_time(authorization: Authorization, now_s: float) -> None:
+def _check_time(authorization: Authorization, now_s: float) -> float:
+    """When the request was signed, if that is near enough."""
     signed_s = _seconds_of(authorization.timestamp)
     if signed_s is None:
         raise RequestError(
@@ -337,7 +371,7 @@ def _check_time(authorization: Authorization, now_s: float) -> None:
     elif expires_s is not None and age_s > expires_s:
         code, message = "AccessDenied", "Request has expired"
     else:
-        return
+        return signed_s
     facts = {
         "RequestTime": authorization.timestamp,
         "ServerTime": _iso(now_s),

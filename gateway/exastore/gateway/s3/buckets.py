@@ -27,10 +27,12 @@ def check_bucket_name(name: str) -> None:
 async def list_buckets(call: Call) -> Response:
     prefix = call.parameter("prefix")
     root = xml.document("ListAllMyBucketsResult")
-    xml.add_owner(root, OWNER)
+    xml.add_owner(root, call.owner)
     buckets = SubElement(root, "Buckets")
     for info in await call.store.list_buckets():
-        if info.name.startswith(prefix):
+        # A tenant learns of its own buckets alone; the administrator, of all.
+        is_shown = call.is_administrator or info.owner == call.owner
+        if is_shown and info.name.startswith(prefix):
             bucket = SubElement(buckets, "Bucket")
             xml.add(bucket, "Name", info.name)
             xml.add(bucket, "CreationDate", xml.iso_time(info.created_s))
@@ -43,7 +45,8 @@ async def create_bucket(call: Call) -> Response:
         raise RequestError("NotImplemented", "Object lock is not implemented.")
     # Any location is accepted: there is one cluster, and it is here.
     xml.parse_location(await call.document())
-    await call.store.create_bucket(call.bucket, owner=OWNER)
+    await call.store.create_bucket(call.bucket, owner=call.owner)
+    call.guard.buckets.forget(call.bucket)
     return Response(headers={"Location": f"/{call.bucket}"})
 
 
@@ -56,6 +59,7 @@ async def head_bucket(call: Call) -> Response:
 
 async def delete_bucket(call: Call) -> Response:
     await call.store.delete_bucket(call.bucket)
+    call.guard.buckets.forget(call.bucket)
     return Response(204)
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.body import RequestBody, read_document, read_promise
+from exastore.gateway.s3.guard import Access, Guard
+from exastore.gateway.s3.identity import ROOT_TENANT, Kind
 from exastore.gateway.s3.message import Request, Response
 from exastore.gateway.s3.xml import MAX_DOCUMENT_BYTES
 from exastore.gateway.store import ObjectStore
 
-#: The owner of everything, until there are users.
-OWNER = "exastore"
+#: The owner of what the administrator makes.
+OWNER = ROOT_TENANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,10 @@ class Call:
     region: str
     count_received: Callable[[int], None]
     """Told the bytes of each piece of the body that arrives."""
+    access: Access
+    """Who asks, and what else it may do."""
+    guard: Guard
+    """What this gateway knows of buckets."""
 
     @property
     def bucket(self) -> str:
@@ -31,6 +37,25 @@ class Call:
     @property
     def key(self) -> str:
         return self.request.key
+
+    @property
+    def owner(self) -> str:
+        """The owner of the bucket and all in it, where that is known; else of what is made."""
+        bucket = self.access.bucket
+        return self.access.principal.tenant if bucket is None else bucket.owner
+
+    @property
+    def is_administrator(self) -> bool:
+        return self.access.principal.kind is Kind.ROOT
+
+    def may(self, action: str, key: str = "") -> bool:
+        """Whether the caller may do this too, with the bucket or with an object of it."""
+        return self.access.may(action, key)
+
+    def require_delete(self, key: str, version_id: str | None) -> None:
+        """Raise AccessDenied unless the caller may delete this; for batches of keys."""
+        named = version_id is not None
+        self.access.require("s3:DeleteObjectVersion" if named else "s3:DeleteObject", key)
 
     def header(self, name: str) -> str | None:
         """A header by its lower-case name."""

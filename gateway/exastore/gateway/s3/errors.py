@@ -10,14 +10,16 @@ from exastore.gateway.errors import (
     TooFewDevices,
 )
 
-#: Status of each S3 error code that is not 400.
+#: Status of each S3 error code that is not 400, and of those that look as if they were not.
 STATUS_OF_CODE = {
+    "AccessControlListNotSupported": 400,
     "AccessDenied": 403,
     "AccessForbidden": 403,
     "BucketAlreadyExists": 409,
     "BucketAlreadyOwnedByYou": 409,
     "BucketNotEmpty": 409,
     "ConditionalRequestConflict": 409,
+    "EntityAlreadyExists": 409,
     "InsufficientStorage": 507,
     "InternalError": 500,
     "InvalidAccessKeyId": 403,
@@ -28,6 +30,8 @@ STATUS_OF_CODE = {
     "NoSuchBucket": 404,
     "NoSuchBucketPolicy": 404,
     "NoSuchCORSConfiguration": 404,
+    "NoSuchConfiguration": 404,
+    "NoSuchEntity": 404,
     "NoSuchKey": 404,
     "NoSuchLifecycleConfiguration": 404,
     "NoSuchPublicAccessBlockConfiguration": 404,
@@ -41,6 +45,7 @@ STATUS_OF_CODE = {
     "OperationAborted": 409,
     "OwnershipControlsNotFoundError": 404,
     "PreconditionFailed": 412,
+    "QuotaExceeded": 403,
     "ReplicationConfigurationNotFoundError": 404,
     "RequestTimeTooSkewed": 403,
     "ServerSideEncryptionConfigurationNotFoundError": 404,

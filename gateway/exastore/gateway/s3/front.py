@@ -7,16 +7,25 @@ from dataclasses import dataclass
 
 from exastore.gateway.errors import GatewayError, RequestError
 from exastore.gateway.s3 import xml
-from exastore.gateway.s3.auth import SecretOf, verify
+from exastore.gateway.s3.auth import (
+    Identity,
+    anonymous_identity,
+    is_anonymous,
+    parse_authorization,
+    verify,
+)
+from exastore.gateway.s3.bucket_access import load_bucket, load_tags
 from exastore.gateway.s3.buckets import BUCKET_OPERATIONS
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.errors import S3Error, as_request_error, status_of
+from exastore.gateway.s3.guard import Access, BucketCache, Guard, denied
+from exastore.gateway.s3.identity import ANONYMOUS, KeySource, Kind, Principal
 from exastore.gateway.s3.listing import LISTING_OPERATIONS
 from exastore.gateway.s3.message import Request, Response, parse_query, split_target
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.s3.multipart import MULTIPART_OPERATIONS
 from exastore.gateway.s3.objects import OBJECT_OPERATIONS
-from exastore.gateway.s3.routing import route_of
+from exastore.gateway.s3.routing import Route, route_of
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
 
@@ -43,6 +52,8 @@ class FrontOptions:
     region: str = "us-east-1"
     domain: str = ""
     """Hosts below it name buckets; empty: path style only."""
+    bucket_ttl_s: float = 1.0
+    """How long what is known of a bucket's owner and policy is trusted."""
 
 
 class S3Front:
@@ -52,18 +63,26 @@ class S3Front:
         self,
         store: ObjectStore,
         *,
-        secret_of: SecretOf,
+        keys: KeySource,
         clock: Clock,
         metrics: S3Metrics,
         options: FrontOptions | None = None,
         new_request_id: Callable[[], bytes] = _new_request_id,
     ) -> None:
         self._store = store
-        self._secret_of = secret_of
+        self._keys = keys
         self._clock = clock
         self._metrics = metrics
         self._options = options or FrontOptions()
         self._new_request_id = new_request_id
+        buckets = BucketCache(
+            lambda name: load_bucket(store, name),
+            ttl_s=self._options.bucket_ttl_s,
+            monotonic_s=clock.monotonic_s,
+        )
+        self._guard = Guard(
+            buckets, lambda bucket, key, version: load_tags(store, bucket, key, version)
+        )
 
     async def handle(self, request: Request) -> Response:
         """Answer a request; the caller sends the response and then calls its `on_sent`."""
@@ -85,8 +104,9 @@ class S3Front:
                 request.bucket, request.key = split_target(
                     request.raw_path, request.headers.get("host", ""), self._options.domain
                 )
-                operation = route_of(request).operation
-                response = await self._run(operation, request)
+                route = route_of(request)
+                operation = route.operation
+                response = await self._run(route, request)
             except GatewayError as error:
                 if not isinstance(error, RequestError):
                     _logger.warning("request %s: %s: %s", request_id, operation, error)
@@ -109,16 +129,42 @@ class S3Front:
         response.on_sent = on_sent
         return response
 
-    async def _run(self, operation: str, request: Request) -> Response:
-        identity = verify(request, self._secret_of, self._clock.now_s())
+    async def _run(self, route: Route, request: Request) -> Response:
+        now_s = self._clock.now_s()
+        principal, identity = await self._identify(request, now_s)
+        access = await self._guard.admit(request, route, principal, identity, now_s)
         call = Call(
             request,
             identity,
             self._store,
             self._options.region,
             self._metrics.received_bytes.inc,
+            access,
+            self._guard,
         )
-        return await HANDLERS[operation](call)
+        try:
+            return await HANDLERS[route.operation](call)
+        except RequestError as error:
+            raise _hidden(error, access) from None
+
+    async def _identify(self, request: Request, now_s: float) -> tuple[Principal, Identity]:
+        """Who sent the request, once its signature holds."""
+        if is_anonymous(request):
+            return ANONYMOUS, anonymous_identity(request)
+        authorization = parse_authorization(request)
+        access_key = authorization.access_key
+        found = self._keys.cached(access_key) or await self._keys.find(access_key)
+        secret_key = None if found is None else found.secret_key
+        identity = verify(request, authorization, secret_key, now_s)
+        assert found is not None, "an unknown key does not verify"
+        return found.principal, identity
+
+
+def _hidden(error: RequestError, access: Access) -> RequestError:
+    """The error that may be shown: who may not list a bucket is not told what it lacks."""
+    if error.code not in ("NoSuchKey", "NoSuchVersion") or access.principal.kind is Kind.ROOT:
+        return error
+    return error if access.may("s3:ListBucket") else denied()
 
 
 def error_response(request: Request, error: RequestError, request_id: str) -> Response:

@@ -144,6 +144,7 @@ async def delete_objects(call: Call) -> Response:
         try:
             check_key(key)
             check_version(version_id)
+            call.require_delete(key, version_id)
         except RequestError as error:
             refused.append((key, error))
         else:

@@ -6,6 +6,7 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.s3.asgi import AsgiApp
 from exastore.gateway.s3.front import FrontOptions, S3Front
 from exastore.gateway.s3.http import HttpServer
+from exastore.gateway.s3.identity import KeyCache, KeySource, LookUp, RootKey
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
@@ -21,16 +22,23 @@ class S3Service:
         *,
         clock: Clock,
         registry: CollectorRegistry,
+        look_up: LookUp | None = None,
     ) -> None:
+        """Args:
+        look_up: Finds the keys of users; None: the administrator's is the only one.
+        """
         if not config.access_key or not config.secret_key:
             raise ValueError("the gateway needs an access_key and a secret_key")
-        secrets = {config.access_key: config.secret_key}
+        root = RootKey(config.access_key, config.secret_key)
+        keys: KeySource = root
+        if look_up is not None:
+            keys = KeyCache(root, look_up, ttl_s=config.key_ttl_s, monotonic_s=clock.monotonic_s)
         front = S3Front(
             store,
-            secret_of=secrets.get,
+            keys=keys,
             clock=clock,
             metrics=S3Metrics(registry),
-            options=FrontOptions(config.region, config.domain),
+            options=FrontOptions(config.region, config.domain, config.bucket_ttl_s),
         )
         self._server = HttpServer(
             AsgiApp(front),

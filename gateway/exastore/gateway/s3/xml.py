@@ -77,27 +77,27 @@ def url_encoded(text: str) -> str:
     return quote(text, safe="/")
 
 
-def parse_document(body: bytes, name: str) -> Element:
+def parse_document(body: bytes, name: str, *, code: str = "MalformedXML") -> Element:
     """The root of a client's document, without namespaces.
 
     Raises:
-        RequestError: MalformedXML when it is not XML, not safe, or has another root than `name`.
+        RequestError: `code` when it is not XML, not safe, or has another root than `name`.
     """
     try:
         root: Element = fromstring(body, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError):
-        raise malformed() from None
+        raise malformed(code) from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     if root.tag != name:
-        raise malformed()
+        raise malformed(code)
     return root
 
 
-def malformed() -> RequestError:
+def malformed(code: str = "MalformedXML") -> RequestError:
     """The error for a document that is not what the operation takes."""
     return RequestError(
-        "MalformedXML",
+        code,
         "The XML you provided was not well-formed or did not validate against our published schema",
     )
 

@@ -67,6 +67,8 @@ class MemoryStore:
         self._buckets: dict[str, _Bucket] = {}
 
     async def create_bucket(self, name: str, *, owner: str) -> BucketInfo:
+        if name in self._buckets and self._buckets[name].info.owner != owner:
+            raise RequestError("BucketAlreadyExists", "The bucket belongs to another.")
         if name in self._buckets:
             raise RequestError("BucketAlreadyOwnedByYou", "You own this bucket already.")
         info = BucketInfo(name, self._now_s(), owner)

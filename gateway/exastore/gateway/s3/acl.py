@@ -1,0 +1,174 @@
+"""Access control lists of buckets: canned ones, S3's XML, and what they allow.
+
+Ownership decides whether a bucket has any: under BucketOwnerEnforced, the default, everything is
+its owner's, and an ACL that says something else is refused. Objects have no lists of their own.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element, SubElement
+
+from exastore.gateway.errors import RequestError
+from exastore.gateway.s3 import xml
+
+ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
+AUTHENTICATED = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"
+LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
+_GROUPS = (ALL_USERS, AUTHENTICATED, LOG_DELIVERY)
+_PERMISSIONS = ("FULL_CONTROL", "WRITE", "WRITE_ACP", "READ", "READ_ACP")
+MAX_GRANTS = 100
+
+ENFORCED = "BucketOwnerEnforced"
+OWNERSHIPS = (ENFORCED, "BucketOwnerPreferred", "ObjectWriter")
+
+_XSI = "http://www.w3.org/2001/XMLSchema-instance"
+
+#: Actions that a permission on a bucket allows.
+_ALLOWED = {
+    "READ": ("s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"),
+    "WRITE": ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
+    "READ_ACP": ("s3:GetBucketAcl",),
+    "WRITE_ACP": ("s3:PutBucketAcl",),
+}
+_ALLOWED["FULL_CONTROL"] = tuple(action for actions in _ALLOWED.values() for action in actions)
+
+#: What a canned ACL grants beside the owner's full control: (grantee, permission).
+CANNED: dict[str, tuple[tuple[str, str], ...]] = {
+    "private": (),
+    "public-read": ((ALL_USERS, "READ"),),
+    "public-read-write": ((ALL_USERS, "READ"), (ALL_USERS, "WRITE")),
+    "authenticated-read": ((AUTHENTICATED, "READ"),),
+    "aws-exec-read": (),
+    "log-delivery-write": ((LOG_DELIVERY, "WRITE"), (LOG_DELIVERY, "READ_ACP")),
+    "bucket-owner-read": (),
+    "bucket-owner-full-control": (),
+}
+
+_GRANT_HEADERS = {
+    "x-amz-grant-full-control": "FULL_CONTROL",
+    "x-amz-grant-write": "WRITE",
+    "x-amz-grant-write-acp": "WRITE_ACP",
+    "x-amz-grant-read": "READ",
+    "x-amz-grant-read-acp": "READ_ACP",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Acl:
+    """What is granted beside the owner's full control: (tenant or group's URI, permission)."""
+
+    grants: tuple[tuple[str, str], ...] = ()
+
+    def allows(self, action: str, tenant: str, *, ignore_public: bool) -> bool:
+        """Whether a tenant ("" is the anonymous one) may do it."""
+        for grantee, permission in self.grants:
+            if grantee in (ALL_USERS, AUTHENTICATED):
+                named = not ignore_public and (grantee == ALL_USERS or bool(tenant))
+            else:
+                named = bool(tenant) and grantee == tenant
+            if named and action in _ALLOWED[permission]:
+                return True
+        return False
+
+    @property
+    def is_public(self) -> bool:
+        return any(grantee in (ALL_USERS, AUTHENTICATED) for grantee, _ in self.grants)
+
+    def to_json(self) -> bytes:
+        return json.dumps(self.grants).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Acl":
+        return cls(tuple((grantee, permission) for grantee, permission in json.loads(text)))
+
+
+def acl_of_headers(headers: Mapping[str, str]) -> Acl | None:
+    """The list that x-amz-acl or x-amz-grant-* ask for; None: they are not there.
+
+    Raises:
+        RequestError: InvalidArgument, InvalidRequest, UnresolvableGrantByEmailAddress.
+    """
+    canned = headers.get("x-amz-acl")
+    given = [name for name in _GRANT_HEADERS if name in headers]
+    if canned is not None:
+        if given:
+            raise RequestError(
+                "InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed"
+            )
+        if canned not in CANNED:
+            raise RequestError("InvalidArgument", "The canned ACL is not one of S3's.")
+        return Acl(CANNED[canned])
+    if not given:
+        return None
+    grants: list[tuple[str, str]] = []
+    for name in given:
+        for item in headers[name].split(","):
+            kind, _, value = item.strip().partition("=")
+            value = value.strip().strip('"')
+            grants.append((_grantee(kind.strip().lower(), value), _GRANT_HEADERS[name]))
+    return Acl(tuple(grants))
+
+
+def _grantee(kind: str, value: str) -> str:
+    if kind == "emailaddress":
+        raise RequestError(
+            "UnresolvableGrantByEmailAddress", "Grants name tenants here, not e-mail addresses."
+        )
+    if kind == "uri" and value in _GROUPS:
+        return value
+    if kind == "id" and value and ":" not in value:
+        return value
+    raise RequestError("InvalidArgument", "A grant names no grantee that S3 knows.")
+
+
+def acl_of_document(document: bytes, owner: str) -> Acl:
+    """Read an AccessControlPolicy. Raises RequestError: MalformedACLError and those of grants."""
+    root = xml.parse_document(document, "AccessControlPolicy", code="MalformedACLError")
+    listed = root.find("AccessControlList")
+    if listed is None or len(listed) > MAX_GRANTS:
+        raise xml.malformed("MalformedACLError")
+    named_owner = root.findtext("Owner/ID")
+    if named_owner is not None and named_owner != owner:
+        raise RequestError("AccessDenied", "Access Denied")
+    grants: list[tuple[str, str]] = []
+    for grant in listed.findall("Grant"):
+        permission, grantee = grant.findtext("Permission"), grant.find("Grantee")
+        if permission not in _PERMISSIONS or grantee is None:
+            raise xml.malformed("MalformedACLError")
+        identity, uri = grantee.findtext("ID"), grantee.findtext("URI")
+        if grantee.find("EmailAddress") is not None:
+            who = _grantee("emailaddress", "")
+        else:
+            who = _grantee("uri", uri) if uri is not None else _grantee("id", identity or "")
+        if (who, permission) != (owner, "FULL_CONTROL"):
+            grants.append((who, permission))
+    return Acl(tuple(grants))
+
+
+def check_acl(acl: Acl, ownership: str) -> None:
+    """Raise AccessControlListNotSupported for a list that the bucket's ownership rules out."""
+    if acl.grants and ownership == ENFORCED:
+        raise RequestError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+
+
+def acl_document(owner: str, acl: Acl) -> Element:
+    """An owner and its list as S3 shows them."""
+    root = xml.document("AccessControlPolicy")
+    xml.add_owner(root, owner)
+    listed = SubElement(root, "AccessControlList")
+    for grantee, permission in ((owner, "FULL_CONTROL"), *acl.grants):
+        grant = SubElement(listed, "Grant")
+        is_group = grantee in _GROUPS
+        element = SubElement(
+            grant,
+            "Grantee",
+            {"xmlns:xsi": _XSI, "xsi:type": "Group" if is_group else "CanonicalUser"},
+        )
+        if is_group:
+            xml.add(element, "URI", grantee)
+        else:
+            xml.add(element, "ID", grantee)
+            xml.add(element, "DisplayName", grantee)
+        xml.add(grant, "Permission", permission)
+    return root

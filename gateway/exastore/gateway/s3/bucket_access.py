@@ -1,0 +1,55 @@
+"""What decides about a bucket, out of its settings and documents."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+
+from exastore.gateway.errors import RequestError
+from exastore.gateway.s3.access import BucketAccess, PublicAccessBlock
+from exastore.gateway.s3.acl import ENFORCED, Acl
+from exastore.gateway.s3.policy import parse_bucket_policy
+from exastore.gateway.store import ObjectStore
+
+#: Kinds of the documents of a bucket that are kept here, as the store names them.
+POLICY = "policy"
+ACL = "acl"
+OWNERSHIP = "ownership"
+BLOCK = "public-access-block"
+CORS = "cors"
+WEBSITE = "website"
+
+
+async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
+    """Ask the store. Raises RequestError: NoSuchBucket."""
+    info = await store.get_bucket(name)
+    kinds = (POLICY, ACL, OWNERSHIP, BLOCK, CORS, WEBSITE)
+    documents = await asyncio.gather(*(find_document(store, name, kind) for kind in kinds))
+    policy, acl, ownership, block, cors, website = documents
+    return BucketAccess(
+        name,
+        info.owner,
+        "",
+        None if policy is None else parse_bucket_policy(policy, name),
+        Acl() if acl is None else Acl.from_json(acl),
+        PublicAccessBlock() if block is None else PublicAccessBlock(**json.loads(block)),
+        ENFORCED if ownership is None else ownership.decode(),
+        cors,
+        website,
+    )
+
+
+async def find_document(store: ObjectStore, bucket: str, kind: str) -> bytes | None:
+    """A document of a bucket; None: there is none."""
+    get = getattr(store, "get_bucket_document", None)
+    return None if get is None else await get(bucket, kind)
+
+
+async def load_tags(
+    store: ObjectStore, bucket: str, key: str, version_id: str | None
+) -> Mapping[str, str]:
+    """The tags of an object; none, when there is no such object."""
+    get = getattr(store, "get_object_tags", None)
+    try:
+        return {} if get is None else await get(bucket, key, version_id)
+    except RequestError:
+        return {}

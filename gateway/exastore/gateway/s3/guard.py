@@ -1,0 +1,194 @@
+"""What stands between a verified request and its operation: who may do what, asked of `access`.
+
+What a gateway knows of a bucket is trusted for `ttl_s`; a change made through it counts at
+once, one made through another after that time.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from exastore.gateway.errors import RequestError
+from exastore.gateway.s3.access import BucketAccess, Facts, may
+from exastore.gateway.s3.attributes import parse_copy_source
+from exastore.gateway.s3.auth import Identity
+from exastore.gateway.s3.facts import facts_of
+from exastore.gateway.s3.identity import Kind, Principal
+from exastore.gateway.s3.message import Request
+from exastore.gateway.s3.routing import Route
+
+#: Actions that have a name of their own when a version is named.
+_VERSIONED = {
+    "s3:GetObject": "s3:GetObjectVersion",
+    "s3:GetObjectAcl": "s3:GetObjectVersionAcl",
+    "s3:GetObjectAttributes": "s3:GetObjectVersionAttributes",
+    "s3:GetObjectTagging": "s3:GetObjectVersionTagging",
+    "s3:PutObjectAcl": "s3:PutObjectVersionAcl",
+    "s3:PutObjectTagging": "s3:PutObjectVersionTagging",
+    "s3:DeleteObject": "s3:DeleteObjectVersion",
+    "s3:DeleteObjectTagging": "s3:DeleteObjectVersionTagging",
+}
+#: Headers of a write that ask for one more action.
+_EXTRA_ACTIONS = {
+    "x-amz-tagging": "s3:PutObjectTagging",
+    "x-amz-object-lock-mode": "s3:PutObjectRetention",
+    "x-amz-object-lock-legal-hold": "s3:PutObjectLegalHold",
+    "x-amz-acl": "s3:PutObjectAcl",
+    "x-amz-bypass-governance-retention": "s3:BypassGovernanceRetention",
+}
+_COPIES = frozenset({"CopyObject", "UploadPartCopy"})
+
+LoadBucket = Callable[[str], Awaitable[BucketAccess]]
+LoadTags = Callable[[str, str, str | None], Awaitable[Mapping[str, str]]]
+
+
+def denied() -> RequestError:
+    """The refusal of what one may not do."""
+    return RequestError("AccessDenied", "Access Denied")
+
+
+class BucketCache:
+    """What decides about buckets, remembered for a while."""
+
+    def __init__(
+        self,
+        load: LoadBucket,
+        *,
+        ttl_s: float,
+        monotonic_s: Callable[[], float],
+        max_count: int = 10_000,
+    ) -> None:
+        self._load = load
+        self._ttl_s = ttl_s
+        self._monotonic_s = monotonic_s
+        self._max_count = max_count
+        #: Name -> (when asked, what was found), oldest first. Only buckets that exist.
+        self._known: dict[str, tuple[float, BucketAccess]] = {}
+        #: Grows whenever something is forgotten, so that an older answer is not remembered.
+        self._forgotten = 0
+
+    def cached(self, name: str) -> BucketAccess | None:
+        known = self._known.get(name)
+        if known is None or self._monotonic_s() - known[0] > self._ttl_s:
+            return None
+        return known[1]
+
+    async def get(self, name: str) -> BucketAccess:
+        """Raises RequestError: NoSuchBucket."""
+        found = self.cached(name)
+        if found is not None:
+            return found
+        asked_s, forgotten = self._monotonic_s(), self._forgotten
+        found = await self._load(name)
+        self._known.pop(name, None)
+        if forgotten == self._forgotten:
+            while len(self._known) >= self._max_count:
+                del self._known[next(iter(self._known))]
+            self._known[name] = (asked_s, found)
+        return found
+
+    def forget(self, name: str) -> None:
+        """What was known of a bucket is no longer true."""
+        self._known.pop(name, None)
+        self._forgotten += 1
+
+
+class Access:
+    """What one request may do."""
+
+    def __init__(
+        self,
+        request: Request,
+        principal: Principal,
+        identity: Identity,
+        bucket: BucketAccess | None,
+        now_s: float,
+    ) -> None:
+        self.request = request
+        self.principal = principal
+        #: None for the administrator, and where there is none yet.
+        self.bucket = bucket
+        self._identity = identity
+        self._now_s = now_s
+        self._tags: Mapping[str, str] = {}
+        self._facts: Facts | None = None
+
+    def may(self, action: str, key: str = "", *, bucket: BucketAccess | None = None) -> bool:
+        """Whether an action may be done with the bucket, or with an object of it."""
+        if self.principal.kind is Kind.ROOT:
+            return True
+        where = bucket or self.bucket
+        name = where.name if where is not None else self.request.bucket or "*"
+        resource = f"{name}/{key}" if key else name
+        return may(self.principal, where, action, resource, self._gathered)
+
+    def require(self, action: str, key: str = "", *, bucket: BucketAccess | None = None) -> None:
+        """Raises RequestError: AccessDenied."""
+        if not self.may(action, key, bucket=bucket):
+            raise denied()
+
+    @property
+    def asks_for_tags(self) -> bool:
+        """Whether a policy asks for the tags that the object has."""
+        policies = (self.principal.policy, self.bucket.policy if self.bucket else None)
+        return any(policy is not None and policy.asks_for_tags for policy in policies)
+
+    def know_tags(self, tags: Mapping[str, str]) -> None:
+        """The tags of the object."""
+        self._tags, self._facts = tags, None
+
+    def _gathered(self) -> Facts:
+        if self._facts is None:
+            owner = self.bucket.owner if self.bucket is not None else self.principal.tenant
+            self._facts = facts_of(
+                self.request, self.principal, self._identity, self._now_s, owner, self._tags
+            )
+        return self._facts
+
+
+class Guard:
+    """Decides about requests."""
+
+    def __init__(self, buckets: BucketCache, load_tags: LoadTags) -> None:
+        self.buckets = buckets
+        self._load_tags = load_tags
+
+    async def admit(
+        self, request: Request, route: Route, principal: Principal, identity: Identity, now_s: float
+    ) -> Access:
+        """What the request may do, once it may do what it asks for.
+
+        Raises:
+            RequestError: AccessDenied, NoSuchBucket.
+        """
+        name, operation = request.bucket, route.operation
+        if principal.kind is Kind.ROOT:
+            return Access(request, principal, identity, None, now_s)
+        if not name or operation == "CreateBucket":
+            access = Access(request, principal, identity, None, now_s)
+            access.require(route.action)
+            return access
+        bucket = self.buckets.cached(name) or await self.buckets.get(name)
+        access = Access(request, principal, identity, bucket, now_s)
+        if request.key and access.asks_for_tags:
+            version = request.query.get("versionId")
+            access.know_tags(await self._load_tags(name, request.key, version))
+        if operation == "DeleteObjects":
+            return access  # Decided key by key.
+        action = route.action
+        if "versionId" in request.query:
+            action = _VERSIONED.get(action, action)
+        access.require(action, request.key)
+        if request.key:
+            await self._require_more(access, request, operation)
+        return access
+
+    async def _require_more(self, access: Access, request: Request, operation: str) -> None:
+        headers = request.headers
+        for header, action in _EXTRA_ACTIONS.items():
+            if header in headers:
+                access.require(action, request.key)
+        if operation in _COPIES:
+            header = headers.get("x-amz-copy-source", "")
+            source = parse_copy_source(header)
+            bucket = await self.buckets.get(source[0])
+            action = "s3:GetObjectVersion" if "?versionId=" in header else "s3:GetObject"
+            access.require(action, source[1], bucket=bucket)
