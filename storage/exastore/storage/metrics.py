@@ -125,6 +125,13 @@ class StorageMetrics:
             "exastore_storage_torn_stretches", "Unacknowledged writes cut off by a crash",
             registry=registry,
         )  # fmt: skip
+        self.packed_stripes = Counter(
+            "exastore_storage_packed_stripes", "Stripes made of small objects", registry=registry
+        )
+        self.packed_objects = Counter(
+            "exastore_storage_packed_objects", "Small objects packed into stripes",
+            registry=registry,
+        )  # fmt: skip
         self.rebuilt_chunks = Counter(
             "exastore_storage_rebuilt_chunks", "Chunks rebuilt, read back and verified",
             registry=registry,

@@ -74,6 +74,23 @@ class Peer:
         finally:
             self._waiting.pop(request.request_id, None)
 
+    async def write(self, request: storage_pb2.WriteChunkRequest) -> storage_pb2.WriteChunkResponse:
+        """The answer, whatever its status; with OK the chunk is durable.
+
+        A stream of its own: chunks that nodes write are few and large.
+
+        Raises PeerFailure.
+        """
+        call = self._stub.WriteChunks(iter((request,)), timeout=self._timeout_s)
+        try:
+            async for response in call:
+                return response
+        except grpc.aio.AioRpcError as error:
+            raise PeerFailure(f"{self.address}: {error.details()}") from error
+        finally:
+            call.cancel()
+        raise PeerFailure(f"{self.address}: the stream ended")
+
     async def list_chunks(self, device_index: int, pg: int) -> list[storage_pb2.ChunkInfo]:
         """Raises PeerFailure."""
         request = storage_pb2.ListChunksRequest(device_index=device_index, pg=pg)

@@ -13,6 +13,7 @@ from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2
 from exastore.proto.v1.storage_pb2_grpc import add_StorageServiceServicer_to_server
+from exastore.proto.v1.upkeep_pb2_grpc import add_PackServiceServicer_to_server
 from exastore.storage.channel import make_server
 from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.compaction import Compacted
@@ -24,6 +25,7 @@ from exastore.storage.heartbeat import Heartbeats
 from exastore.storage.lane import DeviceLane
 from exastore.storage.log import StoreOptions
 from exastore.storage.metrics import DeviceSample, StorageMetrics
+from exastore.storage.packing import PackServicer
 from exastore.storage.peers import Peers
 from exastore.storage.rebuild import Rebuilder
 from exastore.storage.servicer import StorageServicer
@@ -194,6 +196,8 @@ class StorageNode:
             stream_bytes=config.stream_bytes, clock=self._clock, metrics=self.metrics,
         )  # fmt: skip
         add_StorageServiceServicer_to_server(servicer, server)
+        packer = PackServicer(self._peers, self._codec_of, self.metrics)
+        add_PackServiceServicer_to_server(packer, server)
         await server.start()
         self._server = server
         self._heartbeats = heartbeats
