@@ -17,12 +17,10 @@ from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
+from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
 
 SERVICE = "/exastore.proto.v1.StorageService"
-
-#: The key of WriteChunkRequest.data on the wire: field 7, length-delimited.
-_DATA_KEY = bytes([7 << 3 | 2])
 
 #: Statuses that speak of the device, not of the chunk: it is avoided for a while.
 _DEVICE_FAILURES = frozenset(
@@ -59,10 +57,7 @@ class ChunkWrite:
     data: memoryview
 
     def frame(self, request_id: int) -> bytes:
-        """The serialised request.
-
-        The chunk's bytes are appended by hand as the last field: one copy instead of three.
-        """
+        """The serialised request."""
         header = storage_pb2.WriteChunkRequest(
             request_id=request_id,
             device_index=self.address.device_index,
@@ -70,8 +65,8 @@ class ChunkWrite:
             code=self.code,
             epoch=self.epoch,
             crc32c=self.crc32c,
-        ).SerializeToString()
-        return b"".join((header, _DATA_KEY, _varint(len(self.data)), self.data))
+        )
+        return WriteFrame(header, self.data).encode()
 
 
 class NodeClient:
@@ -107,12 +102,12 @@ class NodeClient:
             clock=clock,
             options=limits,
         )
-        self._reads: ChunkStream[storage_pb2.ReadChunkResponse] = ChunkStream(
+        self._reads: ChunkStream[ReadFrame] = ChunkStream(
             address,
             self._channel.stream_stream(
                 f"{SERVICE}/ReadChunks",
                 request_serializer=None,
-                response_deserializer=storage_pb2.ReadChunkResponse.FromString,
+                response_deserializer=ReadFrame.decode,
             ),
             clock=clock,
             options=limits,
@@ -130,7 +125,7 @@ class NodeClient:
 
     async def read_chunk(
         self, address: ChunkAddress, size_bytes: int, offset: int | None = None
-    ) -> storage_pb2.ReadChunkResponse:
+    ) -> ReadFrame:
         """The chunk as the node has it; `size_bytes` is what the answer is expected to weigh.
 
         Args:
@@ -202,7 +197,7 @@ class NodePool:
         address: ChunkAddress,
         size_bytes: int,
         offset: int | None = None,
-    ) -> storage_pb2.ReadChunkResponse:
+    ) -> ReadFrame:
         """Read from the device's node; failures make the node or device suspect."""
         client = self._client(view, address.device_index)
         try:
@@ -272,12 +267,3 @@ class NodePool:
 
     def _suspect(self, key: str | int) -> None:
         self._suspect_until_s[key] = self._clock.monotonic_s() + self._config.suspect_s
-
-
-def _varint(value: int) -> bytes:
-    result = bytearray()
-    while value >= 0x80:
-        result.append(value & 0x7F | 0x80)
-        value >>= 7
-    result.append(value)
-    return bytes(result)

@@ -180,7 +180,7 @@ async def _verify_stripe(
 
 async def _read_chunk(
     extent: common_pb2.Extent, index: int, maps: MapCache, nodes: NodePool
-) -> tuple[str, str, bytes]:
+) -> tuple[str, str, bytes | memoryview]:
     """Kind of result, explanation, bytes."""
     view = await maps.view()
     device = view.devices_of(extent.pg)[index]

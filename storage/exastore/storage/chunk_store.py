@@ -29,6 +29,7 @@ from typing import NamedTuple, Protocol
 
 from exastore.storage.compaction import Compacted
 from exastore.storage.completion import Done, resolving
+from exastore.storage.crc import Buffer
 from exastore.storage.crc import crc32c as crc32c_of
 from exastore.storage.disk import Disk, DiskFile
 from exastore.storage.errors import (
@@ -246,7 +247,7 @@ class ChunkStore:
         key: ChunkKey,
         generation: int,
         code: str,
-        data: bytes,
+        data: Buffer,
         crc32c: int,
         done: Done,
         purpose: Purpose = Purpose.CLIENT,
@@ -308,7 +309,7 @@ class ChunkStore:
     def _append(
         self,
         header: RecordHeader,
-        data: bytes,
+        data: Buffer,
         done: Done,
         purpose: Purpose,
         latest: Entry | None,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from exastore.storage.chunk_store import ChunkStore, StoredChunk
 from exastore.storage.completion import Done
+from exastore.storage.crc import Buffer
 from exastore.storage.errors import DeviceClosed, StorageError
 from exastore.storage.log import Purpose
 from exastore.storage.record import ChunkKey
@@ -25,7 +26,7 @@ class ChunkWrite(NamedTuple):
     key: ChunkKey
     generation: int
     code: str
-    data: bytes
+    data: Buffer
     crc32c: int
     purpose: Purpose = Purpose.CLIENT
 

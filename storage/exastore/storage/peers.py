@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc.aio
 
+from exastore.proto.chunk_frames import ReadFrame
 from exastore.proto.v1 import common_pb2, storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
 from exastore.storage.channel import open_channel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         StorageServiceAsyncStub,
     )  # exists in the stub file alone
 
-_ReadStream = grpc.aio.StreamStreamCall[storage_pb2.ReadChunkRequest, storage_pb2.ReadChunkResponse]
+_ReadStream = grpc.aio.StreamStreamCall[storage_pb2.ReadChunkRequest, ReadFrame]
 
 
 class Peer:
@@ -29,19 +30,24 @@ class Peer:
         self._timeout_s = timeout_s
         self._channel = open_channel(address)
         self._stub: StorageServiceAsyncStub = StorageServiceStub(self._channel)
+        self._read_chunks: Any = self._channel.stream_stream(
+            "/exastore.proto.v1.StorageService/ReadChunks",
+            request_serializer=storage_pb2.ReadChunkRequest.SerializeToString,
+            response_deserializer=ReadFrame.decode,
+        )
         self._request_ids = itertools.count(1)
         self._stream: _ReadStream | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
         #: Requests of the present stream that have no answer yet.
-        self._waiting: dict[int, asyncio.Future[storage_pb2.ReadChunkResponse]] = {}
+        self._waiting: dict[int, asyncio.Future[ReadFrame]] = {}
 
     async def read(
         self,
         device_index: int,
         chunk: common_pb2.ChunkId,
         runs: Iterable[ByteRun] = (),
-    ) -> storage_pb2.ReadChunkResponse:
+    ) -> ReadFrame:
         """The answer, whatever its status. Raises PeerFailure when there is none in time.
 
         Args:
@@ -58,8 +64,7 @@ class Peer:
                 for run in runs
             ],
         )
-        answer: asyncio.Future[storage_pb2.ReadChunkResponse]
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[ReadFrame] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._timeout_s):
                 async with self._writing:
@@ -110,7 +115,7 @@ class Peer:
         await self._channel.close()
 
     def _open(self) -> _ReadStream:
-        stream = self._stub.ReadChunks()
+        stream: _ReadStream = self._read_chunks()
         self._stream = stream
         self._receiver = asyncio.create_task(self._receive(stream))
         return stream

@@ -29,7 +29,7 @@ from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.redundancy import log_copies, repair_plan_for
 from exastore.proto.v1 import storage_pb2
-from exastore.storage.crc import crc32c
+from exastore.storage.crc import Buffer, crc32c
 from exastore.storage.errors import (
     ChunkCorrupt,
     ChunkNotFound,
@@ -244,16 +244,16 @@ class Rebuilder:
         if isinstance(answer, str):
             _log.info("stripe %s is computed, not copied: %s", key.stripe_id.hex(), answer)
             return None
-        return answer
+        return bytes(answer)  # it is compared with what is read back
 
     async def _pull(
         self, task: _Task, key: ChunkKey, copies: list[_Copy]
-    ) -> tuple[RepairPlan, dict[int, bytes]]:
+    ) -> tuple[RepairPlan, dict[int, Buffer]]:
         """A plan for the chunk, and what it reads."""
         available = {copy.source.index: copy for copy in copies}
         codec = task.codec_of(key.stripe_id)
         turn = int.from_bytes(key.stripe_id[-4:], "little")
-        parts: dict[int, bytes] = {}
+        parts: dict[int, Buffer] = {}
         failures: list[str] = []
         runs = None
         while True:
@@ -278,7 +278,7 @@ class Rebuilder:
 
     async def _pull_one(
         self, task: _Task, key: ChunkKey, copy: _Copy, plan: RepairPlan | None
-    ) -> bytes | str:
+    ) -> Buffer | str:
         """What the plan reads of this chunk (None: all of it), or why there is none."""
         source = copy.source
         chunk_id = id_of(key._replace(chunk_index=source.index), copy.generation)
@@ -347,7 +347,7 @@ async def _is_present(lane: DeviceLane, key: ChunkKey, copies: list[_Copy]) -> b
     return False
 
 
-def _rebuilt(codec: Codec, plan: RepairPlan, parts: Mapping[int, bytes], index: int) -> bytes:
+def _rebuilt(codec: Codec, plan: RepairPlan, parts: Mapping[int, Buffer], index: int) -> bytes:
     """Chunk `index` from what its plan reads. Raises StripeFailure if the parts do not fit."""
     reads = {number: np.frombuffer(parts[number], dtype=np.uint8) for number in plan.reads}
     try:

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2
-from exastore.proto.v1.storage_pb2_grpc import add_StorageServiceServicer_to_server
 from exastore.proto.v1.upkeep_pb2_grpc import add_PackServiceServicer_to_server
 from exastore.storage.channel import make_server
 from exastore.storage.chunk_store import ChunkStore
@@ -28,7 +27,7 @@ from exastore.storage.metrics import DeviceSample, StorageMetrics
 from exastore.storage.packing import PackServicer
 from exastore.storage.peers import Peers
 from exastore.storage.rebuild import Rebuilder
-from exastore.storage.servicer import StorageServicer
+from exastore.storage.servicer import StorageServicer, add_to_server
 
 _log = logging.getLogger(__name__)
 
@@ -195,7 +194,7 @@ class StorageNode:
             self.devices, heartbeats.refresh_map, rebuilder,
             stream_bytes=config.stream_bytes, clock=self._clock, metrics=self.metrics,
         )  # fmt: skip
-        add_StorageServiceServicer_to_server(servicer, server)
+        add_to_server(servicer, server)
         packer = PackServicer(self._peers, self._codec_of, self.metrics)
         add_PackServiceServicer_to_server(packer, server)
         await server.start()

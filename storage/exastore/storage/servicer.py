@@ -2,13 +2,17 @@
 
 import logging
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 
 from exastore.metadata.core.clock import Clock
+from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.v1 import storage_pb2
-from exastore.proto.v1.storage_pb2_grpc import StorageServiceServicer
+from exastore.proto.v1.storage_pb2_grpc import (
+    StorageServiceServicer,
+    add_StorageServiceServicer_to_server,
+)
 from exastore.storage.devices import Devices, RefreshMap
 from exastore.storage.errors import ChunkCorrupt, ChunkNotFound, StorageError, TransferCorrupt
 from exastore.storage.lane import ChunkWrite
@@ -50,32 +54,31 @@ class StorageServicer(StorageServiceServicer):
 
     # ---- chunk streams ----
 
-    async def WriteChunks(
-        self, request_iterator: AsyncIterator[storage_pb2.WriteChunkRequest], context: Context
+    # Their messages are those of `add_to_server`, which the generated types do not know.
+    async def WriteChunks(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[WriteFrame], context: Context
     ) -> AsyncIterator[storage_pb2.WriteChunkResponse]:
         answers = answer_stream(
             request_iterator,
             self._write,
-            lambda request: len(request.data) + _REQUEST_BYTES,
+            lambda frame: len(frame.data) + _REQUEST_BYTES,
             self._stream_bytes,
         )
         async for answer in answers:
             yield answer
 
-    async def ReadChunks(
+    async def ReadChunks(  # type: ignore[override]
         self, request_iterator: AsyncIterator[storage_pb2.ReadChunkRequest], context: Context
-    ) -> AsyncIterator[storage_pb2.ReadChunkResponse]:
+    ) -> AsyncIterator[ReadFrame]:
         answers = answer_stream(request_iterator, self._read, self._read_cost, self._stream_bytes)
         async for answer in answers:
             yield answer
 
-    async def _write(
-        self, request: storage_pb2.WriteChunkRequest
-    ) -> storage_pb2.WriteChunkResponse:
+    async def _write(self, frame: WriteFrame) -> storage_pb2.WriteChunkResponse:
+        request, data = frame.header, frame.data
         started_s = self._clock.monotonic_s()
         status: Status = ChunkStatus.CHUNK_STATUS_OK
         message = ""
-        data = request.data
         try:
             chunk = request.chunk
             lane = await self._devices.lane_for_write(
@@ -107,18 +110,19 @@ class StorageServicer(StorageServiceServicer):
             return _REQUEST_BYTES + sum(run.length for run in request.runs)
         return _REQUEST_BYTES + (entry.data_bytes if entry else 0)
 
-    async def _read(self, request: storage_pb2.ReadChunkRequest) -> storage_pb2.ReadChunkResponse:
+    async def _read(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
         started_s = self._clock.monotonic_s()
         response = storage_pb2.ReadChunkResponse(
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK
         )
+        data = b""
         try:
             runs = [ByteRun(run.offset, run.length) for run in request.runs]
             lane = self._devices.lane(request.device_index)
             chunk = await lane.read(key_of(request.chunk), runs)
             if chunk.generation != request.chunk.generation:
                 raise ChunkNotFound(f"generation {chunk.generation} is stored")
-            response.crc32c, response.data = chunk.crc32c, chunk.data
+            response.crc32c, data = chunk.crc32c, chunk.data
             self._metrics.read_bytes.inc(len(chunk.data))
             self._metrics.read_seconds.observe(self._clock.monotonic_s() - started_s)
         except StorageError as error:
@@ -127,7 +131,7 @@ class StorageServicer(StorageServiceServicer):
                 self._metrics.corrupt_chunks.inc()
                 _log.error("corrupt chunk on device %d: %s", request.device_index, error)
         self._metrics.read_chunks.labels(status_label(response.status)).inc()
-        return response
+        return ReadFrame(response, data)
 
     # ---- other calls ----
 
@@ -208,6 +212,35 @@ class StorageServicer(StorageServiceServicer):
             await _abort(context, error)
         async for progress in scrub(lane, request, clock=self._clock, metrics=self._metrics):
             yield progress
+
+
+def add_to_server(servicer: StorageServicer, server: grpc.aio.Server) -> None:
+    """Register every call; chunks pass as frames, without protobuf's copies of their bytes."""
+    add_StorageServiceServicer_to_server(servicer, cast(grpc.aio.Server, _FramedHandlers(server)))
+
+
+class _FramedHandlers:
+    """Takes the handlers that the generated code makes, and changes how chunks are read and made.
+
+    Registered handlers would come before generic ones, and each costs grpc.aio a future that all
+    calls wait for; generic handlers do the same without.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Left out on purpose: they are made below."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        write, read = handlers["WriteChunks"], handlers["ReadChunks"]
+        framed = {
+            **handlers,
+            "WriteChunks": write._replace(request_deserializer=WriteFrame.decode),
+            "ReadChunks": read._replace(response_serializer=ReadFrame.encode),
+        }
+        handler = grpc.method_handlers_generic_handler(service, framed)
+        self._server.add_generic_rpc_handlers((handler,))
 
 
 async def _abort(context: Context, error: StorageError) -> NoReturn:
