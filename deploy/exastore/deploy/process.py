@@ -6,6 +6,7 @@ signal ends the process at once.
 """
 
 import asyncio
+import ctypes
 import errno
 import faulthandler
 import logging
@@ -32,6 +33,9 @@ from exastore.deploy.version import version
 from exastore.proto.channel import keep_grpc_running
 
 log = logging.getLogger(__name__)
+
+#: glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX (malloc.h).
+_MALLOC_OPTIONS = {-3: 32 << 20, -1: 64 << 20, -8: 4}
 
 
 class Service(Protocol):
@@ -110,6 +114,18 @@ def address_error(address: str, error: OSError, option: str) -> DeployError:
     return EnvironmentUnfit(f"cannot start: {error}")
 
 
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed buffers instead of giving them back to the system.
+
+    By default each buffer of a chunk is mapped anew, which costs a page fault per 4 KiB, more than
+    to copy them: 155 faults and 0.3 ms per MiB received. What is kept is bounded by what was in use.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _MALLOC_OPTIONS.items():
+            mallopt(parameter, value)
+
+
 def run_process(
     name: str,
     address: str,
@@ -130,6 +146,7 @@ def run_process(
         DeployError: It could not start.
     """
     faulthandler.enable()
+    keep_freed_memory()
     set_up_logging(process.log_level)
     factory = asyncio.new_event_loop
     if process.use_uvloop:
