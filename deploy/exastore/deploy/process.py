@@ -118,7 +118,7 @@ def keep_freed_memory() -> None:
     """Let the C library reuse freed buffers instead of giving them back to the system.
 
     By default each buffer of a chunk is mapped anew, which costs a page fault per 4 KiB, more than
-    to copy them: 155 faults and 0.3 ms per MiB received. What is kept is bounded by what was in use.
+    to copy it: 155 faults and 0.3 ms per MiB received. What is kept is at most what was in use.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
