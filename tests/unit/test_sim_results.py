@@ -23,6 +23,8 @@ from exastore.sim.report import (
     Card,
     ReportSection,
     bar_figure,
+    comparison_report,
+    comparison_rows,
     line_figure,
     render_report,
     report_sections,
@@ -217,3 +219,31 @@ def test_lines_may_be_shaded_and_logarithmic() -> None:
     figure = line_figure([0, 1], {"a": [1, 2]}, x_title="x", y_title="y", fill=True, log_y=True)
     assert figure["data"][0]["fill"] == "tozeroy"
     assert figure["layout"]["yaxis"]["type"] == "log"
+
+
+def test_runs_stand_side_by_side(results: Results) -> None:
+    scenario = load_scenario("tiny")
+    other = run(replace(scenario, run=replace(scenario.run, years=2.0)), trials=1, seed=4)
+    head, *rows = comparison_rows([("base", results), ("short", other)])
+    assert head == ("", "base", "short")
+    shown = {row[0]: row[1:] for row in rows}
+    assert [row[0] for row in rows] == list(dict.fromkeys(row[0] for row in summarize(results)))
+    for (label, value, _), column in zip(
+        [*summarize(results), *summarize(other)],
+        [0] * len(summarize(results)) + [1] * len(summarize(other)),
+        strict=True,
+    ):
+        assert shown[label][column] == value
+    page = comparison_report([("base", results), ("short", other)])
+    figures = re.findall(r'class="figure-data"[^>]*>(.*?)</script>', page)
+    assert len(figures) == 4
+    for figure in map(json.loads, figures):
+        assert [line["name"] for line in figure["data"]] == ["base", "short"]
+    assert "http://" not in page.split("<script>")[0]
+
+
+def test_a_comparison_wants_two_runs_with_names_of_their_own(results: Results) -> None:
+    with pytest.raises(ValueError, match="needs two runs"):
+        comparison_rows([("a", results)])
+    with pytest.raises(ValueError, match="different names, not a, a"):
+        comparison_rows([("a", results), ("a", results)])

@@ -228,6 +228,47 @@ def report_command(
     out.print(str(path), markup=False, soft_wrap=True)
 
 
+@app.command("compare")
+def compare_command(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Folders that `sim run` wrote.", show_default=False)
+    ],
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Also write a page with charts.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show several runs side by side."""
+    from exastore.sim import Results
+    from exastore.sim.report import comparison_report, comparison_rows
+
+    with sim_errors():
+        runs = list(
+            zip(_run_names(directories), map(Results.read, directories), strict=True),
+        )
+        try:
+            head, *rows = comparison_rows(runs)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        if file is not None:
+            write_atomically(file, comparison_report(runs))
+    if json_output:
+        print_json({name: {row[0]: row[1 + i] for row in rows} for i, name in enumerate(head[1:])})
+        return
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    if file is not None:
+        out.print(f"the page is {file}", markup=False, soft_wrap=True)
+
+
+def _run_names(directories: list[Path]) -> list[str]:
+    """What to call the runs: the folders' names, or their paths where these are not different."""
+    names = [path.resolve().name for path in directories]
+    return names if len(set(names)) == len(names) else [str(path) for path in directories]
+
+
 def write_report(results: "Results", path: Path) -> None:
     """Write the page of a run."""
     from exastore.sim.report import simulation_report

@@ -1,5 +1,6 @@
 """Reports: self-contained HTML pages with charts. `page` knows no simulator, `sections` does."""
 
+from exastore.sim.report.compare import comparison_report, comparison_rows
 from exastore.sim.report.page import Card, ReportSection, bar_figure, line_figure, render_report
 from exastore.sim.report.sections import report_cards, report_sections, simulation_report
 
@@ -7,6 +8,8 @@ __all__ = [
     "Card",
     "ReportSection",
     "bar_figure",
+    "comparison_report",
+    "comparison_rows",
     "line_figure",
     "render_report",
     "report_cards",

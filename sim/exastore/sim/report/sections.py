@@ -29,22 +29,22 @@ _HOURS_PER_MONTH = 365.25 * 24 / 12
 _HEAD = ("", "value", "meaning")
 
 
-def _monthly(results: Results, column: str) -> NDArray[Any]:
+def monthly_mean(results: Results, column: str) -> NDArray[Any]:
     """Mean over the trials of one column, per month."""
     values = results.timeline[column].to_numpy().astype(float)
     return np.asarray(values.reshape(results.provenance.trials, -1).mean(axis=0))
 
 
-def _hours(results: Results) -> NDArray[Any]:
+def hours_of_months(results: Results) -> NDArray[Any]:
     """Length of each month of the timeline; the last may be short."""
-    start = np.arange(len(_monthly(results, "rebuilds"))) * _HOURS_PER_MONTH
+    start = np.arange(len(monthly_mean(results, "rebuilds"))) * _HOURS_PER_MONTH
     end = np.minimum(start + _HOURS_PER_MONTH, results.provenance.years * 365.25 * 24)
     return np.asarray(end - start)
 
 
-def _years(results: Results) -> NDArray[Any]:
+def years_of_months(results: Results) -> NDArray[Any]:
     """The middle of each month, in years."""
-    return np.asarray((np.arange(len(_hours(results))) + 0.5) / 12)
+    return np.asarray((np.arange(len(hours_of_months(results))) + 0.5) / 12)
 
 
 def _over_trials(results: Results) -> str:
@@ -54,13 +54,13 @@ def _over_trials(results: Results) -> str:
 
 def failure_section(results: Results) -> ReportSection:
     """Device failures per month."""
-    failures = _monthly(results, "device_failures")
+    failures = monthly_mean(results, "device_failures")
     return ReportSection(
         "Device failures",
         f"Devices that failed for good in each month ({_over_trials(results)});"
         f" {failures.sum():,.0f} in {results.provenance.years:g} years.",
         figure=bar_figure(
-            _years(results).tolist(),
+            years_of_months(results).tolist(),
             {"device failures": failures.tolist()},
             x_title="time [years]",
             y_title="failures [devices per month]",
@@ -70,19 +70,19 @@ def failure_section(results: Results) -> ReportSection:
 
 def traffic_section(results: Results) -> ReportSection:
     """Repair traffic per day."""
-    days = _hours(results) / 24
+    days = hours_of_months(results) / 24
     scale = 1e12
     lines = {
-        "read": _monthly(results, "read_bytes") / days / scale,
-        "written": _monthly(results, "rebuilt_bytes") / days / scale,
-        "written in vain": _monthly(results, "abandoned_bytes") / days / scale,
+        "read": monthly_mean(results, "read_bytes") / days / scale,
+        "written": monthly_mean(results, "rebuilt_bytes") / days / scale,
+        "written in vain": monthly_mean(results, "abandoned_bytes") / days / scale,
     }
     return ReportSection(
         "Repair traffic",
         "What rebuilding lost chunks read from and wrote to all devices, and what was written for"
         " nodes that came back before a rebuild could end.",
         figure=line_figure(
-            _years(results).tolist(),
+            years_of_months(results).tolist(),
             {name: values.tolist() for name, values in lines.items()},
             x_title="time [years]",
             y_title="traffic [TB per day]",
@@ -92,18 +92,18 @@ def traffic_section(results: Results) -> ReportSection:
 
 def degraded_section(results: Results) -> ReportSection:
     """How many PGs were not whole."""
-    hours = _hours(results)
+    hours = hours_of_months(results)
     count = results.scenario.placement.pg_count
     lines = {
-        "misses chunks": _monthly(results, "degraded_pg_hours") / hours,
-        "misses chunks or has a node away": _monthly(results, "unreadable_pg_hours") / hours,
+        "misses chunks": monthly_mean(results, "degraded_pg_hours") / hours,
+        "misses chunks or has a node away": monthly_mean(results, "unreadable_pg_hours") / hours,
     }
     return ReportSection(
         "Degraded placement groups",
         f"Mean number, of {count:,}, that at a moment missed a chunk for good, and that could not"
         " read every chunk because one is missing or its node is away.",
         figure=line_figure(
-            _years(results).tolist(),
+            years_of_months(results).tolist(),
             {name: values.tolist() for name, values in lines.items()},
             x_title="time [years]",
             y_title="placement groups",
