@@ -6,7 +6,7 @@ stripes and storage nodes. Values are plain, so a test can put a dictionary behi
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,28 @@ class Body(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes | bytearray | memoryview]: ...
 
     def finish(self) -> Mapping[str, str]: ...
+
+
+class Hash(Protocol):
+    """A running digest or checksum."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
+class BodyDigests(NamedTuple):
+    """What is to be computed of a body: `md5` is its ETag, too."""
+
+    md5: Hash
+    others: tuple[Hash, ...]
+
+
+class DigestedBody(Body, Protocol):
+    """A body that may leave its digests to the store: once, in threads, over large pieces."""
+
+    def take_digests(self) -> BodyDigests:
+        """To be called before iteration; then all bytes go in, in order, before `finish()`."""
+        ...
 
 
 class ObjectReader(Protocol):

@@ -2,7 +2,7 @@
 
 Theory of operation: bytes are copied once, into a buffer of one extent. A full buffer is handed to
 a task that writes the stripe while the next buffer fills; at most a fixed number of buffers is
-under way, so memory does not grow with the object. MD5 runs in threads, extent after extent.
+under way, so memory does not grow with the object. Digests run in threads, extent after extent.
 
 Fault model: the body may end early or turn out wrong at any byte, the cluster may fail at any
 extent. Either way nothing is committed, and what was written is deleted in the background.
@@ -13,12 +13,13 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.metrics import GatewayMetrics
-from exastore.gateway.store import Body
+from exastore.gateway.store import Body, BodyDigests, DigestedBody
 from exastore.gateway.stripe_writer import StripeWriter
 from exastore.metadata.core.topology import Uint8Array
 from exastore.proto.v1 import common_pb2
@@ -81,15 +82,19 @@ class BodyWriter:
         """
         capacity = await self._stripes.extent_capacity()
         behind = max(2, self._config.max_in_flight_bytes // capacity)
-        upload = _Upload(self, capacity, behind, inline_bytes, packed_bytes)
+        # By hand, since `isinstance` of a protocol takes longer than the rest of this function.
+        if hasattr(body, "take_digests"):
+            digests = cast(DigestedBody, body).take_digests()
+        else:
+            digests = BodyDigests(hashlib.md5(usedforsecurity=False), ())
+        upload = _Upload(self, capacity, behind, inline_bytes, packed_bytes, digests)
         try:
             async for piece in body:
                 await upload.feed(memoryview(piece).cast("B"))
                 if admit is not None and upload.size_bytes > capacity:
                     await admit()
                     admit = None
-            checksums = dict(body.finish())
-            stored = await upload.finish(checksums)
+            stored = await upload.finish(body.finish)
         except BaseException:
             self._stripes.discard_results(upload.abandon())
             raise
@@ -128,6 +133,7 @@ class _Upload:
         behind: int,
         inline_bytes: int,
         packed_bytes: int,
+        digests: BodyDigests,
     ) -> None:
         self._writer = writer
         self._capacity = capacity
@@ -135,7 +141,7 @@ class _Upload:
         self._packed_bytes = packed_bytes
         #: Extents that may still be handed over before one must have been written.
         self._slots = asyncio.Semaphore(behind)
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._digests = digests
         #: The hashing of the extents so far; each one waits for its predecessor.
         self._hashing: asyncio.Task[None] | None = None
         #: One per extent, in the object's order.
@@ -167,21 +173,28 @@ class _Upload:
             position += take
         self._size += len(data)
 
-    async def finish(self, checksums: Mapping[str, str]) -> StoredBody:
-        """Wait until all is durable."""
+    async def finish(self, check: Callable[[], Mapping[str, str]]) -> StoredBody:
+        """Wait until all is durable.
+
+        Args:
+            check: Called when all bytes are in the digests: raises if they are not those promised,
+                and returns the checksums to store.
+        """
         inline = b""
         if not self._tasks and self._size <= self._inline_bytes:
             if self._buffer is not None:
                 inline = self._buffer[: self._fill].tobytes()
                 self._writer.give_buffer(self._buffer)
                 self._buffer = None
-            self._md5.update(inline)
+            _update(self._digests, inline)
         elif self._fill:
             await self._flush(is_log=not self._tasks and self._size <= self._packed_bytes)
         extents = [await task for task in self._tasks]
         if self._hashing is not None:
             await self._hashing
-        return StoredBody(self._size, self._md5.hexdigest(), checksums, inline, extents)
+        checksums = dict(check())
+        etag = self._digests.md5.digest().hex()
+        return StoredBody(self._size, etag, checksums, inline, extents)
 
     def abandon(self) -> Sequence[asyncio.Task[common_pb2.Extent]]:
         """The extents under way. They end by themselves: cut off, they would leave chunks."""
@@ -199,7 +212,7 @@ class _Upload:
         self._buffer, self._fill = None, 0
         hashing: asyncio.Task[None] | None = None
         if fill <= INLINE_HASH_BYTES and self._hashing is None:
-            self._md5.update(buffer[:fill].data)
+            _update(self._digests, buffer[:fill].data)
         else:
             hashing = asyncio.create_task(self._hash(buffer[:fill], self._hashing))
             self._hashing = hashing
@@ -209,7 +222,7 @@ class _Upload:
         if previous is not None:
             await previous
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer.hashers, self._md5.update, data.data)
+        await loop.run_in_executor(self._writer.hashers, _update, self._digests, data.data)
 
     async def _write(
         self,
@@ -230,3 +243,9 @@ class _Upload:
             self._slots.release()
         self._writer.give_buffer(buffer)
         return extent
+
+
+def _update(digests: BodyDigests, data: bytes | memoryview) -> None:
+    digests.md5.update(data)
+    for each in digests.others:
+        each.update(data)

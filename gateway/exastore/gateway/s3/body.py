@@ -17,6 +17,7 @@ from exastore.gateway.s3.checksums import (
 )
 from exastore.gateway.s3.framing import FrameDecoder, FrameSigner
 from exastore.gateway.s3.message import Request, RequestStream
+from exastore.gateway.store import BodyDigests
 
 #: The most bytes of one PUT or one part.
 MAX_PUT_BYTES = 5 << 30
@@ -190,6 +191,7 @@ class RequestBody:
             for running in (*self._checksums.values(), self._md5, self._sha256)
             if running is not None
         )
+        self._digests_taken = False
         #: Data bytes handed out; never more than promised.
         self._received_bytes = 0
         self._ended = False
@@ -198,6 +200,13 @@ class RequestBody:
     def length_bytes(self) -> int:
         """The length promised."""
         return self._promise.length_bytes
+
+    def take_digests(self) -> BodyDigests:
+        """Leave the digests to the consumer. See `DigestedBody`."""
+        assert not self._received_bytes, "before iteration"
+        self._digests_taken = True
+        md5 = self._md5 or new_md5()
+        return BodyDigests(md5, tuple(each for each in self._running if each is not md5))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (piece := await self._stream.read()) is not None:
@@ -218,8 +227,9 @@ class RequestBody:
         self._received_bytes += len(data)
         if self._received_bytes > self._promise.length_bytes:
             raise self._incomplete()
-        for running in self._running:
-            running.update(data)
+        if not self._digests_taken:
+            for running in self._running:
+                running.update(data)
 
     def _incomplete(self) -> RequestError:
         return RequestError(

@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from awscrt import checksums as crt
 
@@ -18,7 +18,7 @@ DEFAULT_ALGORITHM = "crc64nvme"
 class Checksum(Protocol):
     """A running checksum."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def digest(self) -> bytes: ...
 
 
@@ -30,8 +30,9 @@ class _Crc:
         self._digest_bytes = digest_bytes
         self._value = 0
 
-    def update(self, data: bytes, /) -> None:
-        self._value = self._function(data, self._value)
+    def update(self, data: bytes | memoryview, /) -> None:
+        # The library says bytes and takes any buffer.
+        self._value = self._function(cast(bytes, data), self._value)
 
     def digest(self) -> bytes:
         return self._value.to_bytes(self._digest_bytes, "big")
