@@ -44,6 +44,7 @@ from exastore.deploy.spec import (
     write_spec,
 )
 from exastore.deploy.status import fetch_status
+from exastore.gateway.master_key import new_key_line
 
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 10.0
@@ -121,6 +122,8 @@ class LocalCluster:
                 _check_s3_port(spec)
             self.paths.make()
             write_spec(self.paths.spec, spec)
+            if not self.paths.master_key.exists():
+                write_atomically(self.paths.master_key, new_key_line(), mode=0o600)
             started: list[Child] = []
             try:
                 self._start_missing(spec, running, started, progress)
@@ -249,6 +252,7 @@ class LocalCluster:
             "address": self._address(name, must_keep=others_run),
             "engine": spec.engine or own_engine,
             "partitions": partitions,
+            "audit_file": str(self.paths.audit(name)),
             "cluster_id": spec.cluster_id,
             "code": spec.code,
             "pg_count": spec.pg_count,
@@ -279,6 +283,7 @@ class LocalCluster:
             "metadata": self._metadata_addresses(spec),
             "access_key": spec.access_key,
             "secret_key": spec.secret_key,
+            "master_key_file": str(self.paths.master_key),
         }
 
     def _address(self, name: str, *, must_keep: bool = False) -> str:

@@ -4,8 +4,10 @@ spec.toml           what the cluster is (owner alone: it holds the secret key)
 cluster.json        where it serves now (owner alone); there while it is up
 addresses.json      where it served last, so that a restart serves there again
 conf/NAME.toml      one config per process
+conf/master.key     seals the secrets of users (owner alone): without it, their keys are lost
 run/NAME.json       ready file, written by the process;  run/NAME.pid: who we started
 logs/NAME.log       what it logged
+logs/NAME-audit.jsonl   administrative acts, by metadata server
 data/NAME/          its data
 """
 
@@ -77,6 +79,13 @@ class ClusterPaths:
     @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    @property
+    def master_key(self) -> Path:
+        return self.root / "conf" / "master.key"
+
+    def audit(self, name: str) -> Path:
+        return self.root / "logs" / f"{name}-audit.jsonl"
 
     def config(self, name: str) -> Path:
         return self.root / "conf" / f"{name}.toml"

@@ -148,7 +148,9 @@ def fetch_status(addresses: str | Sequence[str], *, timeout_s: float = 10.0) -> 
             view = view_of(
                 _call(
                     address,
-                    lambda stub: stub.GetStatus(metadata_pb2.GetStatusRequest(), timeout=timeout_s),
+                    lambda channel: metadata_pb2_grpc.MetadataServiceStub(channel).GetStatus(
+                        metadata_pb2.GetStatusRequest(), timeout=timeout_s
+                    ),
                 )
             )
         except ClusterUnhealthy as error:
@@ -186,6 +188,13 @@ def ask(
         BadInput: It refuses the request, and says why.
         ClusterUnhealthy: No metadata server answers.
     """
+    return ask_channel(
+        addresses, lambda channel: call(metadata_pb2_grpc.MetadataServiceStub(channel))
+    )
+
+
+def ask_channel(addresses: Sequence[str], call: Callable[[grpc.Channel], Answer]) -> Answer:
+    """As `ask`, for a call of any service."""
     problem: ClusterUnhealthy | None = None
     for address in addresses:
         try:
@@ -202,10 +211,10 @@ def _leads(address: str) -> bool:
         return False
 
 
-def _call(address: str, call: Callable[[metadata_pb2_grpc.MetadataServiceStub], Answer]) -> Answer:
+def _call(address: str, call: Callable[[grpc.Channel], Answer]) -> Answer:
     with grpc.insecure_channel(address, channel_options(METADATA_MESSAGE_BYTES)) as channel:
         try:
-            return call(metadata_pb2_grpc.MetadataServiceStub(channel))
+            return call(channel)
         except grpc.RpcError as error:
             detail = error.details() if isinstance(error, grpc.Call) else str(error)
             refused = (

@@ -1,10 +1,15 @@
 """The gateway process: S3 in front, the cluster behind."""
 
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry
 
 from exastore.gateway.cluster_store import ClusterStore, open_cluster_store
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.master_key import read_master_key
 from exastore.gateway.s3.service import S3Service
+from exastore.gateway.traffic import TrafficMeter
+from exastore.gateway.users import Users
 from exastore.metadata.core.clock import Clock
 
 
@@ -15,9 +20,10 @@ class Gateway:
         self._config = config
         self._clock = clock
         self._registry = registry
-        #: Both are None until started and again once stopped.
+        #: All are None until started and again once stopped.
         self._store: ClusterStore | None = None
         self._service: S3Service | None = None
+        self._meter: TrafficMeter | None = None
 
     async def start(self) -> str:
         """Serve; returns host:port. Does not wait for the cluster: until it serves, S3 says 503.
@@ -25,24 +31,44 @@ class Gateway:
         Raises:
             AddressInUse: When another process listens at the address.
             ValueError: When the configuration lacks what a gateway needs.
+            MasterKeyError: The file of the master key cannot be used.
         """
         assert self._store is None, "started already"
         if not self._config.metadata:
             raise ValueError("the gateway needs the address of a metadata server")
+        master_key = None
+        if self._config.master_key_file:
+            master_key = read_master_key(Path(self._config.master_key_file))
         store = await open_cluster_store(self._config, clock=self._clock, registry=self._registry)
         try:
-            service = S3Service(store, self._config, clock=self._clock, registry=self._registry)
+            users = None if master_key is None else Users(store.metadata, master_key)
+            meter = TrafficMeter(
+                lambda batch: store.metadata.call_access(lambda stub: stub.AddTraffic, batch),
+                clock=self._clock,
+                flush_s=self._config.traffic_flush_s,
+            )
+            service = S3Service(
+                store,
+                self._config,
+                clock=self._clock,
+                registry=self._registry,
+                look_up=None if users is None else users.look_up,
+                count_traffic=meter.count,
+            )
             address = await service.start()
+            meter.start()
         except BaseException:
             await store.close()
             raise
-        self._store, self._service = store, service
+        self._store, self._service, self._meter = store, service, meter
         return address
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take no more requests, let those under way end for `grace_s` seconds, then let go."""
         if self._service is not None:
             await self._service.stop(grace_s)
+        if self._meter is not None:
+            await self._meter.stop()
         if self._store is not None:
             await self._store.close()
-        self._store = self._service = None
+        self._store = self._service = self._meter = None

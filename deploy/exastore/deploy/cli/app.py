@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from exastore.deploy.cli import bench, bucket, cluster, demo, object, service, sim
+from exastore.deploy.cli import bench, bucket, cluster, demo, object, service, sim, user
 from exastore.deploy.cli.output import print_error
 from exastore.deploy.errors import DeployError, ExitCode
 from exastore.deploy.version import version
@@ -23,6 +23,7 @@ app.add_typer(bucket.app, name="bucket")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(object.app, name="object")
 app.add_typer(sim.app, name="sim")
+app.add_typer(user.app, name="user")
 app.add_typer(service.node, name="node")
 app.add_typer(service.metadata, name="metadata")
 app.add_typer(service.gateway, name="gateway")

@@ -25,7 +25,7 @@ OWNERSHIPS = (ENFORCED, "BucketOwnerPreferred", "ObjectWriter")
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 
 #: Actions that a permission on a bucket allows.
-_ALLOWED = {
+_ALLOWED: dict[str, tuple[str, ...]] = {
     "READ": ("s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"),
     "WRITE": ("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"),
     "READ_ACP": ("s3:GetBucketAcl",),

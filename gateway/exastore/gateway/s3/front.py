@@ -29,6 +29,9 @@ from exastore.gateway.s3.routing import Route, route_of
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
 
+#: Told of every request that is over: tenant, kind, bytes received and sent.
+CountTraffic = Callable[[str, str, int, int], None]
+
 HEALTH_PATH = b"/-/healthy"
 
 HANDLERS: Mapping[str, Operation] = {
@@ -39,6 +42,10 @@ HANDLERS: Mapping[str, Operation] = {
 }
 
 _logger = logging.getLogger(__name__)
+
+
+def count_nothing(tenant: str, kind: str, received_bytes: int, sent_bytes: int) -> None:
+    """A `CountTraffic` for who bills nobody."""
 
 
 def _new_request_id() -> bytes:
@@ -66,6 +73,7 @@ class S3Front:
         keys: KeySource,
         clock: Clock,
         metrics: S3Metrics,
+        count_traffic: CountTraffic = count_nothing,
         options: FrontOptions | None = None,
         new_request_id: Callable[[], bytes] = _new_request_id,
     ) -> None:
@@ -73,6 +81,7 @@ class S3Front:
         self._keys = keys
         self._clock = clock
         self._metrics = metrics
+        self._count_traffic = count_traffic
         self._options = options or FrontOptions()
         self._new_request_id = new_request_id
         buckets = BucketCache(
@@ -90,6 +99,7 @@ class S3Front:
             return Response(headers={"Content-Type": "text/plain"}, content=b"ok\n")
         started_s = self._clock.monotonic_s()
         request_id = self._new_request_id().hex().upper()
+        traffic = _Traffic(self._metrics)
         operation = "Unknown"
         status = 0  # Of a request that was cancelled.
         self._metrics.in_flight.inc()
@@ -97,6 +107,10 @@ class S3Front:
         def on_sent(sent_bytes: int) -> None:
             duration_s = self._clock.monotonic_s() - started_s
             self._metrics.count(operation, status, duration_s, sent_bytes)
+            if traffic.tenant:
+                self._count_traffic(
+                    traffic.tenant, traffic.kind, traffic.received_bytes, sent_bytes
+                )
 
         try:
             try:
@@ -106,7 +120,7 @@ class S3Front:
                 )
                 route = route_of(request)
                 operation = route.operation
-                response = await self._run(route, request)
+                response = await self._run(route, request, traffic)
             except GatewayError as error:
                 if not isinstance(error, RequestError):
                     _logger.warning("request %s: %s: %s", request_id, operation, error)
@@ -129,16 +143,18 @@ class S3Front:
         response.on_sent = on_sent
         return response
 
-    async def _run(self, route: Route, request: Request) -> Response:
+    async def _run(self, route: Route, request: Request, traffic: "_Traffic") -> Response:
         now_s = self._clock.now_s()
         principal, identity = await self._identify(request, now_s)
         access = await self._guard.admit(request, route, principal, identity, now_s)
+        traffic.tenant = principal.tenant if access.bucket is None else access.bucket.owner
+        traffic.kind = route.kind
         call = Call(
             request,
             identity,
             self._store,
             self._options.region,
-            self._metrics.received_bytes.inc,
+            traffic.count_received,
             access,
             self._guard,
         )
@@ -158,6 +174,23 @@ class S3Front:
         identity = verify(request, authorization, secret_key, now_s)
         assert found is not None, "an unknown key does not verify"
         return found.principal, identity
+
+
+class _Traffic:
+    """What one request is billed as."""
+
+    __slots__ = ("_metrics", "kind", "received_bytes", "tenant")
+
+    def __init__(self, metrics: S3Metrics) -> None:
+        self._metrics = metrics
+        #: Who pays: the owner of the bucket where that is known, else who asks; "": nobody.
+        self.tenant = ""
+        self.kind = "other"
+        self.received_bytes = 0
+
+    def count_received(self, size_bytes: int) -> None:
+        self.received_bytes += size_bytes
+        self._metrics.received_bytes.inc(size_bytes)
 
 
 def _hidden(error: RequestError, access: Access) -> RequestError:

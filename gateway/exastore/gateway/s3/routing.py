@@ -1,6 +1,7 @@
 """From a request to the operation it asks for: a table of (method, target, sub-resource)."""
 
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from exastore.gateway.errors import RequestError
@@ -20,6 +21,20 @@ class Route(NamedTuple):
 
     operation: str
     action: str
+
+    @property
+    def kind(self) -> str:
+        """What it is billed as: read, list, write or delete."""
+        return _kind_of(self.operation)
+
+
+@lru_cache(maxsize=512)
+def _kind_of(operation: str) -> str:
+    if operation.startswith("List"):
+        return "list"
+    if operation.startswith(("Get", "Head", "Preflight")):
+        return "read"
+    return "delete" if operation.startswith(("Delete", "Abort")) else "write"
 
 
 #: Query parameters that select an operation. One that no row of `OPERATIONS` has is answered

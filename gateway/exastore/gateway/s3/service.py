@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.s3.asgi import AsgiApp
-from exastore.gateway.s3.front import FrontOptions, S3Front
+from exastore.gateway.s3.front import CountTraffic, FrontOptions, S3Front, count_nothing
 from exastore.gateway.s3.http import HttpServer
 from exastore.gateway.s3.identity import KeyCache, KeySource, LookUp, RootKey
 from exastore.gateway.s3.metrics import S3Metrics
@@ -23,9 +23,11 @@ class S3Service:
         clock: Clock,
         registry: CollectorRegistry,
         look_up: LookUp | None = None,
+        count_traffic: CountTraffic = count_nothing,
     ) -> None:
         """Args:
         look_up: Finds the keys of users; None: the administrator's is the only one.
+        count_traffic: Told what tenants are billed for.
         """
         if not config.access_key or not config.secret_key:
             raise ValueError("the gateway needs an access_key and a secret_key")
@@ -38,6 +40,7 @@ class S3Service:
             keys=keys,
             clock=clock,
             metrics=S3Metrics(registry),
+            count_traffic=count_traffic,
             options=FrontOptions(config.region, config.domain, config.bucket_ttl_s),
         )
         self._server = HttpServer(
