@@ -10,7 +10,7 @@ BUCKET = "bucket"
 pb = metadata_pb2
 
 
-def no_fence(txn: Transaction, extents: Iterable[common_pb2.Extent]) -> None:
+def no_fence(txn: Transaction, extents: Iterable[common_pb2.Extent], pool: str) -> None:
     """Every extent is fresh."""
     del txn, extents
 

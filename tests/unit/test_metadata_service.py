@@ -48,7 +48,7 @@ async def test_too_few_failure_domains_are_named_and_more_nodes_help() -> None:
             request.devices.add(uuid=f"d{number % 2}{device}", capacity_bytes=1)
         response = await cluster.service.cluster.heartbeat(request)
         assert list(response.device_indexes) == [0xFFFFFFFF] * 2
-    with pytest.raises(NotReady, match="3 failure domains of level node"):
+    with pytest.raises(NotReady, match="room for 3 chunks of a stripe, at most 1 per node"):
         await cluster.service.cluster.get_map(pb.GetMapRequest())
     await cluster.service.cluster.heartbeat(cluster.heartbeat_of(9))
     assert cluster.map.epoch == 1

@@ -162,7 +162,7 @@ async def test_conditions_are_checked_in_the_committing_transaction(engine: Memo
 
 
 async def test_a_fence_that_refuses_stores_nothing(engine: MemoryEngine) -> None:
-    def refuse(txn: object, extents: object) -> None:
+    def refuse(txn: object, extents: object, pool: str) -> None:
         raise RuntimeError("stale")
 
     with pytest.raises(RuntimeError):

@@ -185,6 +185,7 @@ def _put_place(
         region=request.region,
         id=bucket_id,
         partition=partition,
+        pool=request.pool,
     )
     txn.put(rows.place(request.name), bucket.SerializeToString())
     return bucket

@@ -22,8 +22,9 @@ from exastore.metadata.namespace.space import (
 )
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
-#: Refuses extents that were written under a map too old; may read in the transaction.
-Fence: TypeAlias = Callable[[Transaction, Iterable[common_pb2.Extent]], None]
+#: Refuses extents that were written under a map too old, or outside the pool that the bucket names;
+#: may read in the transaction.
+Fence: TypeAlias = Callable[[Transaction, Iterable[common_pb2.Extent], str], None]
 
 #: Keys that one transaction deletes: in a bucket with versions and due times that is being copied
 #: each takes some 20 of the 100 mutations.
@@ -129,7 +130,7 @@ def commit_object(
     if done is not None:
         return done
     check_condition(request.condition, known, new.bucket, key)
-    fence(txn, new.extents)
+    fence(txn, new.extents, space.bucket.pool)
     record = new_record(new, now_s)
     if len(new.inline_data) + sum(item.ByteSize() for item in new.extents) > rows.RECORD_DATA_BYTES:
         record.in_rows = True

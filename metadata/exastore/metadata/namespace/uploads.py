@@ -133,7 +133,7 @@ def commit_part(
     known = metadata_pb2.Part.FromString(known_rows[0][1]) if known_rows else None
     if known is not None and _is_same(known, part):
         return _bare_part(known)
-    fence(txn, part.extents)
+    fence(txn, part.extents, space.bucket.pool)
     _discard_rows(space, upload_id, known_rows, now_s)
     committed = metadata_pb2.Part(
         number=part.number, size_bytes=part.size_bytes, etag=part.etag, modified_s=now_s

@@ -26,6 +26,7 @@ from exastore.metadata.service.rebuild import Rebuilder
 from exastore.metadata.service.repair import Repairer
 from exastore.metadata.service.slot_mover import SlotMover
 from exastore.metadata.service.storage_client import StorageClient, StorageError
+from exastore.metadata.service.residency import BorderLog
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,10 @@ class Background:
         partitions = service.names.partitions
         rebuilder = Rebuilder(config, engine, storage)
         rebuilder.engines = [partition.engine for partition in partitions.all]
-        self.repair = Repairer(config, maps, lease, rebuilder, storage, clock, metrics)
+        borders = BorderLog(service.audit)
+        self.repair = Repairer(config, maps, lease, rebuilder, storage, clock, metrics, borders)
         self.slot_mover = SlotMover(
-            config, engine, maps, lease, rebuilder, self.repair, storage, clock, metrics
+            config, engine, maps, lease, rebuilder, self.repair, storage, clock, metrics, borders
         )
         self.degraded = DegradedStripes(partitions, maps, rebuilder, metrics)
         self.trash = TrashCollector(config, partitions, maps, storage, clock, metrics)
@@ -74,7 +76,9 @@ class Background:
         )
         service.cluster.background_status = self._status
         service.cluster.add_moves = self.slot_mover.add_status
-        operations = Operations(config, maps, service.cluster, self.repair, self.slot_mover)
+        operations = Operations(
+            config, maps, service.cluster, self.repair, self.slot_mover, borders
+        )
         service.cluster.carry_out = operations.operate
         self._tasks: list[asyncio.Task[None]] = []
         self._known_epoch = 0

@@ -35,6 +35,7 @@ from exastore.metadata.service.errors import LeaseLost, NotReady, WrongCluster
 from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
+from exastore.metadata.service.residency import pool_statuses
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
 log = logging.getLogger(__name__)
@@ -240,7 +241,10 @@ class ClusterService:
         status.ready = True
         status.epoch = message.epoch
         status.pg_count = len(message.pgs)
-        status.pgs_by_missing.extend(self._pgs_by_missing(message))
+        missing = self._missing_slots(message)
+        status.pgs_by_missing.extend(membership.pgs_by_missing(message, missing))
+        if self._maps.columns is not None:
+            status.pools.extend(pool_statuses(message, self._maps.columns, missing))
         self._add_nodes(status, message)
         self.add_moves(status)
         return status
@@ -311,7 +315,7 @@ class ClusterService:
             message.epoch,
             {name: devices[name] for name in names},
             {name: nodes[name] for name in names},
-            self._pgs_by_missing(message),
+            membership.pgs_by_missing(message, self._missing_slots(message)),
         )
 
     # ---- inside ----
@@ -389,6 +393,7 @@ class ClusterService:
             n=self._n,
             pg_count=self._config.pg_count,
             rule=self._config.rule,
+            pools=self._config.pool_messages,
         )
 
     async def _hear(self, request: metadata_pb2.HeartbeatRequest) -> None:
@@ -427,11 +432,11 @@ class ClusterService:
             if state is not None and state.value != device.state
         }
 
-    def _pgs_by_missing(self, message: common_pb2.ClusterMap) -> list[int]:
+    def _missing_slots(self, message: common_pb2.ClusterMap) -> list[int]:
         unreadable = {
             device.index for device in message.devices if device.state not in membership.READABLE
         }
-        return list(membership.pgs_by_missing(message, unreadable | {WIRE_NO_DEVICE}))
+        return membership.missing_slots(message, unreadable | {WIRE_NO_DEVICE})
 
     def _add_joining(self, status: metadata_pb2.ClusterStatus) -> None:
         now_s = self._clock.monotonic_s()

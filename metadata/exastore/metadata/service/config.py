@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from exastore.erasure import Codec, UnknownCode, codec
+from exastore.metadata.core.pools import DEFAULT_POOL
 from exastore.metadata.core.topology import DomainLevel, PlacementRule
+from exastore.proto.v1 import pool_pb2
 
 
 def cluster_code(name: str) -> Codec:
@@ -26,6 +28,48 @@ def parsed_partition(item: str) -> tuple[str, str]:
     return name, url
 
 
+def parsed_pool(item: str, level: DomainLevel) -> pool_pb2.Pool:
+    """The pool that "NAME:key=value,..." describes, without its first PG.
+
+    Keys: pgs (how many; needed); region and class (names that may hold the data, with + between
+    them); per_device, per_node, per_rack, per_zone, per_region (the most chunks of a stripe there;
+    if none is given, one for each domain of `level`).
+
+    Raises:
+        ValueError: It describes none.
+    """
+    name, sign, text = item.partition(":")
+    if not sign or not name.replace("-", "").replace("_", "").isalnum() or name == DEFAULT_POOL:
+        raise ValueError(
+            f"pool {item!r}: NAME:key=value,... is expected; {DEFAULT_POOL!r} is taken"
+        )
+    pool = pool_pb2.Pool(name=name)
+    limits: dict[DomainLevel, int] = {}
+    for part in text.split(","):
+        key, _, value = (word.strip() for word in part.partition("="))
+        limited = key.removeprefix("per_").upper()
+        if key == "region" and value:
+            pool.regions.extend(value.split("+"))
+        elif key == "class" and value:
+            pool.device_classes.extend(value.split("+"))
+        elif key == "pgs" and value.isdecimal() and int(value):
+            pool.pg_count = int(value)
+        elif key.startswith("per_") and limited in DomainLevel.__members__ and value.isdecimal():
+            limits[DomainLevel[limited]] = int(value)
+        else:
+            raise ValueError(
+                f"pool {name!r}: {part.strip()!r} is not understood: known are pgs=32, "
+                "region=a+b, class=ssd, per_node=1, per_rack=2, per_zone=2, per_region=4"
+            )
+    if not pool.pg_count:
+        raise ValueError(f"pool {name!r}: pgs=NUMBER is needed")
+    for limited_level, most in sorted((limits or {level: 1}).items()):
+        if most < 1:
+            raise ValueError(f"pool {name!r}: per_{limited_level.name.lower()} is at least 1")
+        pool.limits.add(level=limited_level, max_chunks=most)
+    return pool
+
+
 @dataclass(frozen=True, slots=True)
 class MetadataConfig:
     """What one metadata server is told. Raises ValueError, in words, for what cannot work."""
@@ -39,7 +83,9 @@ class MetadataConfig:
     code: str = "rs-4-2"
     """Codec of every stripe, fixed when the cluster is formed."""
     pg_count: int = 64
-    """Placement groups, fixed when the cluster is formed."""
+    """Placement groups, fixed when the cluster is formed; with pools, those of the default one."""
+    pools: tuple[str, ...] = ()
+    """Further pools, each "NAME:pgs=32,region=eu+uk,class=ssd,per_node=1,per_rack=2"."""
     bootstrap_device_count: int = 8
     """Devices that must have joined before the first map is made."""
     domain: str = "node"
@@ -72,6 +118,16 @@ class MetadataConfig:
     """Seconds without progress after which a rebuild is given up and tried again."""
     trash_grace_s: float = 60.0
     """Seconds between deleting an object and deleting its chunks."""
+    packed_chunk_bytes: int = 1 << 20
+    """The most bytes of a chunk of a stripe that small objects share, and of an object in it."""
+    pack_wait_s: float = 300.0
+    """Seconds for which small objects wait for others to fill a stripe before they make do."""
+    pack_concurrency: int = 2
+    """Stripes of small objects written at the same time."""
+    orphan_grace_s: float = 86_400.0
+    """Seconds from beginning a stripe to its commit, at most; then its chunks are orphans."""
+    orphan_interval_s: float = 21_600.0
+    """Seconds between two searches for orphans; 0: only when an operator asks."""
     min_part_bytes: int = 5 << 20
     """Least bytes of every part of a multipart upload but the last; S3 has 5 MiB."""
     partitions: tuple[str, ...] = ()
@@ -96,6 +152,9 @@ class MetadataConfig:
             )
         if not 1 <= self.pg_count <= 1 << 20:
             raise ValueError(f"pg_count is {self.pg_count}; 1 to {1 << 20} are possible")
+        pool_names = [pool.name for pool in self.pool_messages]
+        if len(set(pool_names)) < len(pool_names):
+            raise ValueError("pools: names must differ")
         if not 0 < self.down_after_s <= self.out_after_s:
             raise ValueError("down_after_s must be above 0 and at most out_after_s")
         if not 0 <= self.max_out_fraction <= 1:
@@ -110,6 +169,12 @@ class MetadataConfig:
             raise ValueError(
                 "repair_concurrency must be at least 1, repair_bandwidth_bytes_per_s at least 0"
             )
+        if not 4096 <= self.packed_chunk_bytes <= 4 << 20:
+            raise ValueError("packed_chunk_bytes must be 4 KiB to 4 MiB")
+        if self.pack_wait_s < 0 or self.pack_concurrency < 1:
+            raise ValueError("pack_wait_s must be at least 0, pack_concurrency at least 1")
+        if self.orphan_grace_s < 1 or self.orphan_interval_s < 0:
+            raise ValueError("orphan_grace_s must be at least 1, orphan_interval_s at least 0")
         if self.lifecycle_day_s <= 0 or self.request_ttl_s <= 0:
             raise ValueError("lifecycle_day_s and request_ttl_s must be above 0")
         partition_names = [parsed_partition(item)[0] for item in self.partitions]
@@ -128,3 +193,18 @@ class MetadataConfig:
     def rule(self) -> PlacementRule:
         """What placement must keep."""
         return PlacementRule(level=DomainLevel[self.domain.upper()])
+
+    @property
+    def pool_messages(self) -> list[pool_pb2.Pool]:
+        """The pools of the first map, which cover all its PGs; empty: it needs none."""
+        if not self.pools:
+            return []
+        level = DomainLevel[self.domain.upper()]
+        default = pool_pb2.Pool(name=DEFAULT_POOL, pg_count=self.pg_count)
+        default.limits.add(level=level, max_chunks=1)
+        found = [default, *(parsed_pool(item, level) for item in self.pools)]
+        first_pg = 0
+        for pool in found:
+            pool.first_pg = first_pg
+            first_pg += pool.pg_count
+        return found

@@ -5,15 +5,17 @@ and repair work on. A rack is named by (region, zone, rack), so equal rack names
 two racks; domains are numbered in the order in which the nodes name them.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,
+    DomainLevel,
     Int32Array,
     PlacementRule,
+    Pool,
     Topology,
     frozen,
 )
@@ -28,6 +30,7 @@ def topology_of(nodes: Sequence[common_pb2.Node], devices: Sequence[common_pb2.D
     regions = _Numbering()
     zones = _Numbering()
     racks = _Numbering()
+    classes = class_numbers(devices)
     node_rack: list[int] = []
     for node in nodes:
         region = regions.number((node.region,), 0)
@@ -39,7 +42,45 @@ def topology_of(nodes: Sequence[common_pb2.Node], devices: Sequence[common_pb2.D
         rack_zone=_int32(racks.parents),
         zone_region=_int32(zones.parents),
         device_weight=frozen(np.array([device.weight for device in devices], dtype=np.float64)),
+        device_class=_int32([classes[device.device_class] for device in devices]),
     )
+
+
+def region_numbers(nodes: Sequence[common_pb2.Node]) -> dict[str, int]:
+    """The index of each region by its name."""
+    names = dict.fromkeys(node.region for node in nodes)
+    return {name: index for index, name in enumerate(names)}
+
+
+def class_numbers(devices: Sequence[common_pb2.Device]) -> dict[str, int]:
+    """The number of each device class by its name; 0 is that of devices without one."""
+    names = dict.fromkeys(("", *(device.device_class for device in devices)))
+    return {name: index for index, name in enumerate(names)}
+
+
+def pools_of_message(message: common_pb2.ClusterMap) -> tuple[Pool, ...]:
+    """The core's pools of a map; empty: it names none.
+
+    A region or a class that nothing belongs to has a number that nothing has.
+    """
+    if not message.pools:
+        return ()
+    regions, classes = region_numbers(message.nodes), class_numbers(message.devices)
+    found: list[Pool] = []
+    for pool in message.pools:
+        first, *also = ((DomainLevel(item.level), item.max_chunks) for item in pool.limits)
+        rule = PlacementRule(
+            *first,
+            tuple(also),
+            regions=_chosen(pool.regions, regions),
+            device_classes=_chosen(pool.device_classes, classes),
+        )
+        found.append(Pool(pool.name, rule, pool.first_pg, pool.pg_count))
+    return tuple(found)
+
+
+def _chosen(names: Sequence[str], numbers: Mapping[str, int]) -> tuple[int, ...] | None:
+    return tuple(numbers.get(name, len(numbers)) for name in names) or None
 
 
 def columns_of(message: common_pb2.ClusterMap, rule: PlacementRule) -> ClusterMap:
@@ -61,6 +102,7 @@ def columns_of(message: common_pb2.ClusterMap, rule: PlacementRule) -> ClusterMa
         pg_slot_state=frozen(np.array([pg.slot_states for pg in message.pgs], dtype=np.uint8)),
         pg_epoch=frozen(np.array([pg.epoch for pg in message.pgs], dtype=np.int64)),
         pg_previous=frozen(previous.astype(np.int32)),
+        pools=pools_of_message(message),
     )
 
 

@@ -46,6 +46,7 @@ _TABLE: dict[type[Exception], tuple[grpc.StatusCode, metadata_pb2.ErrorReason.Va
     namespace.InvalidArgument: (_Status.INVALID_ARGUMENT, _Reason.ERROR_REASON_INVALID_ARGUMENT),
     service.StaleEpoch: (_Status.ABORTED, _Reason.ERROR_REASON_STALE_EPOCH),
     service.Refused: (
+    service.WrongPool: (_Status.ABORTED, _Reason.ERROR_REASON_WRONG_POOL),
         _Status.FAILED_PRECONDITION,
         _Reason.ERROR_REASON_PRECONDITION_FAILED,
     ),

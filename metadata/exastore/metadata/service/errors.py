@@ -3,6 +3,7 @@
 ServiceError
 ├── NotReady        there is no cluster map yet
 ├── StaleEpoch      an extent was written under an old map
+├── WrongPool       an extent was written outside its bucket's pool
 ├── MapOutdated     internal: another server changed the map; reload it and try again
 ├── LeaseLost       internal: another server does the background work now
 ├── AuditFailed     an act was done, and could not be written to the audit log
@@ -33,6 +34,15 @@ class StaleEpoch(ServiceError):
         self.pg = pg
         self.written_epoch = written_epoch
         self.pg_epoch = pg_epoch
+
+
+class WrongPool(ServiceError):
+    """An extent lies in a placement group that is not of its bucket's pool."""
+
+    def __init__(self, pg: int, pool: str) -> None:
+        super().__init__(f"placement group {pg} is not in the bucket's pool, {pool!r}")
+        self.pg = pg
+        self.pool = pool
 
 
 class MapOutdated(ServiceError):

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.map_delta import checksum, encode_delta, table_of
+from exastore.metadata.core.pools import DEFAULT_POOL
 from exastore.metadata.core.redundancy import log_code
 from exastore.metadata.core.topology import ClusterMap, PlacementRule
 from exastore.metadata.kv.contract import Engine, Transaction
@@ -25,7 +26,7 @@ from exastore.metadata.kv.keys import pack, prefix_range
 from exastore.metadata.namespace.errors import InvalidArgument
 from exastore.metadata.namespace.objects import Fence
 from exastore.metadata.service.convert import columns_of
-from exastore.metadata.service.errors import MapOutdated, NotReady, StaleEpoch
+from exastore.metadata.service.errors import MapOutdated, NotReady, StaleEpoch, WrongPool
 from exastore.proto.v1 import common_pb2
 
 _HEAD_KEY = pack("M", "head")
@@ -44,7 +45,7 @@ Guard = Callable[[Transaction], None]
 def map_rows(message: common_pb2.ClusterMap) -> dict[bytes, bytes]:
     """The rows that store a map."""
     head = common_pb2.ClusterMap(
-        epoch=message.epoch, cluster_id=message.cluster_id, code=message.code
+        epoch=message.epoch, cluster_id=message.cluster_id, code=message.code, pools=message.pools
     )
     rows = {_HEAD_KEY: head.SerializeToString()}
     pgs_per_row = _pgs_per_row(message)
@@ -58,6 +59,13 @@ def map_rows(message: common_pb2.ClusterMap) -> dict[bytes, bytes]:
         run = common_pb2.ClusterMap(pgs=message.pgs[first : first + pgs_per_row])
         rows[pack("M", "pgs", first // pgs_per_row)] = run.SerializeToString()
     return rows
+
+
+def pg_ranges(message: common_pb2.ClusterMap) -> dict[str, range]:
+    """The groups of each pool; empty: the map names none."""
+    return {
+        pool.name: range(pool.first_pg, pool.first_pg + pool.pg_count) for pool in message.pools
+    }
 
 
 def _pgs_per_row(message: common_pb2.ClusterMap) -> int:
@@ -121,6 +129,8 @@ class MapStore:
         self._message: common_pb2.ClusterMap | None = None
         self._columns: ClusterMap | None = None
         self._pg_epochs: list[int] = []
+        #: The groups of each pool; empty: the map names none.
+        self._pools: dict[str, range] = {}
         #: About the size of the message.
         self._full_bytes = 0
         #: Each begins at the epoch at which the one before it ends; the last ends at `epoch`.
@@ -140,6 +150,11 @@ class MapStore:
     def epoch(self) -> int:
         """The map's epoch; 0: no map."""
         return 0 if self._message is None else self._message.epoch
+
+    @property
+    def pool_names(self) -> list[str]:
+        """Names of the pools of the map; the default one alone if it names none."""
+        return list(self._pools) or [DEFAULT_POOL]
 
     async def load(self) -> None:
         """Read the stored map if it is newer."""
@@ -217,7 +232,7 @@ class MapStore:
             is_current: Whether the cached map is the newest, in an engine that does not hold it.
 
         It raises MapOutdated when the cached map is not the stored one, StaleEpoch, NotReady,
-        InvalidArgument.
+        InvalidArgument, WrongPool.
         """
         message, head, pg_epochs = self._message, self._rows.get(_HEAD_KEY), self._pg_epochs
         code = None if message is None else codec(message.code)
@@ -227,7 +242,9 @@ class MapStore:
 
         is_newest = is_current or is_head_current
 
-        def check(txn: Transaction, extents: Iterable[common_pb2.Extent]) -> None:
+        pools = self._pools
+
+        def check(txn: Transaction, extents: Iterable[common_pb2.Extent], pool: str) -> None:
             is_checked = False
             for extent in extents:
                 if not is_checked and not is_newest(txn):
@@ -238,6 +255,8 @@ class MapStore:
                         "there is no cluster map yet, so no extent can have been written"
                     )
                 _check_extent(extent, message.epoch, code, pg_epochs)
+                if pools and extent.pg not in pools.get(pool or DEFAULT_POOL, ()):
+                    raise WrongPool(extent.pg, pool or DEFAULT_POOL)
 
         return check
 
@@ -274,6 +293,7 @@ class MapStore:
         self._columns = columns
         self._full_bytes = sum(map(len, rows.values()))
         self._pg_epochs = [pg.epoch for pg in message.pgs]
+        self._pools = pg_ranges(message)
         self._changed.set()
         self._changed = asyncio.Event()
 

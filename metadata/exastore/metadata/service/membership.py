@@ -6,15 +6,14 @@ Each returns a copy with the next epoch, or None when nothing changes.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from exastore.metadata.core.balancer import apply_balance_to_rows, plan_balance_of_rows
-from exastore.metadata.core.placement import (
-    domain_count_with_weight,
-    place_with_columns,
-    placement_columns,
-)
-from exastore.metadata.core.topology import NO_DEVICE, PlacementRule
-from exastore.metadata.service.convert import topology_of
+from exastore.metadata.core.balancer_recovery import plan_even_recovery
+from exastore.metadata.core.placement import place_with_columns, placement_columns
+from exastore.metadata.core.pools import DEFAULT_POOL
+from exastore.metadata.core.rules import placeable_slots
+from exastore.metadata.core.topology import NO_DEVICE, Int32Array, PlacementRule, Pool, Topology
+from exastore.metadata.service.convert import pools_of_message, topology_of
 from exastore.metadata.service.errors import NotReady
-from exastore.proto.v1 import common_pb2, metadata_pb2
+from exastore.proto.v1 import common_pb2, metadata_pb2, pool_pb2
 
 _TIB = float(1 << 40)
 _UP = common_pb2.DEVICE_STATE_UP
@@ -34,33 +33,47 @@ def first_map(
     n: int,
     pg_count: int,
     rule: PlacementRule,
+    pools: Sequence[pool_pb2.Pool] = (),
 ) -> common_pb2.ClusterMap:
-    """Epoch 1: nodes in the order of their ids, every PG placed and the table balanced.
+    """Epoch 1: nodes in the order of their ids, every PG placed, the table balanced.
 
-    Raises NotReady when the rule needs more failure domains than have joined.
+    Who reads for whom when a device dies is evened out, too. Pools, if there are any, cover all
+    groups, and then `rule` and `pg_count` are of no use.
+
+    Raises NotReady when a rule needs more failure domains than have joined.
     """
     message = common_pb2.ClusterMap(epoch=1, cluster_id=cluster_id, code=code)
     for heartbeat in sorted(heartbeats, key=lambda item: item.node.id):
         _add_node(message, heartbeat.node)
         for report in heartbeat.devices:
             _add_device(message, len(message.nodes) - 1, report)
+    message.pools.extend(pools)
     topology = topology_of(message.nodes, message.devices)
-    domain_count = domain_count_with_weight(topology, rule.level)
-    if domain_count * rule.max_per_domain < n:
-        level = rule.level.name.lower()
+    for pool in pools_of_message(message) or (Pool(DEFAULT_POOL, rule, 0, pg_count),):
+        table = _first_rows(topology, pool, code, n)
+        for index, row in enumerate(table.tolist(), start=pool.first_pg):
+            message.pgs.add(index=index, device_indexes=row, slot_states=[0] * n, epoch=1)
+    return message
+
+
+def _first_rows(topology: Topology, pool: Pool, code: str, n: int) -> Int32Array:
+    """Shape (P, n): the rows of a pool, balanced. Raises NotReady."""
+    columns = placement_columns(topology, pool.rule)
+    room = placeable_slots(topology, pool.rule)
+    if room < n:
+        limits = ", ".join(f"{most} per {level.name.lower()}" for level, most in pool.rule.limits)
+        usable = int((columns.device_weight > 0).sum())
         raise NotReady(
-            f"{code} needs {n} failure domains of level {level}, but the {len(message.devices)} "
-            f"devices that joined are on {domain_count}: add more"
+            f"pool {pool.name!r}: {code} needs room for {n} chunks of a stripe, at most {limits}; "
+            f"the {usable} devices that joined and may hold them leave room for {room}: add more"
         )
-    columns = placement_columns(topology, rule)
-    table = place_with_columns(columns, pg_count, n)
+    table = place_with_columns(columns, pool.pg_count, n, first_pg=pool.first_pg)
     if (table == NO_DEVICE).any():
         raise NotReady(f"{code} cannot be placed on the devices that joined: add more")
     # No data is there yet, so slots move for nothing.
     table = apply_balance_to_rows(table, plan_balance_of_rows(columns, table))
-    for index, row in enumerate(table.tolist()):
-        message.pgs.add(index=index, device_indexes=row, slot_states=[0] * n, epoch=1)
-    return message
+    plan = plan_even_recovery(columns, table)
+    return apply_balance_to_rows(table, plan)
 
 
 def admitted(
@@ -132,17 +145,23 @@ def is_quiet(message: common_pb2.ClusterMap | None, pg: int) -> bool:
     )
 
 
-def pgs_by_missing(message: common_pb2.ClusterMap, unreadable: Collection[int]) -> Sequence[int]:
-    """[i]: PGs with i slots that cannot be read; `unreadable` are device indexes."""
+def missing_slots(message: common_pb2.ClusterMap, unreadable: Collection[int]) -> list[int]:
+    """[p]: slots of PG p that cannot be read; `unreadable` are device indexes."""
     n = len(message.pgs[0].device_indexes) if message.pgs else 0
-    counts = [0] * (n + 1)
+    counts: list[int] = []
     for pg in message.pgs:
         missing = 0
         for slot in range(n):
             devices = holders(pg, slot)
             missing += not devices or any(device in unreadable for device in devices)
-        counts[missing] += 1
+        counts.append(missing)
     return counts
+
+
+def pgs_by_missing(message: common_pb2.ClusterMap, missing: Sequence[int]) -> list[int]:
+    """[i]: PGs with i slots that cannot be read; n + 1 entries. `missing`: of `missing_slots`."""
+    n = len(message.pgs[0].device_indexes) if message.pgs else 0
+    return [missing.count(count) for count in range(n + 1)]
 
 
 def _is_known(message: common_pb2.ClusterMap, heartbeat: metadata_pb2.HeartbeatRequest) -> bool:
@@ -182,4 +201,5 @@ def _add_device(
         weight=report.weight or report.capacity_bytes / _TIB or 1.0,
         state=_DOWN if report.fenced else _UP,
         capacity_bytes=report.capacity_bytes,
+        device_class=report.device_class,
     )

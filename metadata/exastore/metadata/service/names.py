@@ -6,6 +6,7 @@ from typing import TypeVar
 from zlib import crc32
 
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.pools import DEFAULT_POOL
 from exastore.metadata.kv.contract import Engine, Transaction
 from exastore.metadata.namespace import (
     buckets,
@@ -95,6 +96,7 @@ class NamespaceService:
     async def create_bucket(self, request: metadata_pb2.CreateBucketRequest) -> metadata_pb2.Bucket:
         now_s = self._clock.now_s()
         first = self.partitions.first
+        request.pool = self._pool_for(request)
         name = self._partition_for(request)
         if name == FIRST:
             return await first.transact(lambda txn: buckets.create_bucket(txn, request, now_s))
@@ -133,6 +135,14 @@ class NamespaceService:
             return self.partitions.named(request.partition).name
         names = self.partitions.names
         return names[crc32(request.name.encode()) % len(names)]
+
+    def _pool_for(self, request: metadata_pb2.CreateBucketRequest) -> str:
+        """The pool asked for, or that of the region's name; empty: the default one."""
+        known = self._maps.pool_names
+        if request.pool and request.pool not in known:
+            raise InvalidArgument(f"no pool has the name {request.pool!r}: known are {known}")
+        pool = request.pool or (request.region if request.region in known else "")
+        return "" if pool == DEFAULT_POOL else pool
 
     async def get_bucket(self, request: metadata_pb2.GetBucketRequest) -> metadata_pb2.Bucket:
         return await self.partitions.read(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exastore.erasure import codec
-from exastore.metadata.core.balance import rule_violations, slots_per_device
+from exastore.metadata.core.balance import slots_per_device
 from exastore.metadata.core.balancer import BalancePlan, ideal_slots
 from exastore.metadata.core.cluster_map import with_device_state
 from exastore.metadata.core.errors import CoreError
@@ -30,6 +30,7 @@ from exastore.metadata.core.moves import (
     plan_replacement,
 )
 from exastore.metadata.core.placement import placement_columns
+from exastore.metadata.core.pools import broken_rows, pools_of
 from exastore.metadata.core.repair import SERVING, RepairPlan, classify, plan_repair
 from exastore.metadata.core.topology import ClusterMap, DeviceState, Int32Array, SlotState
 from exastore.metadata.kv.contract import Transaction
@@ -41,6 +42,7 @@ from exastore.metadata.service.convert import columns_of, with_columns
 from exastore.metadata.service.errors import Refused
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.repair import Repairer
+from exastore.metadata.service.residency import BorderLog
 from exastore.metadata.service.slot_mover import SlotMover
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
@@ -70,8 +72,10 @@ class Operations:
         cluster: ClusterService,
         repair: Repairer,
         mover: SlotMover,
+        borders: BorderLog,
     ) -> None:
         self._config = config
+        self._borders = borders
         self._code = codec(config.code)
         self._maps = maps
         self._cluster = cluster
@@ -191,6 +195,8 @@ class Operations:
                 out=[] if is_serving else [old],
                 record=lambda txn: leftovers.record(txn, moves),
             )
+            if self._maps.message is not None:
+                await self._borders.tell("replace", self._maps.message, columns, moves)
             if is_serving:
                 await self._cluster.set_states([old], DeviceState.DRAINING)
         return plan
@@ -234,30 +240,23 @@ class Operations:
 
     def _told(self, columns: ClusterMap, moves: _Moves) -> Plan:
         """Counts, bytes and time of moves by the map that they were planned for."""
-        placement = placement_columns(columns.topology, columns.rule)
         after = columns.pg_devices.copy()
         after[moves.pg, moves.slot] = moves.target
-        state = columns.device_state.copy()
-        takes = np.where(state == DeviceState.UP, placement.device_weight, 0.0)
-        state[np.isin(state, SERVING)] = DeviceState.UP
-        shares = placement._replace(device_weight=takes)
         budget = self._config.move_bandwidth_bytes_per_s
         move_bytes = self._bytes_of(columns, moves)
         plan = Plan(
             move_count=len(moves.pg),
             move_bytes=move_bytes,
-            violation_count=int(rule_violations(columns.topology, columns.rule, after).sum()),
+            violation_count=int(broken_rows(columns, after).sum()),
             bandwidth_bytes_per_s=budget,
             eta_s=move_bytes / budget if budget else -1.0,
+            deviation_before=_deviation(columns, columns.pg_devices),
+            deviation_after=_deviation(columns, after),
         )
-        is_up = columns.device_state == DeviceState.UP
-        for name, rows in (("deviation_before", columns.pg_devices), ("deviation_after", after)):
-            held = slots_per_device(rows, len(state))
-            away = np.abs(held - ideal_slots(shares, rows, state))[is_up]
-            setattr(plan, name, float(away.max(initial=0.0)))
+        device_count = columns.topology.device_count
         moved = moves.source != moves.target
-        gets = np.bincount(moves.target[moved & (moves.target >= 0)], minlength=len(state))
-        gives = np.bincount(moves.source[moved & (moves.source >= 0)], minlength=len(state))
+        gets = np.bincount(moves.target[moved & (moves.target >= 0)], minlength=device_count)
+        gives = np.bincount(moves.source[moved & (moves.source >= 0)], minlength=device_count)
         for device in np.flatnonzero(gets + gives).tolist():
             plan.devices.add(
                 device_index=device, in_count=int(gets[device]), out_count=int(gives[device])
@@ -344,6 +343,22 @@ def _ends(
     moves: SlotMoves | BalancePlan | RepairPlan,
 ) -> tuple[Int32Array, Int32Array, Int32Array, Int32Array]:
     return moves.pg, moves.slot, moves.source_device, moves.target_device
+
+
+def _deviation(columns: ClusterMap, table: Int32Array) -> float:
+    """The largest distance of an UP device from its share of a pool, in slots."""
+    state = columns.device_state.copy()
+    is_up = state == DeviceState.UP
+    state[np.isin(state, SERVING)] = DeviceState.UP
+    largest = 0.0
+    for pool in pools_of(columns):
+        placement = placement_columns(columns.topology, pool.rule)
+        takes = np.where(is_up, placement.device_weight, 0.0)
+        rows = table[pool.pgs]
+        held = slots_per_device(rows, len(state))
+        away = np.abs(held - ideal_slots(placement._replace(device_weight=takes), rows, state))
+        largest = max(largest, float(away[is_up].max(initial=0.0)))
+    return largest
 
 
 def _some(devices: Sequence[int]) -> list[int]:

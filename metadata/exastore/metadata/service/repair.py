@@ -25,6 +25,7 @@ from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.rebuild import Rebuilder, SlotTarget
+from exastore.metadata.service.residency import BorderLog
 from exastore.metadata.service.slot_work import SlotWork, Throttle, share_of
 from exastore.metadata.service.storage_client import StorageClient
 from exastore.proto.v1 import common_pb2, metadata_pb2
@@ -44,8 +45,10 @@ class Repairer:
         storage: StorageClient,
         clock: Clock,
         metrics: MetadataMetrics,
+        borders: BorderLog,
     ) -> None:
         self._config = config
+        self._borders = borders
         self._k = codec(config.code).k
         self._maps = maps
         self._lease = lease
@@ -122,6 +125,7 @@ class Repairer:
     async def _apply(self, plan: RepairPlan) -> None:
         moved = plan.pg[plan.source_device != plan.target_device][:SLOTS_PER_EPOCH_MAX]
         batch = plan.first_moves(self._maps.end_of_change(moved.tolist()))
+        columns = self._maps.columns
 
         def edit(known: common_pb2.ClusterMap | None) -> common_pb2.ClusterMap | None:
             if known is None or known.epoch != plan.epoch:
@@ -129,7 +133,10 @@ class Repairer:
             columns = apply_plan(columns_of(known, self._config.rule), batch)
             return None if columns.epoch == known.epoch else with_columns(known, columns)
 
-        await self._maps.change(edit, guard=leftovers.recording(self._lease.guard(), batch))
+        guard = leftovers.recording(self._lease.guard(), batch)
+        changed = await self._maps.change(edit, guard=guard)
+        if changed is not None and columns is not None and changed.epoch == plan.epoch + 1:
+            await self._borders.tell("repair", changed, columns, batch)
         log.info("repair of %d slots begins, %d are planned", len(batch), len(plan))
 
     def _follow(self, plan: RepairPlan) -> None:

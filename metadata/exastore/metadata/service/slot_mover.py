@@ -36,6 +36,7 @@ from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.rebuild import Rebuilder, SlotTarget
 from exastore.metadata.service.repair import Repairer
+from exastore.metadata.service.residency import BorderLog
 from exastore.metadata.service.slot_work import SlotWork, Throttle, share_of
 from exastore.metadata.service.storage_client import StorageClient
 from exastore.proto.v1 import common_pb2, metadata_pb2
@@ -59,8 +60,10 @@ class SlotMover:
         storage: StorageClient,
         clock: Clock,
         metrics: MetadataMetrics,
+        borders: BorderLog,
     ) -> None:
         self._config = config
+        self._borders = borders
         self._m = codec(config.code).m
         self._engine = engine
         self._maps = maps
@@ -165,12 +168,17 @@ class SlotMover:
             await self._replan(self._is_balancing)
 
     async def _begin(self, batch: SlotMoves) -> None:
+        columns = self._maps.columns
+
         def edit(known: common_pb2.ClusterMap | None) -> common_pb2.ClusterMap | None:
             if known is None or known.epoch != batch.epoch:
                 return None
             return with_columns(known, begin_moves(columns_of(known, self._config.rule), batch))
 
-        await self._maps.change(edit, guard=leftovers.recording(self._lease.guard(), batch))
+        guard = leftovers.recording(self._lease.guard(), batch)
+        changed = await self._maps.change(edit, guard=guard)
+        if changed is not None and columns is not None and changed.epoch == batch.epoch + 1:
+            await self._borders.tell("balance or drain", changed, columns, batch)
         log.info("%d slots begin to move", len(batch))
 
     def _follow(self, columns: ClusterMap | None) -> None:
