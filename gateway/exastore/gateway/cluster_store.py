@@ -58,6 +58,8 @@ Committed = TypeVar("Committed")
 
 #: How often the extents of one commit are moved out of the way of a changing map.
 MAX_COMMIT_COUNT = 4
+#: Buckets whose pool is remembered.
+MAX_POOL_NAMES = 10_000
 
 
 def time_ordered_ids(clock: Clock) -> Callable[[], bytes]:
@@ -118,6 +120,8 @@ class ClusterStore:
         self._new_id = new_id
         #: The code whose kernels are compiled, or being compiled.
         self._warm_code = ""
+        #: The pool of each bucket, as it was when we last looked; of clusters with pools.
+        self._pools: dict[str, str] = {}
         self._hashers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="md5")
         self.metadata = MetadataClient(config, clock=clock)
         self.nodes = NodePool(config, clock=clock, metrics=metrics)
@@ -147,9 +151,11 @@ class ClusterStore:
 
     # ---- buckets ----
 
-    async def create_bucket(self, name: str, *, owner: str) -> BucketInfo:
+    async def create_bucket(self, name: str, *, owner: str, location: str = "") -> BucketInfo:
+        """Create a bucket in the pool that the location names, if the cluster has pools."""
+        pool = await self._pool_at(location)
         request = metadata_pb2.CreateBucketRequest(
-            name=name, owner=owner, region=self._config.region
+            name=name, owner=owner, region=self._config.region, pool=pool
         )
         try:
             return bucket_of(await self.metadata.create_bucket(request))
@@ -159,6 +165,30 @@ class ClusterStore:
         if (await self.metadata.get_bucket(name)).owner != owner:
             raise RequestError("BucketAlreadyExists", f"The bucket {name} belongs to another.")
         raise RequestError("BucketAlreadyOwnedByYou", f"You own the bucket {name} already.")
+
+    async def _pool_at(self, location: str) -> str:
+        """The pool of a location; empty: the server chooses."""
+        if not location or location == self._config.region:
+            return ""
+        pools = (await self.maps.view()).pools
+        if pools and location not in pools:
+            raise RequestError(
+                "InvalidLocationConstraint",
+                f"There is no pool {location}; there are {', '.join(pools)}.",
+            )
+        return location if pools else ""
+
+    async def _pool_of(self, bucket: str, *, is_known: bool = True) -> str:
+        """The pool of a bucket. It never changes; a new bucket of the name may have another."""
+        if not (await self.maps.view()).pools:
+            return ""
+        pool = self._pools.get(bucket) if is_known else None
+        if pool is None:
+            pool = (await self.metadata.get_bucket(bucket)).pool
+            if len(self._pools) >= MAX_POOL_NAMES:
+                self._pools.clear()
+            self._pools[bucket] = pool
+        return pool
 
     async def get_bucket(self, name: str) -> BucketInfo:
         return bucket_of(await self.metadata.get_bucket(name))
@@ -183,6 +213,7 @@ class ClusterStore:
             body,
             inline_bytes=self._config.inline_bytes,
             packed_bytes=self._config.packed_bytes,
+            pool=await self._pool_of(bucket),
             admit=lambda: self.metadata.get_bucket(bucket),
         )
         version_id = self._new_id().hex()
@@ -194,7 +225,7 @@ class ClusterStore:
             )
             return self.metadata.commit_object(request)
 
-        return info_of(await self._commit(stored, commit))
+        return info_of(await self._commit(bucket, stored, commit))
 
     async def open_object(self, bucket: str, key: str) -> ObjectReader:
         message = await self.metadata.get_object(bucket, key)
@@ -258,7 +289,8 @@ class ClusterStore:
     ) -> ObjectPart:
         # Refuse before the bytes are sent, not after.
         await self.list_parts(bucket, key, upload_id, after_number=0, max_parts=1)
-        stored = await self._writer.store(body, inline_bytes=0)
+        pool = await self._pool_of(bucket)
+        stored = await self._writer.store(body, inline_bytes=0, pool=pool)
 
         def commit(current: StoredBody) -> Awaitable[metadata_pb2.Part]:
             request = metadata_pb2.CommitPartRequest(
@@ -266,7 +298,7 @@ class ClusterStore:
             )
             return self.metadata.commit_part(request)
 
-        return part_of(await self._commit(stored, commit))
+        return part_of(await self._commit(bucket, stored, commit))
 
     async def complete_upload(
         self,
@@ -308,9 +340,15 @@ class ClusterStore:
     # ---- commit ----
 
     async def _commit(
-        self, stored: StoredBody, commit: Callable[[StoredBody], Awaitable[Committed]]
+        self,
+        bucket: str,
+        stored: StoredBody,
+        commit: Callable[[StoredBody], Awaitable[Committed]],
     ) -> Committed:
-        """Commit what was stored; stripes that a map change has overtaken are written anew."""
+        """Commit what was stored; stripes that a map change has overtaken are written anew.
+
+        So are those of a bucket that was deleted and made again in another pool meanwhile.
+        """
         replaced: list[common_pb2.Extent] = []
         for attempt in range(MAX_COMMIT_COUNT):
             try:
@@ -323,27 +361,33 @@ class ClusterStore:
                 if attempt == MAX_COMMIT_COUNT - 1:
                     self._stripe_writer.discard([*stored.extents, *replaced])
                     raise
-                stored = await self._rewritten(stored, replaced)
+                stored = await self._rewritten(bucket, stored, replaced)
             else:
                 self._stripe_writer.discard(replaced)
                 return committed
         raise AssertionError("unreachable")
 
-    async def _rewritten(self, stored: StoredBody, replaced: list[common_pb2.Extent]) -> StoredBody:
+    async def _rewritten(
+        self, bucket: str, stored: StoredBody, replaced: list[common_pb2.Extent]
+    ) -> StoredBody:
         """The same bytes with stripes of the present map in place of overtaken ones."""
         view = await self.maps.refresh()
         if view is None:
             raise ServiceError("the cluster has no map any more")
+        pool = await self._pool_of(bucket, is_known=False)
         extents: list[common_pb2.Extent] = []
         for extent in stored.extents:
-            if view.pg_epoch[extent.pg] <= extent.epoch:
+            is_current = view.pg_epoch[extent.pg] <= extent.epoch
+            if is_current and view.is_in_pool(extent.pg, pool):
                 extents.append(extent)
                 continue
             capacity = await self._stripe_writer.extent_capacity()
             buffer = np.empty(max(capacity, extent.data_bytes), dtype=np.uint8)
             await self._stripe_reader.read_into(extent, buffer)
             extents.append(
-                await self._stripe_writer.write(buffer, extent.data_bytes, is_log=extent.is_log)
+                await self._stripe_writer.write(
+                    buffer, extent.data_bytes, is_log=extent.is_log, pool=pool
+                )
             )
             replaced.append(extent)
         if not replaced:

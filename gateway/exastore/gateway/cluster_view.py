@@ -5,8 +5,8 @@ Laws:
 2. A choice depends on the view, the devices to avoid, the groups tried and a turn counter alone.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from exastore.proto.v1 import common_pb2
 
 BoolArray = NDArray[np.bool_]
 
+#: As in `core.pools`, which brings numba.
+DEFAULT_POOL = "default"
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
@@ -36,6 +39,7 @@ class ClusterView:
         device_node: Node of each device, by its index.
         device_address: host:port of the node of each device.
         table: What changes in the life of the cluster.
+        pools: Placement groups of each pool; empty: there is one pool, of all of them.
     """
 
     code: str
@@ -43,6 +47,7 @@ class ClusterView:
     device_node: tuple[int, ...]
     device_address: tuple[str, ...]
     table: MapTable
+    pools: Mapping[str, range] = field(default_factory=dict[str, range])
 
     @property
     def epoch(self) -> int:
@@ -77,6 +82,10 @@ class ClusterView:
     def slot_count(self) -> int:
         return int(self.pg_devices.shape[1])
 
+    def is_in_pool(self, pg: int, pool: str) -> bool:
+        """Whether a group belongs to the pool of this name; the default one has no name."""
+        return not self.pools or pg in self.pools.get(pool or DEFAULT_POOL, ())
+
     def devices_of(self, pg: int) -> list[int]:
         """The n devices of a placement group, in slot order."""
         row: list[int] = self.pg_devices[pg].tolist()
@@ -110,6 +119,10 @@ class ClusterView:
             [node.address for node in message.nodes],
             [device.node_index for device in devices],
             table_of_message(message.epoch, devices, pgs),
+            {
+                pool.name: range(pool.first_pg, pool.first_pg + pool.pg_count)
+                for pool in message.pools
+            },
         )
 
     def after(self, message: common_pb2.ClusterMap) -> "ClusterView":
@@ -131,11 +144,17 @@ class ClusterView:
             [addresses[index] for index in range(len(addresses))],
             [nodes[index] for index in range(len(nodes))],
             table,
+            self.pools,
         )
 
     @classmethod
     def _of(
-        cls, code: str, addresses: Sequence[str], nodes: Sequence[int], table: MapTable
+        cls,
+        code: str,
+        addresses: Sequence[str],
+        nodes: Sequence[int],
+        table: MapTable,
+        pools: Mapping[str, range],
     ) -> "ClusterView":
         return cls(
             code=code,
@@ -145,6 +164,7 @@ class ClusterView:
                 addresses[node] if node < len(addresses) else "" for node in nodes
             ),
             table=table,
+            pools=pools,
         )
 
 
@@ -176,27 +196,42 @@ class PgChooser:
         self._turn = first_turn
         #: What the arrays below were computed for.
         self._key: tuple[int, frozenset[int]] | None = None
-        self._best: Int64Array = np.empty(0, np.int64)
+        #: By pool.
+        self._best: dict[str, Int64Array] = {}
         self._score: Int64Array = np.empty(0, np.int64)
         self._writable: BoolArray = np.empty((0, 0), np.bool_)
 
     def choose(
-        self, view: ClusterView, avoided: frozenset[int], tried: Collection[int] = ()
+        self,
+        view: ClusterView,
+        avoided: frozenset[int],
+        tried: Collection[int] = (),
+        pool: str = "",
     ) -> int | None:
-        """A group not in `tried`, or None when all were."""
+        """A group of the pool that is not in `tried`, or None when all were."""
         self._rank(view, avoided)
         self._turn += 1
-        candidates = self._best
-        if tried:
-            score = self._score.copy()
-            score[[pg for pg in tried if pg < len(score)]] = -1
-            top = int(score.max(initial=-1))
-            if top < 0:
-                return None
-            candidates = np.flatnonzero(score == top)
+        candidates = None if tried else self._best.get(pool)
+        if candidates is None:
+            candidates = self._best_of(view, tried, pool)
+        if not tried:
+            self._best[pool] = candidates
         if not len(candidates):
             return None
         return int(candidates[self._turn % len(candidates)])
+
+    def _best_of(self, view: ClusterView, tried: Collection[int], pool: str) -> Int64Array:
+        """The groups of the pool with the highest score."""
+        score = self._score
+        if view.pools:
+            groups = view.pools.get(pool or DEFAULT_POOL, range(0))
+            score = np.full(len(score), -1, dtype=np.int64)
+            score[groups.start : groups.stop] = self._score[groups.start : groups.stop]
+        if tried:
+            score = score.copy()
+            score[[pg for pg in tried if pg < len(score)]] = -1
+        top = int(score.max(initial=-1))
+        return np.flatnonzero(score == top) if top >= 0 else np.empty(0, np.int64)
 
     def writable(self, view: ClusterView, avoided: frozenset[int], pg: int) -> list[int]:
         """The slots of `pg` that take chunks now."""
@@ -219,5 +254,5 @@ class PgChooser:
         self._writable = slots
         self._score = slots.sum(axis=1, dtype=np.int64) * (view.slot_count + 1)
         self._score += settled.sum(axis=1)
-        self._best = np.flatnonzero(self._score == self._score.max(initial=0))
+        self._best = {}
         self._key = key

@@ -69,7 +69,7 @@ def error_of(error: grpc.aio.AioRpcError) -> GatewayError:
     reason, text = reason_of(error), error.details() or error.code().name
     if reason in REQUEST_CODES:
         return RequestError(REQUEST_CODES[reason], text)
-    if reason == "STALE_EPOCH":
+    if reason in ("STALE_EPOCH", "WRONG_POOL"):
         return StaleEpoch(text)
     if reason == "NOT_READY":
         return NotReady(text)

@@ -14,7 +14,7 @@ only to a group whose devices all take chunks; otherwise what is durable stands.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -79,6 +79,8 @@ class Stripe:
     crc32cs: Sequence[int]
     #: Copies of a small object, to be packed later.
     is_log: bool = False
+    #: Where it may be stored.
+    pool: str = ""
 
 
 def encode_stripe(code: Codec, buffer: Uint8Array, data_bytes: int) -> Stripe:
@@ -141,7 +143,7 @@ class StripeWriter:
         return code.k * largest_chunk_bytes(self._config.chunk_bytes, code.alignment_bytes)
 
     async def write(
-        self, buffer: Uint8Array, data_bytes: int, *, is_log: bool = False
+        self, buffer: Uint8Array, data_bytes: int, *, is_log: bool = False, pool: str = ""
     ) -> common_pb2.Extent:
         """Store the first `data_bytes` of `buffer` and describe where they are.
 
@@ -149,6 +151,7 @@ class StripeWriter:
             buffer: Not to be changed until the extent is returned.
             data_bytes: At least 1.
             is_log: Write copies instead of a coded stripe.
+            pool: Name of the pool whose placement groups may hold it.
 
         Raises:
             TooFewDevices, NoSpace: no placement group took a quorum of the chunks.
@@ -156,7 +159,7 @@ class StripeWriter:
         began_s = self._clock.monotonic_s()
         view = await self._maps.view()
         make = log_stripe if is_log else encode_stripe
-        stripe = make(codec(view.code), buffer, data_bytes)
+        stripe = replace(make(codec(view.code), buffer, data_bytes), pool=pool)
         extent = await self._write_stripe(view, stripe)
         self._metrics.extent_seconds.labels("write").observe(self._clock.monotonic_s() - began_s)
         return extent
@@ -189,7 +192,7 @@ class StripeWriter:
         best = Attempt()
         while len(tried) < self._config.write_attempt_count:
             avoided = self._nodes.avoided(view)
-            pg = chooser.choose(view, avoided, tried)
+            pg = chooser.choose(view, avoided, tried, stripe.pool)
             if pg is None:
                 break
             tried.add(pg)
@@ -230,7 +233,7 @@ class StripeWriter:
             return False
         avoided = self._nodes.avoided(view)
         chooser = self._chooser_of(stripe.code)
-        pg = chooser.choose(view, avoided, tried)
+        pg = chooser.choose(view, avoided, tried, stripe.pool)
         return pg is not None and len(chooser.writable(view, avoided, pg)) == stripe.code.n
 
     def _chooser_of(self, code: Codec) -> PgChooser:

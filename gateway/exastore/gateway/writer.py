@@ -65,6 +65,7 @@ class BodyWriter:
         *,
         inline_bytes: int,
         packed_bytes: int = 0,
+        pool: str = "",
         admit: Callable[[], Awaitable[object]] | None = None,
     ) -> StoredBody:
         """Read the body to its end and make it durable; up to `inline_bytes` come back instead.
@@ -73,6 +74,7 @@ class BodyWriter:
             body: The bytes, and what the client said of them.
             inline_bytes: A body of at most this many bytes is not striped.
             packed_bytes: A larger one of at most this many is written as copies, to be packed.
+            pool: Name of the pool whose placement groups may hold it.
             admit: Asked once, when the body proves longer than one extent: raises to refuse it
                 before the rest is sent. Short bodies learn at the commit, for one call less.
 
@@ -87,7 +89,7 @@ class BodyWriter:
             digests = cast(DigestedBody, body).take_digests()
         else:
             digests = BodyDigests(hashlib.md5(usedforsecurity=False), ())
-        upload = _Upload(self, capacity, behind, inline_bytes, packed_bytes, digests)
+        upload = _Upload(self, capacity, behind, inline_bytes, packed_bytes, digests, pool)
         try:
             async for piece in body:
                 await upload.feed(memoryview(piece).cast("B"))
@@ -134,7 +136,9 @@ class _Upload:
         inline_bytes: int,
         packed_bytes: int,
         digests: BodyDigests,
+        pool: str,
     ) -> None:
+        self._pool = pool
         self._writer = writer
         self._capacity = capacity
         self._inline_bytes = inline_bytes
@@ -232,7 +236,7 @@ class _Upload:
         is_log: bool,
     ) -> common_pb2.Extent:
         try:
-            extent = await self._writer.stripes.write(buffer, fill, is_log=is_log)
+            extent = await self._writer.stripes.write(buffer, fill, is_log=is_log, pool=self._pool)
             if hashing is not None:
                 # Shielded: a thread reads the buffer even when this task is cancelled.
                 await asyncio.shield(hashing)

@@ -43,9 +43,9 @@ async def create_bucket(call: Call) -> Response:
     check_bucket_name(call.bucket)
     if (call.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true":
         raise RequestError("NotImplemented", "Object lock is not implemented.")
-    # Any location is accepted: there is one cluster, and it is here.
-    xml.parse_location(await call.document())
-    await call.store.create_bucket(call.bucket, owner=call.owner)
+    # A location may name a pool of the cluster; where there are none, any is accepted.
+    location = xml.parse_location(await call.document())
+    await call.store.create_bucket(call.bucket, owner=call.owner, location=location)
     call.guard.buckets.forget(call.bucket)
     return Response(headers={"Location": f"/{call.bucket}"})
 

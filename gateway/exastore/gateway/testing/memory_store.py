@@ -66,7 +66,8 @@ class MemoryStore:
         self._ids = count(1)
         self._buckets: dict[str, _Bucket] = {}
 
-    async def create_bucket(self, name: str, *, owner: str) -> BucketInfo:
+    async def create_bucket(self, name: str, *, owner: str, location: str = "") -> BucketInfo:
+        del location
         if name in self._buckets and self._buckets[name].info.owner != owner:
             raise RequestError("BucketAlreadyExists", "The bucket belongs to another.")
         if name in self._buckets:
