@@ -14,7 +14,7 @@ from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.storage_client import StorageError
-from exastore.proto.v1 import common_pb2, metadata_pb2, storage_pb2
+from exastore.proto.v1 import common_pb2, metadata_pb2, storage_pb2, upkeep_pb2
 
 pb = metadata_pb2
 ChunkKey = tuple[int, bytes, int]
@@ -166,6 +166,11 @@ class FakeNodes:
                 for pg, count in counts.items()
             ]
         )
+
+    async def pack_stripe(
+        self, address: str, request: upkeep_pb2.PackStripeRequest
+    ) -> upkeep_pb2.PackStripeResponse:
+        raise StorageError(f"node {address} packs nothing")
 
     async def close(self) -> None:
         pass

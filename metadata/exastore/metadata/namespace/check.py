@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.keys import after_prefix, pack, prefix_range
-from exastore.metadata.namespace import rows, uploads, usage, versions
+from exastore.metadata.namespace import packed, rows, uploads, usage, versions
 from exastore.metadata.namespace.space import Space, open_to_read
-from exastore.proto.v1 import metadata_pb2
+from exastore.proto.v1 import metadata_pb2, upkeep_pb2
 
 _BATCH_COUNT = 1000
 
@@ -63,6 +63,7 @@ def check_bucket(txn: Transaction, name: str) -> Findings:
     space = open_to_read(txn, name)
     _check_versions(space, findings)
     _check_index(space, findings)
+    _check_packed(space, findings)
     return findings
 
 
@@ -154,6 +155,39 @@ def _check_index(space: Space, findings: Findings) -> None:
         findings.wrong.append(
             f"degraded: {len(marked - degraded)} too many, {len(degraded - marked)} missing"
         )
+
+
+def _check_packed(space: Space, findings: Findings) -> None:
+    """Packed stripes count what refers to them, and index rows tell what is to be packed."""
+    bucket_id = space.bucket.id
+    counted: dict[bytes, list[int]] = {}
+    waiting: dict[bytes, bytes] = {}
+    for kind in (rows.CURRENT, rows.OTHER):
+        for holder, value in _all(space, kind):
+            for extent in metadata_pb2.Object.FromString(value).extents:
+                if extent.is_slice:
+                    count = counted.setdefault(extent.stripe_id, [0, 0])
+                    count[0] += 1
+                    count[1] += extent.data_bytes
+                elif extent.is_log:
+                    waiting[rows.unpacked(bucket_id, holder)] = extent.SerializeToString()
+    sparse: set[bytes] = set()
+    told: dict[bytes, list[int]] = {}
+    for holder, value in _all(space, rows.STRIPE):
+        stripe = upkeep_pb2.PackedStripe.FromString(value)
+        told[holder[1:]] = [stripe.live_count, stripe.live_bytes]
+        if packed.is_sparse(stripe):
+            sparse.add(rows.sparse(bucket_id, holder[1:]))
+    if told != counted:
+        findings.wrong.append(f"packed stripes: counters {told}, but rows say {counted}")
+    if {key for key, _ in space.txn.scan(*prefix_range(pack("J", bucket_id)))} != sparse:
+        findings.wrong.append("the index of sparse stripes is wrong")
+    found = {
+        key: upkeep_pb2.UnpackedObject.FromString(value).extent.SerializeToString()
+        for key, value in space.txn.scan(*prefix_range(pack("j", bucket_id)))
+    }
+    if found != waiting:
+        findings.wrong.append("the index of objects that wait to be packed is wrong")
 
 
 def _all(space: Space, begin: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -20,6 +20,7 @@ NamespaceError
 ├── NoSuchAccessKey
 ├── UserExists              or one of its keys
 ├── MoveConflict            a move cannot begin, or cannot be cancelled any more
+├── StripeTooOld            its chunks may have been taken for orphans: write the bytes again
 ├── PlanOutdated            internal: the upload changed between reading and completing it
 └── MoverReplaced           internal: another server carries this move out now
 """
@@ -149,6 +150,10 @@ class UserExists(NamespaceError):
 
 class MoveConflict(NamespaceError):
     """The message says what stands in the way."""
+
+
+class StripeTooOld(NamespaceError):
+    """Its chunks may have been taken for orphans: the bytes have to be written again."""
 
 
 class PlanOutdated(NamespaceError):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.keys import pack, prefix_range
-from exastore.metadata.namespace import rows
+from exastore.metadata.namespace import packed, rows
 from exastore.metadata.namespace.space import open_by_id
-from exastore.proto.v1 import common_pb2, metadata_pb2
+from exastore.proto.v1 import common_pb2, metadata_pb2, upkeep_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ def list_extents(
 ) -> tuple[list[common_pb2.Extent], bytes | None]:
     """A batch of the extents of every object and part, and where the next batch begins.
 
-    What is in the trash is left out. Every batch is a snapshot, not their union.
+    What is in the trash is left out; slices are part of packed stripes. Every batch is a snapshot,
+    not their union.
     """
     first, end = prefix_range(pack("n"))
     found = txn.scan(max(first + b"\x00", begin), end, limit=row_limit)
@@ -33,7 +34,10 @@ def list_extents(
         holder = rows.holder_of(key)
         kind = holder[:1]
         if kind in (rows.CURRENT, rows.OTHER):
-            extents.extend(metadata_pb2.Object.FromString(value).extents)
+            found_extents = metadata_pb2.Object.FromString(value).extents
+            extents.extend(extent for extent in found_extents if not extent.is_slice)
+        elif kind == rows.STRIPE:
+            extents.append(upkeep_pb2.PackedStripe.FromString(value).extent)
         elif kind == rows.DATA:
             dead_key = rows.base(rows.bucket_id_of(key)) + rows.dead(rows.data_place(holder)[0])
             if dead_key != asked:
@@ -84,6 +88,8 @@ def mark_rebuilt(txn: Transaction, row_key: bytes, rebuilt: Collection[tuple[byt
         row.ParseFromString(held)
         _set_missing(row.extents, missing_by_stripe)
         space.put(holder, row.SerializeToString())
+        if isinstance(row, metadata_pb2.Object):
+            packed.index(space, holder, row)
         remaining.extents.extend(e for e in degraded.extents if missing_by_stripe[e.stripe_id])
         _set_missing(remaining.extents, missing_by_stripe)
     if remaining.extents:

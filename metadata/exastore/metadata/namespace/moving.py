@@ -394,7 +394,7 @@ def _sections(bucket_id: int) -> list[tuple[bytes, bytes, bool]]:
     return [
         (*prefix_range(rows.base(bucket_id)), False),
         *((*prefix_range(pack(kind)), True) for kind in _TIMED),
-        (*prefix_range(pack("g", bucket_id)), False),
+        *((*prefix_range(pack(kind, bucket_id)), False) for kind in ("g", "j", "J")),
         (rows.reindex(bucket_id), rows.reindex(bucket_id) + b"\x00", False),
     ]
 

@@ -14,12 +14,17 @@ another engine in the order of its keys. One byte tells the kind:
     w  upload slot           numbers             changes, count and bytes of the upload's parts
     c  slot                  numbers             usage of the bucket
     q  request id            StoredResult        answer of a request that was done
+    p  stripe id             PackedStripe        a stripe that slices of small objects refer to
+    r  stripe id  batch      PackedMembers       which versions were packed into it
+    i                        counter             how often an older version became current again
 
 Rows of the engine, which background work walks through; they name the bucket's id:
 
     (b, name)                    Bucket          a bucket that this engine holds, with its settings
     (t, ms, id, kind, owner, ..) by kind         trash, oldest first
     (g, id) holder               extents         which of the extents in that row miss chunks
+    (j, id) holder               UnpackedObject  a small object that waits to be packed
+    (J, id) stripe id            empty           a packed stripe of which less than half is live
     (x, ms, id) holder           empty           when lifecycle has to look at that row
     (e, ms, id) request id       empty           when that `q` row expires
     (y, id)                      cursor          how far a bucket is indexed after its rules changed
@@ -28,6 +33,7 @@ Rows of the engine, which background work walks through; they name the bucket's 
     (l, id) row                  empty           a row changed while the bucket is being copied
     (h, id)                      section, key    how far the copy of a bucket to this engine is
     (f)                          number          map epoch below which commits are refused
+    (o)                          number          ms: commits of stripes begun before are refused
 
 Rows of the first engine only:
 
@@ -75,6 +81,9 @@ UPLOAD = b"u"
 TOTALS = b"w"
 USAGE = b"c"
 RESULT = b"q"
+STRIPE = b"p"
+MEMBERS = b"r"
+PROMOTIONS = b"i"
 
 _RAISED = bytes(range(1, 256)) + b"\x00"
 _LOWERED = b"\xff" + bytes(range(255))
@@ -192,6 +201,18 @@ def result(request_id: str) -> bytes:
     return RESULT + request_id.encode()
 
 
+def packed_stripe(stripe_id: bytes) -> bytes:
+    return STRIPE + stripe_id
+
+
+def packed_members_of(stripe_id: bytes) -> bytes:
+    return MEMBERS + stripe_id
+
+
+def packed_members(stripe_id: bytes, number: int) -> bytes:
+    return MEMBERS + stripe_id + number.to_bytes(2, "big")
+
+
 # ---- rows of an engine ----
 
 
@@ -206,6 +227,14 @@ def trash(trashed_s: float, bucket_id: int, kind: str, owner: str, unique: int) 
 
 def degraded(bucket_id: int, holder: bytes) -> bytes:
     return pack("g", bucket_id) + holder
+
+
+def unpacked(bucket_id: int, holder: bytes) -> bytes:
+    return pack("j", bucket_id) + holder
+
+
+def sparse(bucket_id: int, stripe_id: bytes) -> bytes:
+    return pack("J", bucket_id) + stripe_id
 
 
 def due(due_ms: int, bucket_id: int, holder: bytes) -> bytes:
@@ -252,6 +281,7 @@ def move(name: str) -> bytes:
 
 LAST_BUCKET_ID = pack("n")
 MAP_FENCE = pack("f")
+ORPHAN_FENCE = pack("o")
 _MARKS_BYTES = len(marks(0))
 _TIMED_BYTES = len(pack("x", 0, 0))
 
@@ -274,6 +304,11 @@ def timed_place(key: bytes) -> tuple[int, int, bytes]:
 def degraded_place(key: bytes) -> tuple[int, bytes]:
     """(bucket id, holder) of a `g` row."""
     return bucket_id_of(key), holder_of(key)
+
+
+def stripe_ms(stripe_id: bytes) -> int:
+    """When a stripe was begun, by the clock of its writer: ids begin with it."""
+    return int.from_bytes(stripe_id[:6], "big")
 
 
 def ms_of(time_s: float) -> int:

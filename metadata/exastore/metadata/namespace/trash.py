@@ -4,10 +4,11 @@ Laws:
 1. What leaves the namespace enters the trash in the same transaction.
 2. A row leaves the trash after its chunks were deleted; repeating a collection is harmless.
 
-An entry is one of three kinds, so that no transaction grows with the size of an object:
+An entry is one of four kinds, so that no transaction grows with the size of an object:
 - owner: all `d` rows under a version id (object replaced or deleted, upload aborted);
 - extents: some extents, moved here with the entry (a small object, a part uploaded again);
-- unlisted: the parts of a completed upload that its completion did not list.
+- unlisted: the parts of a completed upload that its completion did not list;
+- packed: a packed stripe whose last slice went.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.keys import pack, prefix_range, unpack
-from exastore.metadata.namespace import rows
+from exastore.metadata.namespace import packed, rows
 from exastore.metadata.namespace.space import Space, open_by_id
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
 OWNER = "owner"
 EXTENTS = "extents"
 UNLISTED = "unlisted"
+PACKED = "packed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,26 @@ def put_unlisted(space: Space, upload_id: str, now_s: float) -> None:
 def put_extents(
     space: Space, owner: str, extents: Sequence[common_pb2.Extent], now_s: float
 ) -> None:
-    """Give up extents, few enough for a row; those of nothing leave no entry."""
-    if not extents:
+    """Give up extents, few enough for a row; those of nothing leave no entry.
+
+    Of slices the stripe is given up, when it was the last one.
+    """
+    whole = [extent for extent in extents if not extent.is_slice]
+    if whole:
+        _put(space, EXTENTS, owner, whole, now_s)
+    if len(whole) == len(extents):
         return
+    for stripe in packed.release(space, [extent for extent in extents if extent.is_slice]):
+        _put(space, PACKED, stripe.stripe_id.hex(), [stripe], now_s)
+
+
+def _put(
+    space: Space, kind: str, owner: str, extents: Sequence[common_pb2.Extent], now_s: float
+) -> None:
     # A stripe id makes the key unique when a part is replaced twice in a millisecond.
     unique = int.from_bytes(extents[0].stripe_id[:8].ljust(8, b"\x00"), "big")
     value = metadata_pb2.Part(extents=extents).SerializeToString()
-    space.put_row(rows.trash(now_s, space.bucket.id, EXTENTS, owner, unique), value)
+    space.put_row(rows.trash(now_s, space.bucket.id, kind, owner, unique), value)
 
 
 def scan_trash(
@@ -100,7 +115,7 @@ def entry_extents(
     open_by_id(txn, entry.bucket_id)
     if txn.get(entry.key) is None:
         return TrashBatch([], [], None)
-    if entry.kind == EXTENTS:
+    if entry.kind in (EXTENTS, PACKED):
         return TrashBatch(metadata_pb2.Part.FromString(entry.value).extents, [], None)
     base = rows.base(entry.bucket_id)
     first, end = prefix_range(base + rows.data_of(entry.owner))
@@ -138,6 +153,10 @@ def finish_entry(txn: Transaction, entry: TrashEntry) -> None:
         for key, _ in txn.scan(*prefix_range(manifest), keys_only=True):
             space.delete_row(key)
         space.delete(rows.dead(entry.owner))
+    elif entry.kind == PACKED:
+        members = space.base + rows.packed_members_of(bytes.fromhex(entry.owner))
+        for key, _ in txn.scan(*prefix_range(members), keys_only=True):
+            space.delete_row(key)
     space.delete_row(entry.key)
 
 

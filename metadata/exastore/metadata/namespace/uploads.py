@@ -28,6 +28,7 @@ from exastore.metadata.namespace.listing import Cursor, Roll
 from exastore.metadata.namespace.naming import check_id, check_object_key, check_tags
 from exastore.metadata.namespace.objects import (
     Fence,
+    check_age,
     check_condition,
     check_size,
     find_done,
@@ -134,6 +135,7 @@ def commit_part(
     if known is not None and _is_same(known, part):
         return _bare_part(known)
     fence(txn, part.extents, space.bucket.pool)
+    check_age(txn, part.extents)
     _discard_rows(space, upload_id, known_rows, now_s)
     committed = metadata_pb2.Part(
         number=part.number, size_bytes=part.size_bytes, etag=part.etag, modified_s=now_s

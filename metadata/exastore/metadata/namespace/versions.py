@@ -5,10 +5,14 @@ Laws:
    listing reads current versions only, however many others there are.
 2. Orders grow from version to version of a key, whatever the clock does, and the `o` row has the
    highest. The `0` row names the null version if and only if it is among the `v` rows.
-3. A record's index rows (`x` by due time, `g` by missing chunks) are written and deleted with it.
+3. A record's index rows (`x` by due time, `g` by missing chunks, `j` while it waits to be packed)
+   are written and deleted with it.
+4. Records move from `o` to `v` as they are replaced. The other way changes the `i` row, so that a
+   walk in the order of the rows can tell whether it may have missed one.
 """
 
-from exastore.metadata.namespace import lifecycle, requests, rows, trash, usage
+from exastore.metadata.kv.contract import counter_bytes, counter_value
+from exastore.metadata.namespace import lifecycle, packed, requests, rows, trash, usage
 from exastore.metadata.namespace.errors import NoSuchVersion
 from exastore.metadata.namespace.space import Space, Terms
 from exastore.proto.v1 import metadata_pb2
@@ -145,6 +149,7 @@ def put_record(space: Space, holder: bytes, key: str, record: Record, terms: Ter
     if missing:
         row = metadata_pb2.ListExtentsResponse(extents=missing)
         space.put_row(rows.degraded(space.bucket.id, holder), row.SerializeToString())
+    packed.index(space, holder, record)
 
 
 def unindex(space: Space, holder: bytes, record: Record) -> None:
@@ -152,6 +157,7 @@ def unindex(space: Space, holder: bytes, record: Record) -> None:
     lifecycle.unindex(space, holder, record.due_ms)
     if any(extent.missing_indexes for extent in record.extents):
         space.delete_row(rows.degraded(space.bucket.id, holder))
+    packed.unindex(space, holder, record)
 
 
 def charge(space: Space, key: str, record: Record, sign: int) -> None:
@@ -303,6 +309,8 @@ def _promote(space: Space, key: str, holder: bytes, record: Record, terms: Terms
         space.delete(rows.null_version(key))
     record.noncurrent_s = 0.0
     put_record(space, rows.current(key), key, record, terms)
+    count = counter_value(space.get(rows.PROMOTIONS))
+    space.put(rows.PROMOTIONS, counter_bytes(count + 1))
 
 
 def _retire_marker(

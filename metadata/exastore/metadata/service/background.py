@@ -22,11 +22,13 @@ from exastore.metadata.service.leftovers import Leftovers
 from exastore.metadata.service.lifecycle import Lifecycle
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.operations import Operations
+from exastore.metadata.service.orphans import OrphanCollector
+from exastore.metadata.service.packing import Packer, stripe_ids
 from exastore.metadata.service.rebuild import Rebuilder
 from exastore.metadata.service.repair import Repairer
+from exastore.metadata.service.residency import BorderLog
 from exastore.metadata.service.slot_mover import SlotMover
 from exastore.metadata.service.storage_client import StorageClient, StorageError
-from exastore.metadata.service.residency import BorderLog
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class Background:
         slot_mover: Drains and balances devices.
         degraded: Completes stripes committed with chunks missing.
         trash: Deletes the chunks of deleted objects.
+        packer: Packs small objects into shared stripes.
+        orphans: Deletes the chunks that nothing refers to.
         leftovers: Deletes the chunks of slots that devices have given up.
         lifecycle: Carries out lifecycle rules and forgets expired answers.
     """
@@ -70,6 +74,18 @@ class Background:
         )
         self.degraded = DegradedStripes(partitions, maps, rebuilder, metrics)
         self.trash = TrashCollector(config, partitions, maps, storage, clock, metrics)
+        self.packer = Packer(
+            config,
+            partitions,
+            maps,
+            service.names.commit_on,
+            storage,
+            clock,
+            metrics,
+            stripe_ids(clock),
+        )
+        self.orphans = OrphanCollector(config, partitions, maps, storage, clock, metrics)
+        service.upkeep.collect = self.orphans.collect
         self.leftovers = Leftovers(engine, maps, lease, storage, metrics)
         self.lifecycle = Lifecycle(
             partitions, service.names.tenants, service.names.terms, clock, metrics
@@ -96,6 +112,8 @@ class Background:
             loop.create_task(self._repeat("lifecycle", self.lifecycle.run_round, slow_s)),
             loop.create_task(self._repeat("moves", self._service.mover.run_round, slow_s)),
             loop.create_task(self._repeat("leftovers", self.leftovers.run_round, slow_s)),
+            loop.create_task(self._repeat("packing", self.packer.run_round, slow_s)),
+            loop.create_task(self._repeat("orphans", self.orphans.run_round, slow_s)),
         ]
 
     async def stop(self) -> None:

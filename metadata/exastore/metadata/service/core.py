@@ -10,6 +10,7 @@ from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.mover import Mover
 from exastore.metadata.service.names import NamespaceService
+from exastore.metadata.service.upkeep import UpkeepService
 from exastore.metadata.service.users import AccessService
 
 
@@ -21,6 +22,7 @@ class MetadataService:
         lease: The background lease.
         cluster: Calls about the map, nodes and devices.
         names: Calls about buckets, objects and uploads.
+        upkeep: Calls about packing and orphans.
         mover: Calls about moves of buckets between partitions.
         audit: The log of administrative acts.
         access: Calls about users and traffic.
@@ -39,6 +41,7 @@ class MetadataService:
         self.lease = Lease(engine, holder, config.lease_s, clock)
         self.cluster = ClusterService(config, engine, self.maps, self.lease, clock, metrics)
         self.names = NamespaceService(config, engine, self.maps, clock, self.lease)
+        self.upkeep = UpkeepService(self.names.partitions, clock)
         self.mover = Mover(self.names.partitions, clock)
         self.audit = AuditLog(config.audit_file, clock)
         self.access = AccessService(engine, clock, self.audit)

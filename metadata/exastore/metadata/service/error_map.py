@@ -42,11 +42,12 @@ _TABLE: dict[type[Exception], tuple[grpc.StatusCode, metadata_pb2.ErrorReason.Va
     namespace.NoSuchAccessKey: (_Status.NOT_FOUND, _Reason.ERROR_REASON_NO_SUCH_ACCESS_KEY),
     namespace.UserExists: (_Status.ALREADY_EXISTS, _Reason.ERROR_REASON_USER_EXISTS),
     namespace.PlanOutdated: (_Status.UNAVAILABLE, _Reason.ERROR_REASON_UNAVAILABLE),
+    namespace.StripeTooOld: (_Status.ABORTED, _Reason.ERROR_REASON_STALE_EPOCH),
     namespace.InvalidTag: (_Status.INVALID_ARGUMENT, _Reason.ERROR_REASON_INVALID_TAG),
     namespace.InvalidArgument: (_Status.INVALID_ARGUMENT, _Reason.ERROR_REASON_INVALID_ARGUMENT),
     service.StaleEpoch: (_Status.ABORTED, _Reason.ERROR_REASON_STALE_EPOCH),
-    service.Refused: (
     service.WrongPool: (_Status.ABORTED, _Reason.ERROR_REASON_WRONG_POOL),
+    service.Refused: (
         _Status.FAILED_PRECONDITION,
         _Reason.ERROR_REASON_PRECONDITION_FAILED,
     ),

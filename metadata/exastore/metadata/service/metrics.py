@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from exastore.proto.v1 import upkeep_pb2
+
 _LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -102,6 +104,51 @@ class MetadataMetrics:
             "Chunks that storage nodes deleted for the trash collection.",
             registry=registry,
         )
+        self._unpacked_objects = Gauge(
+            "exastore_metadata_unpacked_objects",
+            "Small objects that wait to be packed.",
+            registry=registry,
+        )
+        self._unpacked_bytes = Gauge(
+            "exastore_metadata_unpacked_bytes",
+            "Bytes of small objects that wait to be packed.",
+            registry=registry,
+        )
+        self._packed_stripes = Gauge(
+            "exastore_metadata_packed_stripes",
+            "Stripes that small objects share.",
+            registry=registry,
+        )
+        self._packed_live = Gauge(
+            "exastore_metadata_packed_live_ratio",
+            "Share of the bytes packed into them that is still referred to; 1: there are none.",
+            registry=registry,
+        )
+        self._packed_objects = Counter(
+            "exastore_metadata_packed_objects",
+            "Small objects that were packed.",
+            registry=registry,
+        )
+        self._packed_bytes = Counter(
+            "exastore_metadata_packed_bytes",
+            "Bytes of small objects that were packed.",
+            registry=registry,
+        )
+        self._orphan_chunks = Gauge(
+            "exastore_metadata_orphan_chunks",
+            "Chunks that nothing refers to, found and not deleted yet.",
+            registry=registry,
+        )
+        self._orphan_bytes = Gauge(
+            "exastore_metadata_orphan_bytes",
+            "Bytes of chunks that nothing refers to, found and not deleted yet.",
+            registry=registry,
+        )
+        self._orphans_deleted = Counter(
+            "exastore_metadata_orphan_deleted_chunks",
+            "Chunks deleted because nothing referred to them.",
+            registry=registry,
+        )
         self._lifecycle_done = Counter(
             "exastore_metadata_lifecycle_actions",
             "Rows that lifecycle acted on: expired, noncurrent, upload, or indexed anew.",
@@ -179,6 +226,28 @@ class MetadataMetrics:
     def chunks_deleted(self, count: int) -> None:
         """Storage nodes deleted chunks."""
         self._trash_chunks.inc(count)
+
+    def packing(self, status: upkeep_pb2.PackingStatus) -> None:
+        """What waits to be packed, and what is packed."""
+        self._unpacked_objects.set(status.unpacked_object_count)
+        self._unpacked_bytes.set(status.unpacked_bytes)
+        self._packed_stripes.set(status.stripe_count)
+        packed_bytes = status.packed_bytes
+        self._packed_live.set(status.live_bytes / packed_bytes if packed_bytes else 1.0)
+
+    def packed(self, object_count: int, size_bytes: int) -> None:
+        """A stripe of small objects was written."""
+        self._packed_objects.inc(object_count)
+        self._packed_bytes.inc(size_bytes)
+
+    def orphans(self, chunk_count: int, size_bytes: int) -> None:
+        """Orphans that the last search left."""
+        self._orphan_chunks.set(chunk_count)
+        self._orphan_bytes.set(size_bytes)
+
+    def orphans_deleted(self, chunk_count: int) -> None:
+        """Orphans were deleted."""
+        self._orphans_deleted.inc(chunk_count)
 
     def lifecycle_done(self, action: str, count: int) -> None:
         """Lifecycle acted on rows."""

@@ -383,14 +383,15 @@ class NamespaceService:
         """Run `fn` with the fence of the current map, reloading the map while it is outdated."""
         for attempt in range(_MAP_ATTEMPT_COUNT):
             try:
-                return await self.partitions.call(bucket, lambda p: self._commit(p, fn))
+                return await self.partitions.call(bucket, lambda p: self.commit_on(p, fn))
             except MapOutdated:
                 if attempt:
                     await self._clock.sleep(_MAP_PAUSE_S * attempt)
                 await self._maps.load()
         raise NotReady("the cluster map is about to change: try again soon")
 
-    async def _commit(self, partition: Partition, fn: Callable[[Transaction, Fence], T]) -> T:
+    async def commit_on(self, partition: Partition, fn: Callable[[Transaction, Fence], T]) -> T:
+        """Run `fn` with the fence of the map that is loaded. Raises MapOutdated."""
         epoch = self._maps.epoch
         if partition.name == FIRST:
             fence = self._maps.fence()

@@ -11,7 +11,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
 from exastore.metadata.service.metrics import MetadataMetrics
-from exastore.proto.v1 import access_pb2_grpc, metadata_pb2_grpc
+from exastore.proto.v1 import access_pb2_grpc, metadata_pb2_grpc, upkeep_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def add_to_server(
     handlers = cast(grpc.aio.Server, _GenericHandlers(server))
     metadata_pb2_grpc.add_MetadataServiceServicer_to_server(adapter.servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
+    upkeep_pb2_grpc.add_UpkeepServiceServicer_to_server(adapter.upkeep_servicer(), handlers)
 
 
 class _GenericHandlers:
@@ -92,6 +93,17 @@ class _Adapter:
         kind = type("MetadataServicer", (metadata_pb2_grpc.MetadataServiceServicer,), methods)
         servicer = kind()
         assert isinstance(servicer, metadata_pb2_grpc.MetadataServiceServicer)
+        return servicer
+
+    def upkeep_servicer(self) -> upkeep_pb2_grpc.UpkeepServiceServicer:
+        """The same for UpkeepService."""
+        upkeep = self._service.upkeep
+        methods: dict[str, Any] = {
+            "GetPacking": self._unary("GetPacking", upkeep.get_packing),
+            "CollectOrphans": self._unary("CollectOrphans", upkeep.collect_orphans),
+        }
+        servicer = type("UpkeepServicer", (upkeep_pb2_grpc.UpkeepServiceServicer,), methods)()
+        assert isinstance(servicer, upkeep_pb2_grpc.UpkeepServiceServicer)
         return servicer
 
     def access_servicer(self) -> access_pb2_grpc.AccessServiceServicer:

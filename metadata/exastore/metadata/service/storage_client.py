@@ -6,9 +6,10 @@ from typing import Protocol
 import grpc
 
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
-from exastore.proto.v1 import storage_pb2, storage_pb2_grpc
+from exastore.proto.v1 import storage_pb2, storage_pb2_grpc, upkeep_pb2, upkeep_pb2_grpc
 
 _CALL_TIMEOUT_S = 20.0
+_PACK_TIMEOUT_S = 60.0
 _OPTIONS = channel_options(CHUNK_MESSAGE_BYTES)
 
 
@@ -34,6 +35,10 @@ class StorageClient(Protocol):
     async def get_pg_usage(
         self, address: str, request: storage_pb2.GetPgUsageRequest
     ) -> storage_pb2.GetPgUsageResponse: ...
+
+    async def pack_stripe(
+        self, address: str, request: upkeep_pb2.PackStripeRequest
+    ) -> upkeep_pb2.PackStripeResponse: ...
 
     async def close(self) -> None: ...
 
@@ -82,16 +87,29 @@ class GrpcStorageClient:
         except grpc.aio.AioRpcError as error:
             raise _translated(address, error) from error
 
+    async def pack_stripe(
+        self, address: str, request: upkeep_pb2.PackStripeRequest
+    ) -> upkeep_pb2.PackStripeResponse:
+        stub: upkeep_pb2_grpc.PackServiceAsyncStub
+        stub = upkeep_pb2_grpc.PackServiceStub(self._channel(address))
+        try:
+            return await stub.PackStripe(request, timeout=_PACK_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+
     async def close(self) -> None:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
 
     def _stub(self, address: str) -> "storage_pb2_grpc.StorageServiceAsyncStub":
+        return storage_pb2_grpc.StorageServiceStub(self._channel(address))
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        return storage_pb2_grpc.StorageServiceStub(channel)
+        return channel
 
 
 def _translated(address: str, error: grpc.aio.AioRpcError) -> StorageError:
