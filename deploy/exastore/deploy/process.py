@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from exastore.deploy.config import ProcessConfig
 from exastore.deploy.errors import BadInput, DeployError, EnvironmentUnfit, ExitCode
+from exastore.deploy.failpoints import listen_if_asked
 from exastore.deploy.files import write_json
 from exastore.deploy.logs import set_up_logging
 from exastore.deploy.version import version
@@ -148,6 +149,7 @@ def run_process(
     faulthandler.enable()
     keep_freed_memory()
     set_up_logging(process.log_level)
+    listen_if_asked(os.environ)
     factory = asyncio.new_event_loop
     if process.use_uvloop:
         import uvloop

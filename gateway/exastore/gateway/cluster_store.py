@@ -17,6 +17,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from exastore.erasure import UnknownCode, codec
+from exastore.gateway.bucket_documents import DocumentCache
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import RequestError, ServiceError, StaleEpoch
@@ -50,6 +51,7 @@ from exastore.gateway.stripe_reader import StripeReader
 from exastore.gateway.stripe_writer import StripeWriter
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,11 @@ class ClusterStore:
         self._pools: dict[str, str] = {}
         self._hashers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="md5")
         self.metadata = MetadataClient(config, clock=clock)
+        self._documents = DocumentCache(
+            self.metadata.get_documents,
+            ttl_s=config.bucket_ttl_s,
+            monotonic_s=clock.monotonic_s,
+        )
         self.nodes = NodePool(config, clock=clock, metrics=metrics)
         self.maps = MapCache(self.metadata, config, clock=clock, on_change=self._take_view)
         self._stripe_writer = StripeWriter(
@@ -195,9 +202,25 @@ class ClusterStore:
 
     async def delete_bucket(self, name: str) -> None:
         await self.metadata.delete_bucket(name)
+        self._documents.forget(name)
 
     async def list_buckets(self) -> Sequence[BucketInfo]:
         return [bucket_of(bucket) for bucket in await self.metadata.list_buckets()]
+
+    async def get_bucket_document(self, bucket: str, name: str) -> bytes | None:
+        return (await self._documents.get(bucket)).get(name)
+
+    async def put_bucket_document(self, bucket: str, name: str, content: bytes) -> None:
+        try:
+            await self.metadata.put_document(bucket, name, content)
+        finally:  # It may have been done although it failed.
+            self._documents.forget(bucket)
+
+    async def delete_bucket_document(self, bucket: str, name: str) -> None:
+        try:
+            await self.metadata.delete_document(bucket, name)
+        finally:
+            self._documents.forget(bucket)
 
     # ---- objects ----
 
@@ -238,7 +261,10 @@ class ClusterStore:
 
     async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
         request_id = self._new_id().hex()
-        return await self.metadata.delete_objects(bucket, keys, request_id=request_id)
+        reach(Phase.DELETE_SENDING)
+        deleted = await self.metadata.delete_objects(bucket, keys, request_id=request_id)
+        reach(Phase.DELETED)
+        return deleted
 
     async def copy_object(
         self,
@@ -315,7 +341,10 @@ class ClusterStore:
             parts=[metadata_pb2.CompletedPart(number=number, etag=etag) for number, etag in parts],
             condition=condition_message(precondition),
         )
-        return info_of(await self.metadata.complete_upload(request))
+        reach(Phase.COMPLETE_SENDING)
+        completed = await self.metadata.complete_upload(request)
+        reach(Phase.COMPLETED)
+        return info_of(completed)
 
     async def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
         request = metadata_pb2.AbortUploadRequest(bucket=bucket, key=key, upload_id=upload_id)
@@ -352,7 +381,9 @@ class ClusterStore:
         replaced: list[common_pb2.Extent] = []
         for attempt in range(MAX_COMMIT_COUNT):
             try:
+                reach(Phase.COMMIT_SENDING)
                 committed = await commit(stored)
+                reach(Phase.COMMITTED)
             except RequestError:
                 # Refused, so nothing will ever refer to these.
                 self._stripe_writer.discard([*stored.extents, *replaced])

@@ -28,6 +28,7 @@ from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import ChunkAddress, ChunkWrite, NodePool
 from exastore.gateway.striping import chunk_bytes_for, largest_chunk_bytes
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.redundancy import log_code, sure_losses, survives
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState, Uint8Array
 from exastore.proto.v1 import common_pb2, storage_pb2
@@ -160,6 +161,7 @@ class StripeWriter:
         view = await self._maps.view()
         make = log_stripe if is_log else encode_stripe
         stripe = replace(make(codec(view.code), buffer, data_bytes), pool=pool)
+        reach(Phase.ENCODED)
         extent = await self._write_stripe(view, stripe)
         self._metrics.extent_seconds.labels("write").observe(self._clock.monotonic_s() - began_s)
         return extent
@@ -279,6 +281,8 @@ class StripeWriter:
             pending = tasks
             while pending and not self.is_enough(stripe.code, attempt.durable):
                 _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                reach(Phase.CHUNK_ANSWERED)
+            reach(Phase.QUORUM_REACHED)
             if pending:
                 await asyncio.wait(pending, timeout=self._config.straggler_wait_s)
         finally:

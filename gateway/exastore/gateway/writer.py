@@ -21,6 +21,7 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.store import Body, BodyDigests, DigestedBody
 from exastore.gateway.stripe_writer import StripeWriter
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.topology import Uint8Array
 from exastore.proto.v1 import common_pb2
 
@@ -207,6 +208,7 @@ class _Upload:
     async def _flush(self, *, is_log: bool = False) -> None:
         """Hand the buffer over to be hashed and written."""
         assert self._buffer is not None and self._fill > 0
+        reach(Phase.BODY_READ)
         await self._slots.acquire()
         if self._failed:
             for task in self._tasks:

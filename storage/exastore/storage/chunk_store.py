@@ -27,6 +27,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from exastore.metadata.core.phases import Phase, reach
 from exastore.storage.compaction import Compacted
 from exastore.storage.completion import Done, resolving
 from exastore.storage.crc import Buffer
@@ -298,6 +299,7 @@ class ChunkStore:
                 self._append(header, b"", resolving(waiter), Purpose.UPKEEP, latest)
                 count += 1
         if waiter is not None:
+            reach(Phase.TOMBSTONES_APPENDED)
             waiter.result()  # in log order: the last is durable after all others
         return count
 
@@ -317,14 +319,15 @@ class ChunkStore:
         news: bool = True,
     ) -> None:
         """Append a record that takes the place of `latest`."""
+        is_chunk = header.kind is RecordKind.CHUNK
         try:
+            if is_chunk:
+                reach(Phase.CHUNK_APPENDING)
             position, header = self._log.append(header, data, purpose)
         except OSError as error:
             self._fence(f"write failed: {error}")
             raise DeviceFenced(str(error)) from error
-        entry = None
-        if header.kind is RecordKind.CHUNK:
-            entry = entry_of(position, header, latest)
+        entry = entry_of(position, header, latest) if is_chunk else None
         pending = _Pending(header.key, entry, [done], news)
         with self._state:
             self._pending.append(pending)
@@ -332,6 +335,8 @@ class ChunkStore:
                 self._in_flight[header.key] = pending
             self._written = self._log.position
             self._state.notify_all()
+        if is_chunk:
+            reach(Phase.CHUNK_APPENDED)
 
     # ---- for upkeep ----
 
@@ -418,6 +423,7 @@ class ChunkStore:
         committed = False
         try:
             self._index.commit(checkpoint)
+            reach(Phase.CHECKPOINTED)
             committed = True
         except IndexDamaged as error:
             self._fence(str(error))
@@ -514,7 +520,9 @@ class ChunkStore:
             try:
                 if self._fence_reason is not None:
                     raise DeviceFenced(self._fence_reason)
+                reach(Phase.CHUNK_SYNCING)
                 file.sync()
+                reach(Phase.CHUNK_SYNCED)
             except DeviceFenced as failure:
                 error = failure
             except Exception as failure:  # whatever it was, nothing is known to be durable

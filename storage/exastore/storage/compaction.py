@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
+from exastore.metadata.core.phases import Phase, reach
 from exastore.storage.completion import resolving
 from exastore.storage.errors import ChunkCorrupt
 from exastore.storage.index_file import SegmentUsage
@@ -109,6 +110,7 @@ def compact(store: "ChunkStore", segment: int, pace: Callable[[int], None]) -> C
             except ChunkCorrupt:
                 whole = False
                 continue
+            reach(Phase.COMPACT_MOVING)
             fresh = dataclasses.replace(header, prior_durable=False)
             if not store.move(position, fresh, data, done):
                 continue
@@ -122,9 +124,11 @@ def compact(store: "ChunkStore", segment: int, pace: Callable[[int], None]) -> C
             batch_bytes = 0
     _wait(waiters)
     store.settle()
+    reach(Phase.COMPACT_MOVED)
     freed_bytes = before[segment].used_bytes - moved_bytes if whole else -moved_bytes
     if whole:
         store.remove_segment(segment)
+        reach(Phase.COMPACT_REMOVED)
     return Compacted(segment, whole, moved_bytes, freed_bytes)
 
 

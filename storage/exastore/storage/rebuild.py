@@ -27,6 +27,7 @@ import numpy as np
 
 from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.redundancy import log_copies, repair_plan_for
 from exastore.proto.v1 import storage_pb2
 from exastore.storage.crc import Buffer, crc32c
@@ -227,12 +228,15 @@ class Rebuilder:
                 _rebuilt, task.codec_of(stripe_id), plan, parts, request.index
             )
             del parts
+        reach(Phase.REBUILD_PULLED)
         crc = crc32c(data)
         write = ChunkWrite(key, generation, copies[0].code, data, crc, Purpose.REPAIR)
         await task.lane.write(write)
+        reach(Phase.REBUILD_WRITTEN)
         stored = await task.lane.read(key)
         if stored.data != data or stored.generation != generation:
             raise ChunkCorrupt("what was read back is not what was written")
+        reach(Phase.REBUILD_VERIFIED)
         progress.chunk_count += 1
         progress.chunk_bytes += chunk_bytes
         self._metrics.rebuilt_chunks.inc()

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, cast
 import grpc
 
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.v1 import storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import (
@@ -79,6 +80,7 @@ class StorageServicer(StorageServiceServicer):
         started_s = self._clock.monotonic_s()
         status: Status = ChunkStatus.CHUNK_STATUS_OK
         message = ""
+        reach(Phase.CHUNK_RECEIVED)
         try:
             chunk = request.chunk
             lane = await self._devices.lane_for_write(
@@ -94,6 +96,7 @@ class StorageServicer(StorageServiceServicer):
             if isinstance(error, TransferCorrupt):
                 self._metrics.corrupt_transfers.inc()
         self._metrics.written_chunks.labels(status_label(status)).inc()
+        reach(Phase.CHUNK_ANSWERING)
         return storage_pb2.WriteChunkResponse(
             request_id=request.request_id,
             status=status,
@@ -152,6 +155,7 @@ class StorageServicer(StorageServiceServicer):
         except StorageError as error:
             await _abort(context, error)
         self._metrics.deleted_chunks.inc(count)
+        reach(Phase.TOMBSTONES_DURABLE)
         return storage_pb2.DeleteChunksResponse(deleted_count=count)
 
     async def ListChunks(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.namespace import trash
 from exastore.metadata.namespace.errors import BucketMoving
@@ -115,6 +116,8 @@ class TrashCollector:
                 if all(membership.is_quiet(message, extent.pg) for extent in work.batch.extents)
             ]
             failed = await self._delete(message, ready)
+            if ready:
+                reach(Phase.TRASH_CHUNKS_DELETED)
             done = [work for work in ready if not _touches(message, work, failed)]
             # Together, so that the engine can commit them at once.
             await asyncio.gather(*(self._forget(partition, work) for work in done))

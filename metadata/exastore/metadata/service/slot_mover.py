@@ -24,6 +24,7 @@ from exastore.metadata.core.balancer import BalancePlan
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.moves import SlotMoves, begin_moves, misplaced_count, next_batch
 from exastore.metadata.core.moves import plan_moves as plan_slot_moves
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.repair import classify
 from exastore.metadata.core.topology import NO_DEVICE, ClusterMap, DeviceState, SlotState
 from exastore.metadata.kv.contract import Engine, Transaction
@@ -179,6 +180,7 @@ class SlotMover:
         changed = await self._maps.change(edit, guard=guard)
         if changed is not None and columns is not None and changed.epoch == batch.epoch + 1:
             await self._borders.tell("balance or drain", changed, columns, batch)
+        reach(Phase.MOVES_BEGUN)
         log.info("%d slots begin to move", len(batch))
 
     def _follow(self, columns: ClusterMap | None) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.moves import SLOTS_PER_EPOCH_MAX
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.repair import mark_clean
 from exastore.metadata.core.topology import NO_DEVICE, PlacementRule
 from exastore.metadata.kv.errors import EngineError
@@ -172,7 +173,9 @@ class SlotWork:
             cleaned = mark_clean(columns, [t.pg for t in good], [t.slot for t in good])
             return None if cleaned.epoch == known.epoch else with_columns(known, cleaned)
 
+        reach(Phase.SLOT_VERIFIED)
         await self._maps.change(edit, guard=self._lease.guard())
+        reach(Phase.SLOT_CLEAN)
         for target in due:
             self._finished.pop(target, None)
             self._metrics.rebuild_ended(ok=target in good)
@@ -237,6 +240,7 @@ class SlotWork:
         progress, message = self.progress, self._maps.message
         assert progress is not None and message is not None
         progress.task(target).is_done = False
+        reach(Phase.SLOT_BEGUN)
         watch = _Watch(progress, target, self._metrics)
         try:
             await self._rebuilder.rebuild_slot(
