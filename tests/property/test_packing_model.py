@@ -6,6 +6,7 @@ that is referred to is in the trash, and the checker finds the counters and inde
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from hypothesis import settings
@@ -15,6 +16,7 @@ from tests.unit.namespace_helpers import BUCKET, delete_items, get, no_fence, pb
 
 from exastore.erasure import codec
 from exastore.metadata.core.redundancy import log_copies
+from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.keys import pack, prefix_range
 from exastore.metadata.kv.memory import MemoryEngine
 from exastore.metadata.namespace import (
@@ -42,6 +44,10 @@ SIZES = st.integers(1, CHUNK_BYTES)
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
+
+
+def _rows(txn: Transaction, begin: bytes) -> list[tuple[bytes, bytes]]:
+    return txn.scan(*prefix_range(begin))
 
 
 class SmallObjects(RuleBasedStateMachine):
@@ -150,13 +156,16 @@ class SmallObjects(RuleBasedStateMachine):
         exists = False
         for number in range(batch_count):
             part = swaps[number * batch : (number + 1) * batch]
-            done = run(
-                self.engine.transact(
-                    lambda txn, part=part, may_create=not exists: packing.swap(
-                        txn, bucket_id, stripe, part, self.now_s, no_fence, may_create=may_create
-                    )
-                )
+            swap = partial(
+                packing.swap,
+                bucket_id=bucket_id,
+                stripe=stripe,
+                swaps=part,
+                now_s=self.now_s,
+                fence=no_fence,
+                may_create=not exists,
             )
+            done = run(self.engine.transact(swap))
             exists = exists or done.exists
 
     @invariant()
@@ -193,11 +202,10 @@ class SmallObjects(RuleBasedStateMachine):
             run(delete_items(self.engine, item, now_s=self.now_s))
         entries = run(self.engine.read(lambda txn: trash.scan_trash(txn, before_s=1e9, limit=9999)))
         for entry in entries:
-            run(self.engine.transact(lambda txn, entry=entry: trash.finish_entry(txn, entry)))
+            run(self.engine.transact(partial(trash.finish_entry, entry=entry)))
         base = run(self.engine.read(lambda txn: open_to_read(txn, BUCKET).base))
         for begin in (base + rows.STRIPE, base + rows.MEMBERS, pack("j"), pack("J"), pack("t")):
-            left = run(self.engine.read(lambda txn, begin=begin: txn.scan(*prefix_range(begin))))
-            assert not left, begin
+            assert not run(self.engine.read(partial(_rows, begin=begin))), begin
 
 
 TestSmallObjects = SmallObjects.TestCase

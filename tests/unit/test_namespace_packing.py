@@ -1,6 +1,7 @@
 """Packing in the namespace: what may become a slice, when, and what goes with the last of them."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from tests.unit.namespace_helpers import (
@@ -67,9 +68,7 @@ async def engine() -> MemoryEngine:
 async def waiting(engine: MemoryEngine) -> list[Candidate]:
     found: list[Candidate] = []
     for bucket_id in await engine.read(packing.buckets_to_pack):
-        more, _ = await engine.read(
-            lambda txn, bucket_id=bucket_id: packing.unpacked(txn, bucket_id)
-        )
+        more, _ = await engine.read(partial(packing.unpacked, bucket_id=bucket_id))
         found += more
     return found
 
@@ -158,7 +157,7 @@ async def test_a_sparse_stripe_tells_its_objects_wherever_their_versions_went(
     for old in kept[1:]:
         item = pb.DeleteItem(key=old.key, version_id=old.version_id)
         await engine.transact(
-            lambda txn, item=item: objects.delete_objects(txn, BUCKET, [item], 70.0)
+            partial(objects.delete_objects, bucket=BUCKET, items=[item], now_s=70.0)
         )
     ((stripe, members),) = await engine.read(lambda txn: packing.sparse_stripes(txn, 1))
     assert (stripe.live_count, stripe.live_bytes) == (1, 1000)
@@ -189,9 +188,7 @@ async def test_every_stripe_that_anything_refers_to_is_known(engine: MemoryEngin
     ids: set[bytes] = set()
     begin: bytes | None = b""
     while begin is not None:
-        batch = await engine.read(
-            lambda txn, begin=begin: orphans.known_stripes(txn, begin=begin, row_limit=2)
-        )
+        batch = await engine.read(partial(orphans.known_stripes, begin=begin, row_limit=2))
         ids.update(batch.stripe_ids)
         begin = batch.next_begin
     assert ids == {log_extent(1).stripe_id, log_extent(2).stripe_id, whole(9).stripe_id}

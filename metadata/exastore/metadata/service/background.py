@@ -86,6 +86,7 @@ class Background:
         )
         self.orphans = OrphanCollector(config, partitions, maps, storage, clock, metrics)
         service.upkeep.collect = self.orphans.collect
+        service.upkeep.pack_now = self.packer.pack_now
         self.leftovers = Leftovers(engine, maps, lease, storage, metrics)
         self.lifecycle = Lifecycle(
             partitions, service.names.tenants, service.names.terms, clock, metrics

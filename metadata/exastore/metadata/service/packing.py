@@ -31,7 +31,7 @@ from exastore.metadata.namespace.packing import Candidate, Swap, Swapped
 from exastore.metadata.namespace.space import open_by_id
 from exastore.metadata.service import membership, packing_plan
 from exastore.metadata.service.config import MetadataConfig
-from exastore.metadata.service.errors import MapOutdated, ServiceError
+from exastore.metadata.service.errors import MapOutdated, NotReady, ServiceError
 from exastore.metadata.service.map_store import MapStore, pg_ranges
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.packing_plan import StripePlan, Waiting
@@ -85,30 +85,43 @@ class Packer:
         #: Placement groups and nodes are taken in turn.
         self._turns = itertools.count()
         self._counted_s = float("-inf")
+        #: One round at a time.
+        self._turn = asyncio.Lock()
 
     async def run_round(self) -> None:
         """Pack what makes full stripes, and what has waited long enough."""
         if self._maps.message is None:
             return
+        async with self._turn:
+            await self._pack_all(self._config.pack_wait_s)
+        now_s = self._clock.monotonic_s()
+        if now_s - self._counted_s >= _COUNT_S:
+            self._counted_s = now_s
+            await self.count()
+
+    async def pack_now(self) -> None:
+        """Pack all that saves room. Raises NotReady on another server."""
+        if self._maps.message is None or not self._partitions.all[0].lease.is_held:
+            raise NotReady("another server does the background work, or there is no map yet")
+        async with self._turn:
+            await self._pack_all(0.0)
+
+    async def _pack_all(self, wait_s: float) -> None:
         for partition in self._partitions.all:
             if not partition.lease.is_held:
                 continue
             for bucket_id in await partition.engine.read(packing.buckets_to_pack):
                 try:
-                    await self._pack_bucket(partition, bucket_id)
+                    await self._pack_bucket(partition, bucket_id, wait_s)
                 except BucketMoving:
                     continue  # the next round finds it where it is then
-        now_s = self._clock.monotonic_s()
-        if now_s - self._counted_s >= _COUNT_S:
-            self._counted_s = now_s
-            await self.count()
 
     async def count(self) -> None:
         """Tell what waits and what is packed."""
         found = [await p.engine.read(packed.totals) for p in self._partitions.all]
         self._metrics.packing(status_of(found, self._clock.now_s()))
 
-    async def _pack_bucket(self, partition: Partition, bucket_id: int) -> None:
+    async def _pack_bucket(self, partition: Partition, bucket_id: int, wait_s: float) -> None:
         code = self._code()
         found = await partition.engine.read(lambda txn: packing.sparse_stripes(txn, bucket_id))
         waiting = packing_plan.of_sparse(code, found)
@@ -124,7 +137,7 @@ class Packer:
                 plan, waiting = packing_plan.plan_stripe(
                     code, self._config.packed_chunk_bytes, waiting
                 )
-                if plan is None or not self._is_due(plan):
+                if plan is None or not self._is_due(plan, wait_s):
                     break
                 plans.append(plan)
             if not plans:
@@ -135,8 +148,8 @@ class Packer:
             if not any(done):
                 return  # the next round tries again
 
-    def _is_due(self, plan: StripePlan) -> bool:
-        has_waited = plan.oldest_s <= self._clock.now_s() - self._config.pack_wait_s
+    def _is_due(self, plan: StripePlan, wait_s: float) -> bool:
+        has_waited = plan.oldest_s <= self._clock.now_s() - wait_s
         return plan.pays and (plan.is_full or has_waited)
 
     async def _page(

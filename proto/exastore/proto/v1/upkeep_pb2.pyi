@@ -263,12 +263,17 @@ Global___PackStripeResponse: _TypeAlias = PackStripeResponse  # noqa: Y015
 class GetPackingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PACK_NOW_FIELD_NUMBER: _builtins.int
+    pack_now: _builtins.bool
+    """first pack what saves room, without waiting for full stripes"""
     def __init__(
         self,
+        *,
+        pack_now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pack_now", b"pack_now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
