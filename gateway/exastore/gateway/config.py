@@ -27,6 +27,8 @@ class GatewayConfig:
     """The region that GetBucketLocation reports; signatures of any region are accepted."""
     domain: str = ""
     """With "s3.example.org", bucket.s3.example.org is a bucket; empty: path style only."""
+    website_domain: str = ""
+    """With "web.example.org", bucket.web.example.org is the bucket as a website; empty: none."""
     tls_certificate: str = ""
     """PEM file of the certificate chain of the S3 endpoint; empty: plain HTTP."""
     tls_key: str = ""

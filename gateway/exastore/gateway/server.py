@@ -9,7 +9,7 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.master_key import read_master_key
 from exastore.gateway.s3.service import S3Service
 from exastore.gateway.traffic import TrafficMeter
-from exastore.gateway.users import Users
+from exastore.gateway.users import Users, recorder
 from exastore.metadata.core.clock import Clock
 
 
@@ -54,6 +54,7 @@ class Gateway:
                 registry=self._registry,
                 look_up=None if users is None else users.look_up,
                 count_traffic=meter.count,
+                record_act=recorder(store.metadata),
             )
             address = await service.start()
             meter.start()

@@ -1,10 +1,12 @@
 """Users as gateways know them: their keys, looked up at the metadata servers and opened here."""
 
 import logging
+from collections.abc import Mapping
 
 from exastore.gateway.errors import MasterKeyError, RequestError
 from exastore.gateway.master_key import MasterKey
 from exastore.gateway.metadata_client import MetadataClient
+from exastore.gateway.s3.guard import RecordAct
 from exastore.gateway.s3.identity import Credential, Kind, Principal
 from exastore.gateway.s3.policy import parse_user_policy
 from exastore.proto.v1 import access_pb2
@@ -15,6 +17,16 @@ logger = logging.getLogger(__name__)
 def purpose_of(access_key: str) -> str:
     """What the secret of an access key is sealed for."""
     return f"access key {access_key}"
+
+
+def recorder(metadata: MetadataClient) -> RecordAct:
+    """Puts administrative acts into the audit log of a metadata server."""
+
+    async def record(actor: str, action: str, target: str, details: Mapping[str, str]) -> None:
+        entry = access_pb2.AuditEntry(actor=actor, action=action, target=target, details=details)
+        await metadata.call_access(lambda stub: stub.RecordAct, entry)
+
+    return record
 
 
 class Users:

@@ -7,6 +7,7 @@ from urllib.parse import unquote_to_bytes
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.body import stored_content_encoding
 from exastore.gateway.s3.errors import S3Error
+from exastore.gateway.s3.message import is_header_text
 from exastore.gateway.store import ObjectAttributes, ObjectInfo
 
 MAX_KEY_BYTES = 1024
@@ -119,7 +120,7 @@ def overridden_headers(query: Mapping[str, str]) -> dict[str, str]:
     for parameter, name in _OVERRIDES.items():
         value = query.get(parameter)
         if value is not None:
-            if any(ord(character) < 32 or ord(character) == 127 for character in value):
+            if not is_header_text(value):
                 raise RequestError("InvalidArgument", f"{parameter} is not a header value.")
             # As UTF-8 on the wire: header text is ISO-8859-1 here.
             headers[name] = value.encode().decode("latin-1")

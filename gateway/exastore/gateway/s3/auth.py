@@ -275,7 +275,7 @@ def _from_header(header: str, headers: Mapping[str, str]) -> Authorization:
         )
     except KeyError as missing:
         raise _malformed(f"The authorization header has no {missing.args[0]}.") from None
-    access_key, scope = _parse_credential(credential)
+    access_key, scope = parse_credential(credential)
     timestamp = headers.get("x-amz-date")
     if timestamp is None:
         timestamp = _timestamp_of_date(headers.get("date"))
@@ -308,7 +308,7 @@ def _from_query(request: Request) -> Authorization:
     expires_s = int(expires[:9])
     if expires_s > MAX_PRESIGNED_S:
         raise _bad_query("X-Amz-Expires must be less than a week (in seconds); 604800 at most.")
-    access_key, scope = _parse_credential(credential)
+    access_key, scope = parse_credential(credential)
     payload_hash = query.get("X-Amz-Content-Sha256")
     if payload_hash is None:
         payload_hash = request.headers.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
@@ -317,7 +317,7 @@ def _from_query(request: Request) -> Authorization:
     )
 
 
-def _parse_credential(credential: str) -> tuple[str, Scope]:
+def parse_credential(credential: str) -> tuple[str, Scope]:
     fields = credential.rsplit("/", 4)
     if len(fields) != 5 or fields[4] != "aws4_request" or not all(fields):
         raise _malformed(

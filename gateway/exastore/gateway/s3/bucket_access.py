@@ -23,7 +23,7 @@ async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
     """Ask the store. Raises RequestError: NoSuchBucket."""
     info = await store.get_bucket(name)
     kinds = (POLICY, ACL, OWNERSHIP, BLOCK, CORS, WEBSITE)
-    documents = await asyncio.gather(*(find_document(store, name, kind) for kind in kinds))
+    documents = await asyncio.gather(*(store.get_bucket_document(name, kind) for kind in kinds))
     policy, acl, ownership, block, cors, website = documents
     return BucketAccess(
         name,
@@ -38,10 +38,14 @@ async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
     )
 
 
-async def find_document(store: ObjectStore, bucket: str, kind: str) -> bytes | None:
-    """A document of a bucket; None: there is none."""
-    get = getattr(store, "get_bucket_document", None)
-    return None if get is None else await get(bucket, kind)
+async def change_document(
+    store: ObjectStore, bucket: str, kind: str, document: bytes | None
+) -> None:
+    """Put a document of a bucket; None deletes it."""
+    if document is None:
+        await store.delete_bucket_document(bucket, kind)
+    else:
+        await store.put_bucket_document(bucket, kind, document)
 
 
 async def load_tags(

@@ -1,12 +1,13 @@
-"""Operations on buckets, and the answers about features that are off."""
+"""Operations on buckets."""
 
 import re
 from xml.etree.ElementTree import SubElement
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
-from exastore.gateway.s3.context import OWNER, Call, Operation
+from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.stubs import is_absent, is_off
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
@@ -47,6 +48,7 @@ async def create_bucket(call: Call) -> Response:
     location = xml.parse_location(await call.document())
     await call.store.create_bucket(call.bucket, owner=call.owner, location=location)
     call.guard.buckets.forget(call.bucket)
+    await call.audit("CreateBucket")
     return Response(headers={"Location": f"/{call.bucket}"})
 
 
@@ -60,6 +62,7 @@ async def head_bucket(call: Call) -> Response:
 async def delete_bucket(call: Call) -> Response:
     await call.store.delete_bucket(call.bucket)
     call.guard.buckets.forget(call.bucket)
+    await call.audit("DeleteBucket")
     return Response(204)
 
 
@@ -71,91 +74,23 @@ async def get_bucket_location(call: Call) -> Response:
     return xml.xml_response(root)
 
 
-async def get_acl(call: Call) -> Response:
-    """Of a bucket or an object: its owner may do all, nobody else anything."""
-    if call.key:
-        await call.store.head_object(call.bucket, call.key)
-    else:
-        await call.store.get_bucket(call.bucket)
-    root = xml.document("AccessControlPolicy")
-    xml.add_owner(root, OWNER)
-    grant = SubElement(SubElement(root, "AccessControlList"), "Grant")
-    grantee = SubElement(
-        grant,
-        "Grantee",
-        {"xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance", "xsi:type": "CanonicalUser"},
-    )
-    xml.add(grantee, "ID", OWNER)
-    xml.add(grantee, "DisplayName", OWNER)
-    xml.add(grant, "Permission", "FULL_CONTROL")
-    return xml.xml_response(root)
-
-
-async def get_request_payment(call: Call) -> Response:
-    await call.store.get_bucket(call.bucket)
-    root = xml.document("RequestPaymentConfiguration")
-    xml.add(root, "Payer", "BucketOwner")
-    return xml.xml_response(root)
-
-
-def _empty(name: str) -> Operation:
-    """Answer with an empty document: the feature is off."""
-
-    async def operation(call: Call) -> Response:
-        await call.store.get_bucket(call.bucket)
-        return xml.xml_response(xml.document(name))
-
-    return operation
-
-
-def _absent(code: str, message: str) -> Operation:
-    """Answer that nothing is configured."""
-
-    async def operation(call: Call) -> Response:
-        await call.store.get_bucket(call.bucket)
-        raise RequestError(code, message)
-
-    return operation
-
-
 BUCKET_OPERATIONS: dict[str, Operation] = {
     "ListBuckets": list_buckets,
     "CreateBucket": create_bucket,
     "HeadBucket": head_bucket,
     "DeleteBucket": delete_bucket,
     "GetBucketLocation": get_bucket_location,
-    "GetBucketVersioning": _empty("VersioningConfiguration"),
-    "GetBucketAcl": get_acl,
-    "GetBucketAccelerateConfiguration": _empty("AccelerateConfiguration"),
-    "GetBucketLogging": _empty("BucketLoggingStatus"),
-    "GetBucketNotificationConfiguration": _empty("NotificationConfiguration"),
-    "GetBucketRequestPayment": get_request_payment,
-    "GetBucketCors": _absent("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
-    "GetBucketEncryption": _absent(
+    "GetBucketVersioning": is_off("VersioningConfiguration"),
+    "GetBucketEncryption": is_absent(
         "ServerSideEncryptionConfigurationNotFoundError",
         "The server side encryption configuration was not found",
     ),
-    "GetBucketLifecycleConfiguration": _absent(
+    "GetBucketLifecycleConfiguration": is_absent(
         "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"
     ),
-    "GetObjectLockConfiguration": _absent(
+    "GetObjectLockConfiguration": is_absent(
         "ObjectLockConfigurationNotFoundError",
         "Object Lock configuration does not exist for this bucket",
     ),
-    "GetBucketOwnershipControls": _absent(
-        "OwnershipControlsNotFoundError", "The bucket ownership controls were not found"
-    ),
-    "GetBucketPolicy": _absent("NoSuchBucketPolicy", "The bucket policy does not exist"),
-    "GetPublicAccessBlock": _absent(
-        "NoSuchPublicAccessBlockConfiguration",
-        "The public access block configuration was not found",
-    ),
-    "GetBucketReplication": _absent(
-        "ReplicationConfigurationNotFoundError", "The replication configuration was not found"
-    ),
-    "GetBucketTagging": _absent("NoSuchTagSet", "The TagSet does not exist"),
-    "GetBucketWebsite": _absent(
-        "NoSuchWebsiteConfiguration",
-        "The specified bucket does not have a website configuration",
-    ),
+    "GetBucketTagging": is_absent("NoSuchTagSet", "The TagSet does not exist"),
 }

@@ -52,6 +52,12 @@ class Call:
         """Whether the caller may do this too, with the bucket or with an object of it."""
         return self.access.may(action, key)
 
+    async def audit(self, action: str) -> None:
+        """Put an administrative act on the bucket on record."""
+        actor = "" if self.is_administrator else self.access.principal.arn
+        details = {"source_ip": self.request.source_ip, "tenant": self.access.principal.tenant}
+        await self.guard.record(actor, action, self.bucket, details)
+
     def require_delete(self, key: str, version_id: str | None) -> None:
         """Raise AccessDenied unless the caller may delete this; for batches of keys."""
         named = version_id is not None

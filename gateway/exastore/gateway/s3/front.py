@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exastore.gateway.errors import GatewayError, RequestError
 from exastore.gateway.s3 import xml
+from exastore.gateway.s3.access_operations import ACCESS_OPERATIONS
 from exastore.gateway.s3.auth import (
     Identity,
     anonymous_identity,
@@ -17,15 +18,19 @@ from exastore.gateway.s3.auth import (
 from exastore.gateway.s3.bucket_access import load_bucket, load_tags
 from exastore.gateway.s3.buckets import BUCKET_OPERATIONS
 from exastore.gateway.s3.context import Call, Operation
+from exastore.gateway.s3.cors import headers_for, preflight
 from exastore.gateway.s3.errors import S3Error, as_request_error, status_of
-from exastore.gateway.s3.guard import Access, BucketCache, Guard, denied
+from exastore.gateway.s3.guard import Access, BucketCache, Guard, RecordAct, denied, record_nothing
 from exastore.gateway.s3.identity import ANONYMOUS, KeySource, Kind, Principal
 from exastore.gateway.s3.listing import LISTING_OPERATIONS
 from exastore.gateway.s3.message import Request, Response, parse_query, split_target
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.s3.multipart import MULTIPART_OPERATIONS
 from exastore.gateway.s3.objects import OBJECT_OPERATIONS
+from exastore.gateway.s3.post import Upload, read_upload
 from exastore.gateway.s3.routing import Route, route_of
+from exastore.gateway.s3.stubs import STUB_OPERATIONS
+from exastore.gateway.s3.website_server import serve_website
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
 
@@ -34,11 +39,17 @@ CountTraffic = Callable[[str, str, int, int], None]
 
 HEALTH_PATH = b"/-/healthy"
 
+#: Operations that the front itself carries out, and what a website's requests are.
+PREFLIGHT, POST_OBJECT = "Preflight", "PostObject"
+WEBSITE = Route("Website", "s3:GetObject")
+
 HANDLERS: Mapping[str, Operation] = {
+    **ACCESS_OPERATIONS,
     **BUCKET_OPERATIONS,
     **LISTING_OPERATIONS,
     **MULTIPART_OPERATIONS,
     **OBJECT_OPERATIONS,
+    **STUB_OPERATIONS,
 }
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +70,8 @@ class FrontOptions:
     region: str = "us-east-1"
     domain: str = ""
     """Hosts below it name buckets; empty: path style only."""
+    website_domain: str = ""
+    """Hosts below it name buckets that are served as websites; empty: none are."""
     bucket_ttl_s: float = 1.0
     """How long what is known of a bucket's owner and policy is trusted."""
 
@@ -74,6 +87,7 @@ class S3Front:
         clock: Clock,
         metrics: S3Metrics,
         count_traffic: CountTraffic = count_nothing,
+        record_act: RecordAct = record_nothing,
         options: FrontOptions | None = None,
         new_request_id: Callable[[], bytes] = _new_request_id,
     ) -> None:
@@ -90,7 +104,9 @@ class S3Front:
             monotonic_s=clock.monotonic_s,
         )
         self._guard = Guard(
-            buckets, lambda bucket, key, version: load_tags(store, bucket, key, version)
+            buckets,
+            lambda bucket, key, version: load_tags(store, bucket, key, version),
+            record_act,
         )
 
     async def handle(self, request: Request) -> Response:
@@ -115,10 +131,7 @@ class S3Front:
         try:
             try:
                 request.query = parse_query(request.raw_query)
-                request.bucket, request.key = split_target(
-                    request.raw_path, request.headers.get("host", ""), self._options.domain
-                )
-                route = route_of(request)
+                route = self._route(request)
                 operation = route.operation
                 response = await self._run(route, request, traffic)
             except GatewayError as error:
@@ -138,14 +151,69 @@ class S3Front:
         except BaseException:
             on_sent(0)
             raise
+        if "origin" in request.headers and request.bucket and operation != PREFLIGHT:
+            response.headers.update(await self._cors_headers(request))
         response.headers["x-amz-request-id"] = request_id
         response.headers["x-amz-id-2"] = request_id
         response.on_sent = on_sent
         return response
 
+    def _route(self, request: Request) -> Route:
+        """Where a request goes; its bucket and key are filled in."""
+        options, host = self._options, request.headers.get("host", "")
+        if options.website_domain:
+            name = host.rsplit(":", 1)[0].lower()
+            if name.endswith("." + options.website_domain):
+                request.bucket, request.key = split_target(
+                    request.raw_path, host, options.website_domain
+                )
+                return WEBSITE
+        request.bucket, request.key = split_target(request.raw_path, host, options.domain)
+        return route_of(request)
+
+    async def _cors_headers(self, request: Request) -> dict[str, str]:
+        """What a browser must see to give the answer to a page of another origin."""
+        try:
+            bucket = await self._guard.buckets.get(request.bucket)
+            return headers_for(bucket.cors, request.method, request.headers["origin"])
+        except GatewayError:
+            return {}
+
     async def _run(self, route: Route, request: Request, traffic: "_Traffic") -> Response:
         now_s = self._clock.now_s()
+        if route is WEBSITE:
+
+            async def read(it: Request) -> Response:
+                get = Route("HeadObject" if it.method == "HEAD" else "GetObject", "s3:GetObject")
+                return await self._carry_out(
+                    get, it, ANONYMOUS, anonymous_identity(it), now_s, traffic
+                )
+
+            return await serve_website(request, self._guard.buckets, read)
+        if route.operation == PREFLIGHT:
+            # A browser asks without the signature of what it is going to send.
+            return preflight((await self._guard.buckets.get(request.bucket)).cors, request.headers)
+        if route.operation == POST_OBJECT:
+            upload = await read_upload(request, self._keys.find, now_s)
+            put = Route("PutObject", route.action)
+            done = await self._carry_out(
+                put, upload.request, upload.principal, upload.identity, now_s, traffic, upload
+            )
+            return upload.answer(done)
         principal, identity = await self._identify(request, now_s)
+        return await self._carry_out(route, request, principal, identity, now_s, traffic)
+
+    async def _carry_out(
+        self,
+        route: Route,
+        request: Request,
+        principal: Principal,
+        identity: Identity,
+        now_s: float,
+        traffic: "_Traffic",
+        upload: Upload | None = None,
+    ) -> Response:
+        """Run the operation of a request whose sender is known, if that one may do it."""
         access = await self._guard.admit(request, route, principal, identity, now_s)
         traffic.tenant = principal.tenant if access.bucket is None else access.bucket.owner
         traffic.kind = route.kind
@@ -158,6 +226,8 @@ class S3Front:
             access,
             self._guard,
         )
+        if upload is not None:
+            call = upload.call(call)
         try:
             return await HANDLERS[route.operation](call)
         except RequestError as error:

@@ -40,6 +40,14 @@ LoadBucket = Callable[[str], Awaitable[BucketAccess]]
 LoadTags = Callable[[str, str, str | None], Awaitable[Mapping[str, str]]]
 
 
+#: Puts an administrative act on record: actor, action, bucket, details.
+RecordAct = Callable[[str, str, str, Mapping[str, str]], Awaitable[None]]
+
+
+async def record_nothing(actor: str, action: str, target: str, details: Mapping[str, str]) -> None:
+    """A `RecordAct` for who keeps no record."""
+
+
 def denied() -> RequestError:
     """The refusal of what one may not do."""
     return RequestError("AccessDenied", "Access Denied")
@@ -147,8 +155,9 @@ class Access:
 class Guard:
     """Decides about requests."""
 
-    def __init__(self, buckets: BucketCache, load_tags: LoadTags) -> None:
+    def __init__(self, buckets: BucketCache, load_tags: LoadTags, record: RecordAct) -> None:
         self.buckets = buckets
+        self.record = record
         self._load_tags = load_tags
 
     async def admit(

@@ -84,6 +84,11 @@ def decode_component(text: str, *, plus: bool) -> str:
         raise RequestError("InvalidURI", "Couldn't parse the specified URI.") from None
 
 
+def is_header_text(text: str) -> bool:
+    """Whether a text may be the value of a header: what has line ends could be more than one."""
+    return not any(ord(character) < 32 or ord(character) == 127 for character in text)
+
+
 def split_target(raw_path: bytes, host: str, domain: str) -> tuple[str, str]:
     """The (bucket, key) that a request names, each "" when absent.
 

@@ -14,7 +14,6 @@ from exastore.gateway.s3.attributes import (
     parse_copy_source,
     read_attributes,
 )
-from exastore.gateway.s3.buckets import get_acl
 from exastore.gateway.s3.conditions import check_read, parse_range, read_precondition
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.errors import S3Error
@@ -256,7 +255,6 @@ OBJECT_OPERATIONS: dict[str, Operation] = {
     "DeleteObject": delete_object,
     "DeleteObjects": delete_objects,
     "CopyObject": copy_object,
-    "GetObjectAcl": get_acl,
     "GetObjectAttributes": get_object_attributes,
     "GetObjectTagging": get_object_tagging,
 }

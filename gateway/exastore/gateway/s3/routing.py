@@ -97,6 +97,73 @@ OPERATIONS: dict[tuple[str, Target, str], Route] = {
     ("GET", _B, "location"): Route("GetBucketLocation", "s3:GetBucketLocation"),
     ("GET", _B, "versioning"): Route("GetBucketVersioning", "s3:GetBucketVersioning"),
     ("GET", _B, "acl"): Route("GetBucketAcl", "s3:GetBucketAcl"),
+    ("PUT", _B, "acl"): Route("PutBucketAcl", "s3:PutBucketAcl"),
+    ("PUT", _B, "policy"): Route("PutBucketPolicy", "s3:PutBucketPolicy"),
+    ("DELETE", _B, "policy"): Route("DeleteBucketPolicy", "s3:DeleteBucketPolicy"),
+    ("GET", _B, "policyStatus"): Route("GetBucketPolicyStatus", "s3:GetBucketPolicyStatus"),
+    ("PUT", _B, "publicAccessBlock"): Route(
+        "PutPublicAccessBlock", "s3:PutBucketPublicAccessBlock"
+    ),
+    ("DELETE", _B, "publicAccessBlock"): Route(
+        "DeletePublicAccessBlock", "s3:PutBucketPublicAccessBlock"
+    ),
+    ("PUT", _B, "ownershipControls"): Route(
+        "PutBucketOwnershipControls", "s3:PutBucketOwnershipControls"
+    ),
+    ("DELETE", _B, "ownershipControls"): Route(
+        "DeleteBucketOwnershipControls", "s3:PutBucketOwnershipControls"
+    ),
+    ("PUT", _B, "cors"): Route("PutBucketCors", "s3:PutBucketCORS"),
+    ("DELETE", _B, "cors"): Route("DeleteBucketCors", "s3:PutBucketCORS"),
+    ("PUT", _B, "website"): Route("PutBucketWebsite", "s3:PutBucketWebsite"),
+    ("DELETE", _B, "website"): Route("DeleteBucketWebsite", "s3:DeleteBucketWebsite"),
+    ("PUT", _B, "logging"): Route("PutBucketLogging", "s3:PutBucketLogging"),
+    ("PUT", _B, "accelerate"): Route(
+        "PutBucketAccelerateConfiguration", "s3:PutAccelerateConfiguration"
+    ),
+    ("PUT", _B, "requestPayment"): Route("PutBucketRequestPayment", "s3:PutBucketRequestPayment"),
+    ("PUT", _B, "notification"): Route(
+        "PutBucketNotificationConfiguration", "s3:PutBucketNotification"
+    ),
+    ("DELETE", _B, "replication"): Route(
+        "DeleteBucketReplication", "s3:PutReplicationConfiguration"
+    ),
+    ("GET", _B, "analytics"): Route(
+        "ListBucketAnalyticsConfigurations", "s3:GetAnalyticsConfiguration"
+    ),
+    ("GET", _B, "analytics+id"): Route(
+        "GetBucketAnalyticsConfiguration", "s3:GetAnalyticsConfiguration"
+    ),
+    ("DELETE", _B, "analytics+id"): Route(
+        "DeleteBucketAnalyticsConfiguration", "s3:PutAnalyticsConfiguration"
+    ),
+    ("GET", _B, "inventory"): Route(
+        "ListBucketInventoryConfigurations", "s3:GetInventoryConfiguration"
+    ),
+    ("GET", _B, "inventory+id"): Route(
+        "GetBucketInventoryConfiguration", "s3:GetInventoryConfiguration"
+    ),
+    ("DELETE", _B, "inventory+id"): Route(
+        "DeleteBucketInventoryConfiguration", "s3:PutInventoryConfiguration"
+    ),
+    ("GET", _B, "metrics"): Route("ListBucketMetricsConfigurations", "s3:GetMetricsConfiguration"),
+    ("GET", _B, "metrics+id"): Route("GetBucketMetricsConfiguration", "s3:GetMetricsConfiguration"),
+    ("DELETE", _B, "metrics+id"): Route(
+        "DeleteBucketMetricsConfiguration", "s3:PutMetricsConfiguration"
+    ),
+    ("GET", _B, "intelligent-tiering"): Route(
+        "ListBucketIntelligentTieringConfigurations", "s3:GetIntelligentTieringConfiguration"
+    ),
+    ("GET", _B, "intelligent-tiering+id"): Route(
+        "GetBucketIntelligentTieringConfiguration", "s3:GetIntelligentTieringConfiguration"
+    ),
+    ("DELETE", _B, "intelligent-tiering+id"): Route(
+        "DeleteBucketIntelligentTieringConfiguration", "s3:PutIntelligentTieringConfiguration"
+    ),
+    ("POST", _B, "form"): Route("PostObject", "s3:PutObject"),
+    ("OPTIONS", _B, ""): Route("Preflight", ""),
+    ("OPTIONS", _O, ""): Route("Preflight", ""),
+    ("PUT", _O, "acl"): Route("PutObjectAcl", "s3:PutObjectAcl"),
     ("GET", _B, "accelerate"): Route(
         "GetBucketAccelerateConfiguration", "s3:GetAccelerateConfiguration"
     ),
@@ -141,6 +208,8 @@ OPERATIONS: dict[tuple[str, Target, str], Route] = {
     ("GET", _O, "uploadId"): Route("ListParts", "s3:ListMultipartUploadParts"),
 }
 
+#: Sub-resources of which a bucket may have several, told apart by the parameter "id".
+_WITH_ID = frozenset({"analytics", "intelligent-tiering", "inventory", "metrics"})
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 
 
@@ -160,13 +229,16 @@ def route_of(request: Request) -> Route:
     target = target_of(request)
     sub_resource = ""
     query = request.query
-    if query:
+    if query and request.method != "OPTIONS":
         if query.get("list-type") == "2":
             sub_resource = "list-type=2"
         for name in query:
             if name in SUB_RESOURCES:
-                sub_resource = name
+                sub_resource = f"{name}+id" if name in _WITH_ID and "id" in query else name
                 break
+    elif request.method == "POST" and target is Target.BUCKET:
+        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            sub_resource = "form"
     if request.method == "PUT" and "x-amz-copy-source" in request.headers:
         sub_resource += "+copy" if sub_resource else "copy"
     route = OPERATIONS.get((request.method, target, sub_resource))

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.s3.asgi import AsgiApp
 from exastore.gateway.s3.front import CountTraffic, FrontOptions, S3Front, count_nothing
+from exastore.gateway.s3.guard import RecordAct, record_nothing
 from exastore.gateway.s3.http import HttpServer
 from exastore.gateway.s3.identity import KeyCache, KeySource, LookUp, RootKey
 from exastore.gateway.s3.metrics import S3Metrics
@@ -24,10 +25,12 @@ class S3Service:
         registry: CollectorRegistry,
         look_up: LookUp | None = None,
         count_traffic: CountTraffic = count_nothing,
+        record_act: RecordAct = record_nothing,
     ) -> None:
         """Args:
         look_up: Finds the keys of users; None: the administrator's is the only one.
         count_traffic: Told what tenants are billed for.
+        record_act: Told of administrative acts on buckets.
         """
         if not config.access_key or not config.secret_key:
             raise ValueError("the gateway needs an access_key and a secret_key")
@@ -41,7 +44,10 @@ class S3Service:
             clock=clock,
             metrics=S3Metrics(registry),
             count_traffic=count_traffic,
-            options=FrontOptions(config.region, config.domain, config.bucket_ttl_s),
+            record_act=record_act,
+            options=FrontOptions(
+                config.region, config.domain, config.website_domain, config.bucket_ttl_s
+            ),
         )
         self._server = HttpServer(
             AsgiApp(front),
