@@ -5,7 +5,7 @@ the rest either reads or sets. A request fails with MetadataUnavailable only aft
 tried until the deadline; then it may or may not have been done.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -16,12 +16,20 @@ from exastore.gateway.errors import MetadataUnavailable, RequestError
 from exastore.gateway.metadata_errors import error_of, is_retried
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
-from exastore.proto.v1 import access_pb2_grpc, common_pb2, metadata_pb2, metadata_pb2_grpc
+from exastore.proto.v1 import (
+    access_pb2_grpc,
+    common_pb2,
+    documents_pb2,
+    documents_pb2_grpc,
+    metadata_pb2,
+    metadata_pb2_grpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
 AccessStub: TypeAlias = "access_pb2_grpc.AccessServiceAsyncStub"
+DocumentStub: TypeAlias = "documents_pb2_grpc.DocumentServiceAsyncStub"
 
 
 class MetadataClient:
@@ -41,6 +49,9 @@ class MetadataClient:
         ]
         self._access_stubs: list[AccessStub] = [
             access_pb2_grpc.AccessServiceStub(channel) for channel in self._channels
+        ]
+        self._document_stubs: list[DocumentStub] = [
+            documents_pb2_grpc.DocumentServiceStub(channel) for channel in self._channels
         ]
         #: Index of the server asked first.
         self._current = 0
@@ -101,6 +112,20 @@ class MetadataClient:
     async def list_buckets(self) -> Sequence[metadata_pb2.Bucket]:
         request = metadata_pb2.ListBucketsRequest()
         return (await self._call(lambda stub: stub.ListBuckets, request)).buckets
+
+    async def get_documents(self, bucket: str) -> Mapping[str, bytes]:
+        request = documents_pb2.GetDocumentsRequest(bucket=bucket)
+        stubs = self._document_stubs
+        found = await self._call_at(lambda index: stubs[index].GetDocuments, request)
+        return dict(found.documents)
+
+    async def put_document(self, bucket: str, name: str, content: bytes) -> None:
+        request = documents_pb2.PutDocumentRequest(bucket=bucket, name=name, content=content)
+        await self._call_at(lambda index: self._document_stubs[index].PutDocument, request)
+
+    async def delete_document(self, bucket: str, name: str) -> None:
+        request = documents_pb2.DeleteDocumentRequest(bucket=bucket, name=name)
+        await self._call_at(lambda index: self._document_stubs[index].DeleteDocument, request)
 
     # ---- objects ----
 

@@ -149,6 +149,16 @@ class ObjectStore(Protocol):
     async def delete_bucket(self, name: str) -> None: ...
     async def list_buckets(self) -> Sequence[BucketInfo]: ...
 
+    async def get_bucket_document(self, bucket: str, name: str) -> bytes | None:
+        """A document of a bucket, "policy" for one; None: there is none. It may be a little old."""
+        ...
+
+    async def put_bucket_document(self, bucket: str, name: str, content: bytes) -> None:
+        """Write or replace a document of at most 64 KiB."""
+        ...
+
+    async def delete_bucket_document(self, bucket: str, name: str) -> None: ...
+
     async def put_object(
         self,
         bucket: str,

@@ -37,6 +37,7 @@ class _Bucket:
         default_factory=dict[str, tuple[ObjectInfo, bytes]]
     )
     uploads: dict[str, _Upload] = field(default_factory=dict[str, _Upload])
+    documents: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
 
 class MemoryReader:
@@ -86,6 +87,15 @@ class MemoryStore:
 
     async def list_buckets(self) -> Sequence[BucketInfo]:
         return [bucket.info for _, bucket in sorted(self._buckets.items())]
+
+    async def get_bucket_document(self, bucket: str, name: str) -> bytes | None:
+        return self._bucket(bucket).documents.get(name)
+
+    async def put_bucket_document(self, bucket: str, name: str, content: bytes) -> None:
+        self._bucket(bucket).documents[name] = content
+
+    async def delete_bucket_document(self, bucket: str, name: str) -> None:
+        self._bucket(bucket).documents.pop(name, None)
 
     async def put_object(
         self,

@@ -8,7 +8,7 @@ short: `replace_place` takes the name over under a new id.
 
 from exastore.metadata.kv.contract import Transaction, counter_bytes, counter_value
 from exastore.metadata.kv.keys import pack, prefix_range
-from exastore.metadata.namespace import lifecycle, rows, usage
+from exastore.metadata.namespace import documents, lifecycle, rows, usage
 from exastore.metadata.namespace.errors import (
     BucketExists,
     BucketMoving,
@@ -157,6 +157,7 @@ def delete_bucket(txn: Transaction, name: str) -> int:
             raise BucketNotEmpty(name)
     txn.delete(rows.bucket(name))
     space.delete(rows.NAME)
+    documents.drop_documents(space)
     space.delete_row(rows.reindex(space.bucket.id))
     for slot in range(usage.SLOT_COUNT):
         space.delete(rows.usage(slot))

@@ -13,6 +13,7 @@ another engine in the order of its keys. One byte tells the kind:
     u  key' upload           Upload              an upload in progress
     w  upload slot           numbers             changes, count and bytes of the upload's parts
     c  slot                  numbers             usage of the bucket
+    f  name                  bytes               a document of the bucket
     q  request id            StoredResult        answer of a request that was done
     p  stripe id             PackedStripe        a stripe that slices of small objects refer to
     r  stripe id  batch      PackedMembers       which versions were packed into it
@@ -81,6 +82,7 @@ UPLOAD = b"u"
 TOTALS = b"w"
 USAGE = b"c"
 RESULT = b"q"
+DOCUMENT = b"f"
 STRIPE = b"p"
 MEMBERS = b"r"
 PROMOTIONS = b"i"
@@ -195,6 +197,10 @@ def totals(upload_id: str, slot: int) -> bytes:
 
 def usage(slot: int) -> bytes:
     return USAGE + bytes((slot,))
+
+
+def document(name: str) -> bytes:
+    return DOCUMENT + name.encode()
 
 
 def result(request_id: str) -> bytes:

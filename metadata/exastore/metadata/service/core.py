@@ -5,6 +5,7 @@ from exastore.metadata.kv.contract import Engine
 from exastore.metadata.service.audit import AuditLog
 from exastore.metadata.service.cluster import ClusterService
 from exastore.metadata.service.config import MetadataConfig
+from exastore.metadata.service.documents import DocumentService
 from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
@@ -23,6 +24,7 @@ class MetadataService:
         cluster: Calls about the map, nodes and devices.
         names: Calls about buckets, objects and uploads.
         upkeep: Calls about packing and orphans.
+        documents: Calls about documents of buckets.
         mover: Calls about moves of buckets between partitions.
         audit: The log of administrative acts.
         access: Calls about users and traffic.
@@ -42,6 +44,7 @@ class MetadataService:
         self.cluster = ClusterService(config, engine, self.maps, self.lease, clock, metrics)
         self.names = NamespaceService(config, engine, self.maps, clock, self.lease)
         self.upkeep = UpkeepService(self.names.partitions, clock)
+        self.documents = DocumentService(self.names.partitions)
         self.mover = Mover(self.names.partitions, clock)
         self.audit = AuditLog(config.audit_file, clock)
         self.access = AccessService(engine, clock, self.audit)

@@ -11,7 +11,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
 from exastore.metadata.service.metrics import MetadataMetrics
-from exastore.proto.v1 import access_pb2_grpc, metadata_pb2_grpc, upkeep_pb2_grpc
+from exastore.proto.v1 import access_pb2_grpc, documents_pb2_grpc, metadata_pb2_grpc, upkeep_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def add_to_server(
     adapter = _Adapter(service, metrics, clock)
     handlers = cast(grpc.aio.Server, _GenericHandlers(server))
     metadata_pb2_grpc.add_MetadataServiceServicer_to_server(adapter.servicer(), handlers)
+    documents_pb2_grpc.add_DocumentServiceServicer_to_server(adapter.document_servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
     upkeep_pb2_grpc.add_UpkeepServiceServicer_to_server(adapter.upkeep_servicer(), handlers)
 
@@ -104,6 +105,20 @@ class _Adapter:
         }
         servicer = type("UpkeepServicer", (upkeep_pb2_grpc.UpkeepServiceServicer,), methods)()
         assert isinstance(servicer, upkeep_pb2_grpc.UpkeepServiceServicer)
+        return servicer
+
+    def document_servicer(self) -> documents_pb2_grpc.DocumentServiceServicer:
+        """The same for DocumentService."""
+        documents = self._service.documents
+        methods: dict[str, Any] = {
+            "GetDocuments": self._unary("GetDocuments", documents.get_documents),
+            "PutDocument": self._unary("PutDocument", documents.put_document),
+            "DeleteDocument": self._unary("DeleteDocument", documents.delete_document),
+        }
+        servicer = type(
+            "DocumentServicer", (documents_pb2_grpc.DocumentServiceServicer,), methods
+        )()
+        assert isinstance(servicer, documents_pb2_grpc.DocumentServiceServicer)
         return servicer
 
     def access_servicer(self) -> access_pb2_grpc.AccessServiceServicer:
