@@ -20,6 +20,7 @@ from exastore.erasure import UnknownCode, codec
 from exastore.gateway.bucket_documents import DocumentCache
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.encryption.streams import SealedBody
 from exastore.gateway.errors import RequestError, ServiceError, StaleEpoch
 from exastore.gateway.map_cache import MapCache
 from exastore.gateway.messages import (
@@ -37,6 +38,7 @@ from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import NodePool
 from exastore.gateway.reader import ClusterObjectReader
 from exastore.gateway.store import (
+    NO_CHECKSUMS,
     Body,
     BucketInfo,
     Listing,
@@ -318,9 +320,14 @@ class ClusterStore:
         pool = await self._pool_of(bucket)
         stored = await self._writer.store(body, inline_bytes=0, pool=pool)
 
+        is_sealed = isinstance(body, SealedBody)
+
         def commit(current: StoredBody) -> Awaitable[metadata_pb2.Part]:
             request = metadata_pb2.CommitPartRequest(
-                bucket=bucket, key=key, upload_id=upload_id, part=part_message(number, current)
+                bucket=bucket,
+                key=key,
+                upload_id=upload_id,
+                part=part_message(number, current, is_sealed=is_sealed),
             )
             return self.metadata.commit_part(request)
 
@@ -333,12 +340,14 @@ class ClusterStore:
         upload_id: str,
         parts: Sequence[tuple[int, str]],
         precondition: Precondition,
+        checksums: Mapping[str, str] = NO_CHECKSUMS,
     ) -> ObjectInfo:
         request = metadata_pb2.CompleteUploadRequest(
             bucket=bucket,
             key=key,
             upload_id=upload_id,
             parts=[metadata_pb2.CompletedPart(number=number, etag=etag) for number, etag in parts],
+            checksums=checksums,
             condition=condition_message(precondition),
         )
         reach(Phase.COMPLETE_SENDING)

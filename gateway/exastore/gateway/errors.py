@@ -3,6 +3,7 @@
 GatewayError
 ├── RequestError            the client asked for something that cannot be: NoSuchKey, BadDigest, ...
 ├── MasterKeyError          the master key is missing, or does not open what was sealed
+├── SealBroken              sealed bytes are damaged, or of another object
 └── ServiceError            the cluster cannot serve it now; a retry may succeed
     ├── TooFewChunks        fewer than k chunks of a stripe could be read: nothing wrong is returned
     ├── TooFewDevices       fewer devices than the write quorum took the chunks
@@ -31,6 +32,10 @@ class RequestError(GatewayError):
 
 class MasterKeyError(GatewayError):
     """The master key cannot be used; the message says why."""
+
+
+class SealBroken(GatewayError):
+    """Sealed bytes do not open with their key; nothing wrong is returned."""
 
 
 class ServiceError(GatewayError):

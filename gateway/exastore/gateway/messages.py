@@ -1,7 +1,9 @@
 """Values of `store.py` to and from the messages of the metadata service."""
 
+from exastore.gateway.encryption.frames import plain_size
 from exastore.gateway.store import (
     BucketInfo,
+    Encryption,
     ObjectAttributes,
     ObjectInfo,
     ObjectPart,
@@ -21,7 +23,15 @@ def attributes_of(message: metadata_pb2.Object) -> ObjectAttributes:
         content_type=message.content_type or ObjectAttributes().content_type,
         headers=dict(message.headers),
         user_metadata=dict(message.user_metadata),
+        encryption=encryption_of(message),
     )
+
+
+def encryption_of(message: metadata_pb2.Object) -> Encryption | None:
+    if not message.HasField("encryption"):
+        return None
+    sealed = message.encryption
+    return Encryption(sealed.algorithm, sealed.wrapped_key, sealed.customer_key_md5)
 
 
 def info_of(message: metadata_pb2.Object) -> ObjectInfo:
@@ -29,13 +39,17 @@ def info_of(message: metadata_pb2.Object) -> ObjectInfo:
         bucket=message.bucket,
         key=message.key,
         version_id=message.version_id,
-        size_bytes=message.size_bytes,
+        size_bytes=message.plain_bytes if message.HasField("encryption") else message.size_bytes,
         etag=message.etag,
         modified_s=message.modified_s,
         attributes=attributes_of(message),
         checksums=dict(message.checksums),
         parts=[
-            ObjectPart(number=part.number, size_bytes=part.size_bytes, etag=part.etag)
+            ObjectPart(
+                number=part.number,
+                size_bytes=part.plain_bytes or part.size_bytes,
+                etag=part.etag,
+            )
             for part in message.parts
         ],
     )
@@ -44,7 +58,7 @@ def info_of(message: metadata_pb2.Object) -> ObjectInfo:
 def part_of(message: metadata_pb2.Part) -> ObjectPart:
     return ObjectPart(
         number=message.number,
-        size_bytes=message.size_bytes,
+        size_bytes=message.plain_bytes or message.size_bytes,
         etag=message.etag,
         modified_s=message.modified_s,
         checksums=dict(message.checksums),
@@ -62,11 +76,17 @@ def upload_of(message: metadata_pb2.Upload) -> UploadInfo:
 
 
 def attributes_message(attributes: ObjectAttributes) -> metadata_pb2.Object:
-    return metadata_pb2.Object(
+    message = metadata_pb2.Object(
         content_type=attributes.content_type,
         headers=attributes.headers,
         user_metadata=attributes.user_metadata,
     )
+    sealed = attributes.encryption
+    if sealed is not None:
+        message.encryption.algorithm = sealed.algorithm
+        message.encryption.wrapped_key = sealed.wrapped_key
+        message.encryption.customer_key_md5 = sealed.customer_key_md5
+    return message
 
 
 def condition_message(precondition: Precondition) -> metadata_pb2.WriteCondition:
@@ -83,6 +103,8 @@ def object_message(
     message.key = key
     message.version_id = version_id
     message.size_bytes = stored.size_bytes
+    if attributes.encryption is not None:
+        message.plain_bytes = plain_size(stored.size_bytes)
     message.etag = stored.etag
     message.checksums.update(stored.checksums)
     message.inline_data = stored.inline_data
@@ -90,8 +112,9 @@ def object_message(
     return message
 
 
-def part_message(number: int, stored: StoredBody) -> metadata_pb2.Part:
+def part_message(number: int, stored: StoredBody, *, is_sealed: bool = False) -> metadata_pb2.Part:
     return metadata_pb2.Part(
+        plain_bytes=plain_size(stored.size_bytes) if is_sealed else 0,
         number=number,
         size_bytes=stored.size_bytes,
         etag=stored.etag,

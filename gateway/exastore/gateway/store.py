@@ -6,6 +6,7 @@ stripes and storage nodes. Values are plain, so a test can put a dictionary behi
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 
@@ -19,6 +20,17 @@ class BucketInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Encryption:
+    """How the bytes of an object are sealed: see `exastore.gateway.encryption`."""
+
+    algorithm: str
+    wrapped_key: bytes
+    """The data key, wrapped."""
+    customer_key_md5: str = ""
+    """Of the client's key that wrapped it, in base64; empty: the master key did."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectAttributes:
     """What a client says about an object besides its bytes."""
 
@@ -27,6 +39,8 @@ class ObjectAttributes:
     """Cache-Control, Content-Disposition, Content-Encoding, Content-Language, Expires, as given."""
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     """x-amz-meta-*: lower-case names without the prefix."""
+    encryption: Encryption | None = None
+    """Of sealed bytes. All sizes are in the clear, but `ObjectReader.read` gives what is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +155,10 @@ class ObjectReader(Protocol):
         ...
 
 
+#: Of an object whose parts have none in common.
+NO_CHECKSUMS: Mapping[str, str] = MappingProxyType({})
+
+
 class ObjectStore(Protocol):
     """Errors are those of `exastore.gateway.errors`."""
 
@@ -200,8 +218,9 @@ class ObjectStore(Protocol):
         upload_id: str,
         parts: Sequence[tuple[int, str]],
         precondition: Precondition,
+        checksums: Mapping[str, str] = NO_CHECKSUMS,
     ) -> ObjectInfo:
-        """`parts` are (number, ETag) in the order the client gave."""
+        """`parts` are (number, ETag) in the order the client gave; `checksums` of all together."""
         ...
 
     async def abort_upload(self, bucket: str, key: str, upload_id: str) -> None: ...

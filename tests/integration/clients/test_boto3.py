@@ -55,6 +55,9 @@ def test_the_transfer_manager_sends_parts_with_every_checksum(
     )
     head = bucket.s3.head_object(Bucket=bucket.name, Key="parts", ChecksumMode="ENABLED")
     assert head["ETag"].endswith('-3"')
+    assert head[f"Checksum{algorithm}"]
+    whole = algorithm == "CRC64NVME"
+    assert head["ChecksumType"] == ("FULL_OBJECT" if whole else "COMPOSITE")
     # Ranges in parallel, each verified by the client where it can.
     resource.download_file("parts", str(tmp_path / "back"), Config=parts)
     assert (tmp_path / "back").read_bytes() == data

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.checksums import (
+    DEFAULT_ALGORITHM,
     DIGEST_BYTES,
     composite_digest,
     decode_digest,
@@ -18,11 +19,14 @@ from exastore.gateway.store import ObjectPart
 _PAGE_PARTS = 1000
 
 
-async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> None:
+async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> dict[str, str]:
     """Check the size and the checksum of the object to be, if the client gave them.
 
     The checksum comes out of those of the parts; no data is read. An upload or
     a part that is not stored, or has another ETag, is left to the store.
+
+    Returns:
+        The checksums that the object has: those that all its parts have.
 
     Raises:
         RequestError: BadDigest, InvalidRequest.
@@ -34,23 +38,47 @@ async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> None
         if f"x-amz-checksum-{algorithm}" in headers
     }
     size = headers.get("x-amz-mp-object-size")
-    if not promised and size is None:
-        return
     try:
         stored = await _stored_parts(call)
     except RequestError as error:
         if error.code == "NoSuchUpload":
-            return  # A retry of a completion that succeeded, perhaps: the store knows.
+            return {}  # A retry of a completion that succeeded, perhaps: the store knows.
         raise
     chosen = [stored[part.number] for part in parts if part.number in stored]
     if [part.etag for part in chosen] != [part.etag for part in parts]:
-        return
+        return {}
     if size is not None and size != str(sum(part.size_bytes for part in chosen)):
         raise RequestError(
             "InvalidRequest", "The provided x-amz-mp-object-size is not the size of the parts."
         )
     for algorithm, text in promised.items():
         _check(algorithm, text, chosen)
+    wants_full = headers.get("x-amz-checksum-type", "").upper() == "FULL_OBJECT" or any(
+        "-" not in text for text in promised.values()
+    )
+    return _combined(chosen, wants_full=wants_full)
+
+
+def _combined(parts: Sequence[ObjectPart], *, wants_full: bool) -> dict[str, str]:
+    """The checksums of the object, of the type that S3 gives them: CRC64NVME is always full."""
+    combined: dict[str, str] = {}
+    for algorithm, digest_bytes in DIGEST_BYTES.items():
+        digests: list[tuple[bytes, int]] = []
+        for part in parts:
+            digest = decode_digest(part.checksums.get(algorithm, ""), digest_bytes)
+            if digest is None:
+                break
+            digests.append((digest, part.size_bytes))
+        else:
+            whole = None
+            if wants_full or algorithm == DEFAULT_ALGORITHM:
+                whole = full_digest(algorithm, digests)
+            if whole is not None:
+                combined[algorithm] = encode_digest(whole)
+            else:
+                composite = encode_digest(composite_digest(algorithm, digests))
+                combined[algorithm] = f"{composite}-{len(digests)}"
+    return combined
 
 
 async def _stored_parts(call: Call) -> dict[int, ObjectPart]:

@@ -106,13 +106,14 @@ async def complete_upload(call: Call) -> Response:
             "InvalidPartOrder",
             "The list of parts was not in ascending order. Parts must be ordered by part number.",
         )
-    await check_whole_object(call, parts)
+    checksums = await check_whole_object(call, parts)
     info = await call.store.complete_upload(
         call.bucket,
         call.key,
         call.parameter("uploadId"),
         [(part.number, part.etag) for part in parts],
         read_precondition(call.request.headers),
+        checksums,
     )
     root = xml.document("CompleteMultipartUploadResult")
     xml.add(root, "Location", f"/{call.bucket}/{call.key}")

@@ -1,12 +1,14 @@
 """An object store in a dictionary: what `ObjectStore` promises, without a cluster."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+from exastore.gateway.encryption.streams import SealedBody
 from exastore.gateway.errors import RequestError
 from exastore.gateway.store import (
+    NO_CHECKSUMS,
     Body,
     BucketInfo,
     ByteRange,
@@ -112,8 +114,8 @@ class MemoryStore:
             bucket,
             key,
             f"v{next(self._ids)}",
-            len(data),
-            _md5(data),
+            _size(data, body),
+            _etag(data, body),
             self._now_s(),
             attributes,
             checksums,
@@ -183,7 +185,8 @@ class MemoryStore:
     ) -> ObjectPart:
         upload = self._upload(bucket, key, upload_id)
         data = await _read_all(body)
-        part = ObjectPart(number, len(data), _md5(data), self._now_s(), body.finish())
+        checksums = body.finish()
+        part = ObjectPart(number, _size(data, body), _etag(data, body), self._now_s(), checksums)
         upload.parts[number] = (part, data)
         return part
 
@@ -194,6 +197,7 @@ class MemoryStore:
         upload_id: str,
         parts: Sequence[tuple[int, str]],
         precondition: Precondition,
+        checksums: Mapping[str, str] = NO_CHECKSUMS,
     ) -> ObjectInfo:
         upload = self._upload(bucket, key, upload_id)
         chosen: list[tuple[ObjectPart, bytes]] = []
@@ -210,10 +214,11 @@ class MemoryStore:
             bucket,
             key,
             f"v{next(self._ids)}",
-            len(data),
+            sum(part.size_bytes for part, _ in chosen),
             f"{_md5(digests)}-{len(chosen)}",
             self._now_s(),
             upload.info.attributes,
+            checksums,
             parts=[part for part, _ in chosen],
         )
         self._commit(info, data, precondition)
@@ -266,6 +271,16 @@ class MemoryStore:
                 raise RequestError("PreconditionFailed", "The object has another ETag.")
         objects[info.key] = (info, data)
         return info
+
+
+def _size(data: bytes, body: Body) -> int:
+    return body.plain_bytes if isinstance(body, SealedBody) else len(data)
+
+
+def _etag(data: bytes, body: Body) -> str:
+    if isinstance(body, SealedBody) and body.plain_md5 is not None:
+        return body.plain_md5.hex()
+    return _md5(data)
 
 
 async def _read_all(body: Body) -> bytes:

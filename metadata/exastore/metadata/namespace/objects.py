@@ -72,6 +72,7 @@ def put_data(
         row = metadata_pb2.Part(number=part.number, extents=run)
         if batch == 0:
             row.size_bytes = part.size_bytes
+            row.plain_bytes = part.plain_bytes
             row.etag = part.etag
             row.modified_s = part.modified_s
             row.inline_data = part.inline_data

@@ -71,6 +71,8 @@ class CompletionPlan:
     parts: Sequence[metadata_pb2.PartInfo]
     etag: str
     size_bytes: int
+    #: Of sealed parts once opened; else 0.
+    plain_bytes: int
     #: Parts were uploaded that the completion does not list.
     has_unlisted: bool
 
@@ -138,7 +140,11 @@ def commit_part(
     check_age(txn, part.extents)
     _discard_rows(space, upload_id, known_rows, now_s)
     committed = metadata_pb2.Part(
-        number=part.number, size_bytes=part.size_bytes, etag=part.etag, modified_s=now_s
+        number=part.number,
+        size_bytes=part.size_bytes,
+        etag=part.etag,
+        modified_s=now_s,
+        plain_bytes=part.plain_bytes,
     )
     committed.checksums.update(part.checksums)
     put_data(space, upload_id, committed, part.extents)
@@ -173,11 +179,17 @@ def plan_completion(
     return CompletionPlan(
         totals=part_totals(space, request.upload_id),
         parts=[
-            metadata_pb2.PartInfo(number=part.number, size_bytes=part.size_bytes, etag=part.etag)
+            metadata_pb2.PartInfo(
+                number=part.number,
+                size_bytes=part.size_bytes,
+                etag=part.etag,
+                plain_bytes=part.plain_bytes,
+            )
             for part in chosen
         ],
         etag=f"{digest.hexdigest()}-{len(chosen)}",
         size_bytes=sum(part.size_bytes for part in chosen),
+        plain_bytes=sum(part.plain_bytes for part in chosen),
         has_unlisted=len(chosen) < len(uploaded),
     )
 
@@ -208,6 +220,8 @@ def complete_upload(
     record = new_record(upload.attributes, now_s)
     record.version_id = upload_id
     record.size_bytes = plan.size_bytes
+    record.plain_bytes = plan.plain_bytes
+    record.checksums.update(request.checksums)
     record.etag = plan.etag
     record.in_rows = True
     for batch, first in enumerate(range(0, len(plan.parts), _MANIFEST_ROW_PART_COUNT)):

@@ -9,6 +9,8 @@ ErrorReason without the prefix, so that a gateway maps errors without reading pr
 
 from collections import abc as _abc
 from exastore.proto.v1 import common_pb2 as _common_pb2
+from exastore.proto.v1 import encryption_pb2 as _encryption_pb2
+from exastore.proto.v1 import lock_pb2 as _lock_pb2
 from exastore.proto.v1 import pool_pb2 as _pool_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -65,6 +67,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NO_SUCH_ACCESS_KEY: _ErrorReason.ValueType  # 41
     ERROR_REASON_USER_EXISTS: _ErrorReason.ValueType  # 42
     """or one of its keys"""
+    ERROR_REASON_OBJECT_LOCKED: _ErrorReason.ValueType  # 50
+    """retention or a legal hold keeps the version"""
+    ERROR_REASON_INVALID_BUCKET_STATE: _ErrorReason.ValueType  # 51
+    """versioning and object lock do not go together so"""
+    ERROR_REASON_NO_OBJECT_LOCK: _ErrorReason.ValueType  # 52
+    """the bucket has none"""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -102,6 +110,12 @@ ERROR_REASON_NO_SUCH_USER: ErrorReason.ValueType  # 40
 ERROR_REASON_NO_SUCH_ACCESS_KEY: ErrorReason.ValueType  # 41
 ERROR_REASON_USER_EXISTS: ErrorReason.ValueType  # 42
 """or one of its keys"""
+ERROR_REASON_OBJECT_LOCKED: ErrorReason.ValueType  # 50
+"""retention or a legal hold keeps the version"""
+ERROR_REASON_INVALID_BUCKET_STATE: ErrorReason.ValueType  # 51
+"""versioning and object lock do not go together so"""
+ERROR_REASON_NO_OBJECT_LOCK: ErrorReason.ValueType  # 52
+"""the bucket has none"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _Operation:
@@ -816,6 +830,7 @@ class Bucket(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     MOVE_TOKEN_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     created_s: _builtins.float
     """Unix time"""
@@ -836,6 +851,8 @@ class Bucket(_message.Message):
     def quota(self) -> Global___Quota: ...
     @_builtins.property
     def lifecycle(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleRule]: ...
+    @_builtins.property
+    def lock(self) -> _lock_pb2.BucketLock: ...
     def __init__(
         self,
         *,
@@ -851,10 +868,11 @@ class Bucket(_message.Message):
         state: Global___BucketState.ValueType = ...,
         move_token: _builtins.int = ...,
         pool: _builtins.str = ...,
+        lock: _lock_pb2.BucketLock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["quota", b"quota"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lock", b"lock", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "id", b"id", "lifecycle", b"lifecycle", "move_token", b"move_token", "name", b"name", "owner", b"owner", "partition", b"partition", "pool", b"pool", "quota", b"quota", "region", b"region", "state", b"state", "versioning", b"versioning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_s", b"created_s", "id", b"id", "lifecycle", b"lifecycle", "lock", b"lock", "move_token", b"move_token", "name", b"name", "owner", b"owner", "partition", b"partition", "pool", b"pool", "quota", b"quota", "region", b"region", "state", b"state", "versioning", b"versioning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -925,6 +943,8 @@ class LifecycleRule(_message.Message):
     NONCURRENT_DAYS_FIELD_NUMBER: _builtins.int
     ABORT_UPLOAD_DAYS_FIELD_NUMBER: _builtins.int
     DROP_LONE_MARKERS_FIELD_NUMBER: _builtins.int
+    NEWER_NONCURRENT_COUNT_FIELD_NUMBER: _builtins.int
+    LEGACY_PREFIX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     disabled: _builtins.bool
     prefix: _builtins.str
@@ -941,7 +961,11 @@ class LifecycleRule(_message.Message):
     abort_upload_days: _builtins.int
     """after an upload was begun; 0: never"""
     drop_lone_markers: _builtins.bool
-    """a delete marker goes when the last version under it went"""
+    """a delete marker goes when it is all that is left of its key"""
+    newer_noncurrent_count: _builtins.int
+    """keep so many replaced versions whatever their age"""
+    legacy_prefix: _builtins.bool
+    """the prefix was given outside a filter"""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -958,10 +982,12 @@ class LifecycleRule(_message.Message):
         noncurrent_days: _builtins.int = ...,
         abort_upload_days: _builtins.int = ...,
         drop_lone_markers: _builtins.bool = ...,
+        newer_noncurrent_count: _builtins.int = ...,
+        legacy_prefix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_upload_days", b"abort_upload_days", "disabled", b"disabled", "drop_lone_markers", b"drop_lone_markers", "expire_at_s", b"expire_at_s", "expire_days", b"expire_days", "id", b"id", "larger_than_bytes", b"larger_than_bytes", "noncurrent_days", b"noncurrent_days", "prefix", b"prefix", "smaller_than_bytes", b"smaller_than_bytes", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_upload_days", b"abort_upload_days", "disabled", b"disabled", "drop_lone_markers", b"drop_lone_markers", "expire_at_s", b"expire_at_s", "expire_days", b"expire_days", "id", b"id", "larger_than_bytes", b"larger_than_bytes", "legacy_prefix", b"legacy_prefix", "newer_noncurrent_count", b"newer_noncurrent_count", "noncurrent_days", b"noncurrent_days", "prefix", b"prefix", "smaller_than_bytes", b"smaller_than_bytes", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -976,6 +1002,7 @@ class CreateBucketRequest(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     PARTITION_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    OBJECT_LOCK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     region: _builtins.str
@@ -983,6 +1010,8 @@ class CreateBucketRequest(_message.Message):
     """empty: the server chooses"""
     pool: _builtins.str
     """empty: the pool of the region's name if there is one, else the default"""
+    object_lock: _builtins.bool
+    """with versioning, which it needs"""
     def __init__(
         self,
         *,
@@ -991,10 +1020,11 @@ class CreateBucketRequest(_message.Message):
         region: _builtins.str = ...,
         partition: _builtins.str = ...,
         pool: _builtins.str = ...,
+        object_lock: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner", b"owner", "partition", b"partition", "pool", b"pool", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "object_lock", b"object_lock", "owner", b"owner", "partition", b"partition", "pool", b"pool", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1030,12 +1060,15 @@ class ConfigureBucketRequest(_message.Message):
     VERSIONING_FIELD_NUMBER: _builtins.int
     QUOTA_FIELD_NUMBER: _builtins.int
     LIFECYCLE_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     versioning: Global___Versioning.ValueType
     @_builtins.property
     def quota(self) -> Global___Quota: ...
     @_builtins.property
     def lifecycle(self) -> Global___LifecycleRules: ...
+    @_builtins.property
+    def lock(self) -> _lock_pb2.BucketLock: ...
     def __init__(
         self,
         *,
@@ -1043,10 +1076,11 @@ class ConfigureBucketRequest(_message.Message):
         versioning: Global___Versioning.ValueType = ...,
         quota: Global___Quota | None = ...,
         lifecycle: Global___LifecycleRules | None = ...,
+        lock: _lock_pb2.BucketLock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lifecycle", b"lifecycle", "quota", b"quota"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifecycle", b"lifecycle", "lock", b"lock", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifecycle", b"lifecycle", "name", b"name", "quota", b"quota", "versioning", b"versioning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifecycle", b"lifecycle", "lock", b"lock", "name", b"name", "quota", b"quota", "versioning", b"versioning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1501,6 +1535,13 @@ class Object(_message.Message):
     DUE_MS_FIELD_NUMBER: _builtins.int
     NONCURRENT_S_FIELD_NUMBER: _builtins.int
     IN_ROWS_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_FIELD_NUMBER: _builtins.int
+    PLAIN_BYTES_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    NULL_VERSION_FIELD_NUMBER: _builtins.int
+    KEPT_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    EXPIRY_RULE_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_S_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     version_id: _builtins.str
@@ -1528,6 +1569,16 @@ class Object(_message.Message):
     """when it was replaced; 0: current"""
     in_rows: _builtins.bool
     """bytes and extents are kept apart from this record"""
+    plain_bytes: _builtins.int
+    """size of sealed bytes once opened; `size_bytes` counts what is stored"""
+    null_version: _builtins.bool
+    """in answers: the null version in a bucket that has, or had, versioning"""
+    kept_until_ms: _builtins.int
+    """lifecycle looks at it again then, not before; 0: no such time"""
+    expiry_rule_id: _builtins.str
+    """in answers: which rule will delete the current version"""
+    expires_s: _builtins.float
+    """and when; 0: none will"""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Cache-Control, Content-Disposition, Content-Encoding, ..."""
@@ -1550,6 +1601,12 @@ class Object(_message.Message):
 
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def encryption(self) -> _encryption_pb2.Encryption:
+        """of bytes that are sealed"""
+
+    @_builtins.property
+    def lock(self) -> _lock_pb2.ObjectLock: ...
     def __init__(
         self,
         *,
@@ -1574,10 +1631,17 @@ class Object(_message.Message):
         due_ms: _builtins.int = ...,
         noncurrent_s: _builtins.float = ...,
         in_rows: _builtins.bool = ...,
+        encryption: _encryption_pb2.Encryption | None = ...,
+        plain_bytes: _builtins.int = ...,
+        lock: _lock_pb2.ObjectLock | None = ...,
+        null_version: _builtins.bool = ...,
+        kept_until_ms: _builtins.int = ...,
+        expiry_rule_id: _builtins.str = ...,
+        expires_s: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption", b"encryption", "lock", b"lock"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "checksums", b"checksums", "content_type", b"content_type", "delete_marker", b"delete_marker", "due_ms", b"due_ms", "etag", b"etag", "extents", b"extents", "headers", b"headers", "in_rows", b"in_rows", "inline_data", b"inline_data", "is_latest", b"is_latest", "key", b"key", "modified_s", b"modified_s", "noncurrent_s", b"noncurrent_s", "order", b"order", "parts", b"parts", "size_bytes", b"size_bytes", "tags", b"tags", "user_metadata", b"user_metadata", "version_id", b"version_id", "versioned", b"versioned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "checksums", b"checksums", "content_type", b"content_type", "delete_marker", b"delete_marker", "due_ms", b"due_ms", "encryption", b"encryption", "etag", b"etag", "expires_s", b"expires_s", "expiry_rule_id", b"expiry_rule_id", "extents", b"extents", "headers", b"headers", "in_rows", b"in_rows", "inline_data", b"inline_data", "is_latest", b"is_latest", "kept_until_ms", b"kept_until_ms", "key", b"key", "lock", b"lock", "modified_s", b"modified_s", "noncurrent_s", b"noncurrent_s", "null_version", b"null_version", "order", b"order", "parts", b"parts", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes", "tags", b"tags", "user_metadata", b"user_metadata", "version_id", b"version_id", "versioned", b"versioned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1590,19 +1654,23 @@ class PartInfo(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PLAIN_BYTES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     size_bytes: _builtins.int
     etag: _builtins.str
+    plain_bytes: _builtins.int
+    """as in Object"""
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         etag: _builtins.str = ...,
+        plain_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "number", b"number", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "number", b"number", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1694,9 +1762,12 @@ class DeleteObjectsRequest(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    BYPASS_GOVERNANCE_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     request_id: _builtins.str
     """chosen by the gateway; a repeated request gets the first answer"""
+    bypass_governance: _builtins.bool
+    """delete versions under governance, too"""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """at most 1,000 together with items"""
@@ -1712,10 +1783,11 @@ class DeleteObjectsRequest(_message.Message):
         keys: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         items: _abc.Iterable[Global___DeleteItem] | None = ...,
+        bypass_governance: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "items", b"items", "keys", b"keys", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "bypass_governance", b"bypass_governance", "items", b"items", "keys", b"keys", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2093,12 +2165,15 @@ class Part(_message.Message):
     EXTENTS_FIELD_NUMBER: _builtins.int
     CHECKSUMS_FIELD_NUMBER: _builtins.int
     INLINE_DATA_FIELD_NUMBER: _builtins.int
+    PLAIN_BYTES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1 .. 10,000"""
     size_bytes: _builtins.int
     etag: _builtins.str
     modified_s: _builtins.float
     inline_data: _builtins.bytes
+    plain_bytes: _builtins.int
+    """as in Object"""
     @_builtins.property
     def extents(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Extent]:
         """empty in listings"""
@@ -2115,10 +2190,11 @@ class Part(_message.Message):
         extents: _abc.Iterable[_common_pb2.Extent] | None = ...,
         checksums: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         inline_data: _builtins.bytes = ...,
+        plain_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "etag", b"etag", "extents", b"extents", "inline_data", b"inline_data", "modified_s", b"modified_s", "number", b"number", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "etag", b"etag", "extents", b"extents", "inline_data", b"inline_data", "modified_s", b"modified_s", "number", b"number", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2209,11 +2285,32 @@ Global___CompletedPart: _TypeAlias = CompletedPart  # noqa: Y015
 class CompleteUploadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ChecksumsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BUCKET_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     CONDITION_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     upload_id: _builtins.str
@@ -2221,6 +2318,10 @@ class CompleteUploadRequest(_message.Message):
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletedPart]: ...
     @_builtins.property
     def condition(self) -> Global___WriteCondition: ...
+    @_builtins.property
+    def checksums(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of the whole object, combined from those of the parts"""
+
     def __init__(
         self,
         *,
@@ -2229,10 +2330,11 @@ class CompleteUploadRequest(_message.Message):
         upload_id: _builtins.str = ...,
         parts: _abc.Iterable[Global___CompletedPart] | None = ...,
         condition: Global___WriteCondition | None = ...,
+        checksums: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "condition", b"condition", "key", b"key", "parts", b"parts", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "checksums", b"checksums", "condition", b"condition", "key", b"key", "parts", b"parts", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
