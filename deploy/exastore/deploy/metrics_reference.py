@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from exastore.deploy.process import new_registry
+from exastore.deploy.sim_metrics import SimMetrics
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.metadata.service.metrics import MetadataMetrics
@@ -49,7 +50,8 @@ def _rows(registry: _Recorder) -> list[str]:
 
 def metrics_reference() -> str:
     """The page, in Markdown."""
-    metadata, storage, gateway = _Recorder(), _Recorder(), _Recorder()
+    metadata, storage, gateway, sim = _Recorder(), _Recorder(), _Recorder(), _Recorder()
+    SimMetrics(sim, lambda: 0.0).tell("", "", 0.0, 0.0)
     MetadataMetrics(metadata)
     device = DeviceSample(
         "disk", capacity_bytes=0, used_bytes=0, chunk_bytes=0, chunk_count=0, fenced=False
@@ -62,6 +64,7 @@ def metrics_reference() -> str:
         ("Metadata servers", metadata),
         ("Storage nodes", storage),
         ("Gateways", gateway),
+        ("Simulations", sim),
     ):
         page.append(f"\n## {title}\n\n| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n")
         page.append("".join(f"{row}\n" for row in _rows(registry)))

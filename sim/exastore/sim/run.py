@@ -27,12 +27,14 @@ from exastore.metadata.core.placement import (
     placement_columns,
 )
 from exastore.metadata.core.topology import Int32Array, Int64Array, Topology
+from exastore.sim.build import build_model, build_state, with_more_room
 from exastore.sim.codes import engine_code
-from exastore.sim.engine import NEEDS_ROOM, run_until
+from exastore.sim.engine import NEEDS_ROOM, NO_LIMIT, run_until
 from exastore.sim.errors import Problem, ScenarioError
+from exastore.sim.physics import build_physics
 from exastore.sim.provenance import provenance
 from exastore.sim.results import Results, Table
-from exastore.sim.scenario import YEAR_S, Scenario
+from exastore.sim.scenario import Scenario
 from exastore.sim.state import (
     CHUNK_RUNS_LOST,
     CHUNK_RUNS_REBUILT,
@@ -42,11 +44,8 @@ from exastore.sim.state import (
     LOSS_COUNT,
     TIMELINE_COLUMNS,
     State,
-    build_model,
-    build_state,
-    device_lists,
-    with_more_room,
 )
+from exastore.sim.units import YEAR_S
 
 #: Called with (what is being done, how much of it is done, how much there is).
 Progress = Callable[[str, float, float], None]
@@ -175,11 +174,6 @@ def _run_trials(
     total = trials * years
     report("simulating", 0.0, total)
     engine_code(scenario.code)  # made here, once for all workers
-    slots, slot_count = device_lists(
-        placement.pg_devices,
-        placement.topology.device_count,
-        int(build_model(scenario, seed=seed, trial=0)["shift"]),
-    )
     finished: dict[int, dict[str, Table]] = {}
     if workers == 1 or trials == 1:
         for trial in range(trials):
@@ -188,27 +182,30 @@ def _run_trials(
                 report("simulating", trial * years + year, total)
 
             finished[trial] = run_trial(
-                scenario, placement, slots, slot_count, seed=seed, trial=trial, on_year=tell
+                scenario, placement, seed=seed, trial=trial, on_year=tell
             )
     else:
         with ThreadPoolExecutor(workers) as pool:
             waiting = {
                 pool.submit(
-                    run_trial, scenario, placement, slots, slot_count, seed=seed, trial=trial
+                    run_trial, scenario, placement, seed=seed, trial=trial
                 ): trial
                 for trial in range(trials)
             }
-            for future in as_completed(waiting):
-                finished[waiting[future]] = future.result()
-                report("simulating", len(finished) * years, total)
+            try:
+                for future in as_completed(waiting):
+                    finished[waiting[future]] = future.result()
+                    report("simulating", len(finished) * years, total)
+            except BaseException:
+                # Ctrl-C ends the run after the trials under way, not after all.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return [finished[trial] for trial in range(trials)]
 
 
 def simulate(
     scenario: Scenario,
     placement: Placement,
-    slots: Int32Array,
-    slot_count: Int32Array,
     *,
     seed: int,
     trial: int,
@@ -216,17 +213,21 @@ def simulate(
     on_year: Callable[[float], None] | None = None,
 ) -> State:
     """The state at the end of one trial."""
-    model = build_model(scenario, seed=seed, trial=trial)
+    physics = build_physics(scenario)
+    model = build_model(scenario, physics, seed=seed, trial=trial)
     state = build_state(
-        model, placement.topology, placement.pg_devices, slots, slot_count, log_events=log_events
+        model, physics, placement.topology, placement.pg_devices, log_events=log_events
     )
     code = engine_code(scenario.code)
     horizon_s = float(model["horizon_s"])
     until_s = 0.0
     while until_s < horizon_s:
         until_s = min(until_s + YEAR_S / 4, horizon_s)
-        while run_until(placement.columns, code, model, state, until_s) == NEEDS_ROOM:
-            state = with_more_room(state)
+        while (
+            run_until(placement.columns, code, physics, model, state, until_s, NO_LIMIT)
+            == NEEDS_ROOM
+        ):
+            state = with_more_room(model, state)
         if on_year:
             on_year(until_s / YEAR_S)
     return state
@@ -235,8 +236,6 @@ def simulate(
 def run_trial(
     scenario: Scenario,
     placement: Placement,
-    slots: Int32Array,
-    slot_count: Int32Array,
     *,
     seed: int,
     trial: int,
@@ -244,7 +243,7 @@ def run_trial(
 ) -> dict[str, Table]:
     """One trial, as its rows of every table."""
     state = simulate(
-        scenario, placement, slots, slot_count, seed=seed, trial=trial, on_year=on_year
+        scenario, placement, seed=seed, trial=trial, on_year=on_year
     )
     topology = placement.topology
     return {

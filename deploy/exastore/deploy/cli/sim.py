@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,13 +170,21 @@ def run_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads.", show_default="one per core")
     ] = None,
+    metrics_address: Annotated[
+        str,
+        typer.Option(
+            help="Serve the progress to Prometheus at host:port while the run lasts.",
+            show_default="not served",
+        ),
+    ] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Simulate a scenario; the same seed gives the same tables, whatever the workers."""
     from exastore.sim import load_scenario, run, summarize
 
-    with sim_errors(), sim_progress() as progress:
+    with sim_errors(), sim_progress() as bar, ExitStack() as stack:
         loaded = load_scenario(scenario)
+        progress = _also_to_prometheus(bar, loaded.name, metrics_address, stack)
         results = run(
             loaded,
             trials=trials,
@@ -208,6 +216,28 @@ def run_command(
     out.print(
         f"results are in {directory}, its page is {directory / 'report.html'}", soft_wrap=True
     )
+
+
+def _also_to_prometheus(
+    bar: SimProgress, scenario: str, address: str, stack: ExitStack
+) -> SimProgress:
+    """A progress that is shown and served; the port is closed with the stack."""
+    if not address:
+        return bar
+    from exastore.deploy.process import new_registry, serve_metrics
+    from exastore.deploy.sim_metrics import SimMetrics
+
+    registry = new_registry("sim")
+    metrics = SimMetrics(registry, SystemClock().monotonic_s)
+    endpoint = serve_metrics(address, registry)
+    stack.callback(endpoint.stop)
+    err.print(f"metrics are at http://{endpoint.address}/metrics", markup=False, soft_wrap=True)
+
+    def tell(what: str, done: float, total: float) -> None:
+        bar(what, done, total)
+        metrics.tell(scenario, what, done, total)
+
+    return tell
 
 
 @app.command("report")
