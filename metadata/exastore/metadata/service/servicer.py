@@ -8,6 +8,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import PHASES_OF_CALL, reach
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
 from exastore.metadata.service.metrics import MetadataMetrics
@@ -142,10 +143,16 @@ class _Adapter:
     def _unary(
         self, method: str, call: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[object, Request, Context], Awaitable[Response]]:
+        phases = PHASES_OF_CALL.get(method)
+
         async def serve(_: object, request: Request, context: Context) -> Response:
             begun_s = self._clock.monotonic_s()
             try:
+                if phases is not None:
+                    reach(phases[0])
                 response = await call(request)
+                if phases is not None:
+                    reach(phases[1])
             except Exception as error:
                 await self._fail(method, error, context, self._clock.monotonic_s() - begun_s)
                 raise
