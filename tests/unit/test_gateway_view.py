@@ -156,3 +156,18 @@ def test_a_delta_gives_the_view_of_the_new_map() -> None:
     delta.checksum ^= 1
     with pytest.raises(InvalidMapDelta, match="another checksum"):
         before.after(common_pb2.ClusterMap(epoch=new.epoch, deltas=[delta]))
+
+
+def test_groups_are_chosen_from_the_pool_alone() -> None:
+    message = make_map()
+    message.pools.add(name="default", first_pg=0, pg_count=5)
+    message.pools.add(name="eu", first_pg=5, pg_count=3)
+    view = ClusterView.from_message(message)
+    chooser = PgChooser()
+    assert {chooser.choose(view, NONE, pool="eu") for _ in range(9)} == {5, 6, 7}
+    assert {chooser.choose(view, NONE) for _ in range(9)} == set(range(5))
+    assert chooser.choose(view, NONE, {5, 6}, "eu") == 7
+    assert chooser.choose(view, NONE, {5, 6, 7}, "eu") is None
+    assert chooser.choose(view, NONE, pool="moon") is None
+    assert view.is_in_pool(5, "eu") and not view.is_in_pool(5, "")
+    assert ClusterView.from_message(make_map()).is_in_pool(5, "anything")

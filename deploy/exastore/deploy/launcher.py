@@ -252,6 +252,7 @@ class LocalCluster:
             "address": self._address(name, must_keep=others_run),
             "engine": spec.engine or own_engine,
             "partitions": partitions,
+            "pools": spec.pools,
             "audit_file": str(self.paths.audit(name)),
             "cluster_id": spec.cluster_id,
             "code": spec.code,
@@ -267,6 +268,8 @@ class LocalCluster:
     def _node_values(self, spec: ClusterSpec, name: str) -> dict[str, object]:
         device = self.paths.data(name)
         device.mkdir(exist_ok=True)
+        number = int(name.rpartition("-")[2])
+        region = spec.regions[(number - 1) % len(spec.regions)] if spec.regions else ""
         return {
             "address": self._address(name),
             "node_id": name,
@@ -274,6 +277,7 @@ class LocalCluster:
             "metadata": self._metadata_addresses(spec),
             "heartbeat_s": spec.heartbeat_s,
             "capacity_bytes": spec.capacity_bytes,
+            **({"region": region} if region else {}),
         }
 
     def _gateway_values(self, spec: ClusterSpec) -> dict[str, object]:

@@ -57,6 +57,10 @@ class ClusterSpec:
     partitions: tuple[str, ...] = ()
     """Further engines that buckets are spread over, each "name=engine URL", or a bare name for
     SQLite in the cluster's directory."""
+    pools: tuple[str, ...] = ()
+    """Further pools of placement groups, each "NAME:pgs=32,region=eu,per_node=1"."""
+    regions: tuple[str, ...] = ()
+    """Regions that the nodes are in, in turn, the first node in the first; empty: all in one."""
     removed: tuple[int, ...] = ()
     """Numbers of the nodes that were removed; they are not used again."""
 
@@ -94,6 +98,8 @@ class ClusterOptions:
     metadata_servers: int | None = None
     engine: str | None = None
     partitions: tuple[str, ...] | None = None
+    pools: tuple[str, ...] | None = None
+    regions: tuple[str, ...] | None = None
 
     def given(self) -> dict[str, object]:
         """The options that are not None."""
@@ -101,7 +107,9 @@ class ClusterOptions:
 
 
 #: Options that say what the cluster is; they cannot change once it exists.
-IDENTITY = ("nodes", "code", "pg_count", "engine")
+IDENTITY = ("nodes", "code", "pg_count", "engine", "pools", "regions")
+#: Options that may be repeated are called by one of what they name.
+REPEATED = {"partitions": "--partition", "pools": "--pool", "regions": "--region"}
 
 
 def new_spec(options: ClusterOptions) -> ClusterSpec:
@@ -129,7 +137,7 @@ def changed_spec(spec: ClusterSpec, options: ClusterOptions, *, running: bool) -
     stored = asdict(spec)
     changes = {name: new for name, new in options.given().items() if stored[name] != new}
     for name, new in changes.items():
-        option = "--partition" if name == "partitions" else "--" + name.replace("_", "-")
+        option = REPEATED.get(name, "--" + name.replace("_", "-"))
         if name == "partitions" and not set(spec.partitions) <= set(options.partitions or ()):
             raise BadInput(
                 f"this directory holds a cluster with {option} {' '.join(spec.partitions)}: "
@@ -158,12 +166,24 @@ def check_spec(spec: ClusterSpec) -> None:
         BadInput: It cannot, and why.
     """
     # Imported here: it brings numba, which commands that start nothing need not wait for.
-    from exastore.metadata.service.config import cluster_code
+    from exastore.metadata.core.topology import DomainLevel
+    from exastore.metadata.service.config import cluster_code, parsed_pool
 
     try:
         code = cluster_code(spec.code)
     except ValueError as error:
         raise BadInput(str(error)) from error
+    for item in spec.pools:
+        try:
+            pool = parsed_pool(item, DomainLevel.NODE)
+        except ValueError as error:
+            raise BadInput(f"--pool: {error}") from error
+        unknown = [name for name in pool.regions if name not in spec.regions]
+        if unknown:
+            raise BadInput(
+                f"--pool {pool.name}: no node is in region {unknown[0]}",
+                hint=f"add --region {unknown[0]}: nodes are put in the regions in turn",
+            )
     if code.n > spec.nodes:
         smaller = spec.nodes - code.m
         advice = f"use --nodes {code.n} or more"

@@ -7,9 +7,9 @@ from typing import TypeVar
 import grpc
 
 from exastore.deploy.errors import BadInput, ClusterUnhealthy
-from exastore.metadata.core.topology import DeviceState
+from exastore.metadata.core.topology import DeviceState, DomainLevel
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
-from exastore.proto.v1 import metadata_pb2, metadata_pb2_grpc
+from exastore.proto.v1 import metadata_pb2, metadata_pb2_grpc, pool_pb2
 
 Answer = TypeVar("Answer")
 
@@ -79,6 +79,20 @@ class MovesView:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool of placement groups."""
+
+    name: str
+    pg_count: int
+    rule: str
+    regions: list[str]
+    device_classes: list[str]
+    violation_count: int
+    unplaced_slot_count: int
+    unreadable_pg_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """A cluster. `pgs_by_missing[i]`: placement groups of which i slots cannot be read now."""
 
@@ -95,6 +109,7 @@ class StatusView:
     repair: RepairView
     moves: MovesView
     does_background_work: bool
+    pools: list[PoolView]
 
     @property
     def missing_slot_count(self) -> int:
@@ -255,6 +270,26 @@ def view_of(status: metadata_pb2.ClusterStatus) -> StatusView:
             draining_device_indexes=list(moves.draining_device_indexes),
         ),
         does_background_work=status.does_background_work,
+        pools=[_pool_view(item) for item in status.pools],
+    )
+
+
+def _pool_view(status: pool_pb2.PoolStatus) -> PoolView:
+    pool = status.pool
+    parts = [
+        f"{item.max_chunks} per {DomainLevel(item.level).name.lower()}" for item in pool.limits
+    ]
+    parts += [f"in {'+'.join(pool.regions)}"] if pool.regions else []
+    parts += [f"on {'+'.join(pool.device_classes)}"] if pool.device_classes else []
+    return PoolView(
+        name=pool.name,
+        pg_count=pool.pg_count,
+        rule=", ".join(parts),
+        regions=list(pool.regions),
+        device_classes=list(pool.device_classes),
+        violation_count=status.violation_count,
+        unplaced_slot_count=status.unplaced_slot_count,
+        unreadable_pg_count=status.unreadable_pg_count,
     )
 
 

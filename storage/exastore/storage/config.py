@@ -17,6 +17,7 @@ class StorageConfig:
         rack: Name of the rack, a failure domain.
         zone: Name of the zone, a failure domain.
         region: Name of the region, a failure domain.
+        device_class: What kind of devices these are, for example "ssd"; pools may ask for it.
         heartbeat_s: Seconds between heartbeats to each metadata server.
         capacity_bytes: Bytes that each device may take; 0: the size of its file system.
         reserve_bytes: Bytes of each device that chunks must leave free; 0: one hundredth of the
@@ -37,6 +38,7 @@ class StorageConfig:
     rack: str = "rack-0"
     zone: str = "zone-0"
     region: str = "region-0"
+    device_class: str = ""
     heartbeat_s: float = 0.5
     capacity_bytes: int = 0
     reserve_bytes: int = 0

@@ -38,8 +38,10 @@ class Heartbeats:
         interval_s: float,
         clock: Clock,
         metrics: StorageMetrics,
+        device_class: str = "",
     ) -> None:
         self._node = node
+        self._device_class = device_class
         self._devices = devices
         self._interval_s = interval_s
         self._clock = clock
@@ -155,6 +157,7 @@ class Heartbeats:
             chunk_count=store.chunk_count,
             fenced=store.fence_reason is not None,
             weight=store.capacity_bytes / _TIB,
+            device_class=self._device_class,
         )
 
     async def _pause(self, address: str, duration_s: float) -> None:

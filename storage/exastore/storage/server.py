@@ -185,6 +185,7 @@ class StorageNode:
         heartbeats = Heartbeats(
             config.metadata, node, self.devices,
             interval_s=config.heartbeat_s, clock=self._clock, metrics=self.metrics,
+            device_class=config.device_class,
         )  # fmt: skip
         rebuilder = Rebuilder(
             self._peers, self._codec_of,

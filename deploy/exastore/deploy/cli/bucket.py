@@ -61,10 +61,16 @@ def list_command(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = F
         print_json([_bucket_json(bucket) for bucket in found])
         return
     table = Table()
-    for column in ("bucket", "owner", "partition", "state"):
+    for column in ("bucket", "owner", "pool", "partition", "state"):
         table.add_column(column, no_wrap=True)
     for bucket in found:
-        table.add_row(bucket.name, bucket.owner, bucket.partition, _state_name(bucket))
+        table.add_row(
+            bucket.name,
+            bucket.owner,
+            bucket.pool or "default",
+            bucket.partition,
+            _state_name(bucket),
+        )
     out.print(table)
 
 
@@ -84,10 +90,15 @@ def create(
     partition: Annotated[
         str, typer.Option(help="The engine that holds it.", show_default="chosen by its name")
     ] = "",
+    pool: Annotated[
+        str, typer.Option(help="The pool that holds its data.", show_default="the default one")
+    ] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Create a bucket."""
-    request = metadata_pb2.CreateBucketRequest(name=name, owner=owner, partition=partition)
+    request = metadata_pb2.CreateBucketRequest(
+        name=name, owner=owner, partition=partition, pool=pool
+    )
     made = BucketCalls.at(directory).create(request)
     _print_bucket(made, json_output=json_output)
 
@@ -350,6 +361,7 @@ def _bucket_json(bucket: metadata_pb2.Bucket) -> dict[str, Any]:
         "region": bucket.region,
         "created_s": bucket.created_s,
         "partition": bucket.partition,
+        "pool": bucket.pool or "default",
         "state": _state_name(bucket),
         "versioning": _versioning_name(bucket),
         "quota": _quota_json(bucket.quota),

@@ -88,6 +88,20 @@ def up(
             show_default="none",
         ),
     ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further pool, as eu:pgs=32,region=eu,per_node=1,class=ssd; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Regions that the nodes are put in, in turn; may be repeated.",
+            show_default="one for all",
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Start a cluster, or whatever of it does not run, and leave it running."""
@@ -105,6 +119,8 @@ def up(
         metadata_servers=metadata_servers,
         engine=engine,
         partitions=tuple(partition) if partition else None,
+        pools=tuple(pool) if pool else None,
+        regions=tuple(region) if region else None,
     )
     cluster = LocalCluster.at(directory)
     with err.status("starting") as spinner:
@@ -198,6 +214,12 @@ def _print_status(view: StatusView, alive: set[str]) -> None:
         if count and index
     )
     out.print(f"placement groups: {view.pg_count}; {missing or 'every slot readable'}")
+    for pool in view.pools if len(view.pools) > 1 else ():
+        out.print(
+            f"  pool {pool.name}: {pool.pg_count} groups, {pool.rule}; "
+            f"{pool.violation_count} break the rule",
+            markup=False,
+        )
     if view.degraded_stripe_count:
         out.print(f"stripes written without all their chunks: {view.degraded_stripe_count}")
     repair = view.repair
