@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
-from exastore.gateway.s3.context import OWNER, Call, Operation
+from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
 from exastore.gateway.store import Listing
 
@@ -70,7 +70,7 @@ async def _list(call: Call, start_after: str, max_keys: int) -> Listing:
     )
 
 
-def _add_page(root: Element, listing: Listing, encode: Encoder, *, with_owner: bool) -> None:
+def _add_page(root: Element, listing: Listing, encode: Encoder, owner: str | None) -> None:
     for info in listing.objects:
         item = SubElement(root, "Contents")
         xml.add(item, "Key", encode(info.key))
@@ -79,8 +79,8 @@ def _add_page(root: Element, listing: Listing, encode: Encoder, *, with_owner: b
         for algorithm in info.checksums:
             xml.add(item, "ChecksumAlgorithm", algorithm.upper())
         xml.add(item, "Size", info.size_bytes)
-        if with_owner:
-            xml.add_owner(item, OWNER)
+        if owner is not None:
+            xml.add_owner(item, owner)
         xml.add(item, "StorageClass", "STANDARD")
     add_prefixes(root, listing.common_prefixes, encode)
 
@@ -104,7 +104,7 @@ async def list_objects(call: Call) -> Response:
     xml.add(root, "MaxKeys", max_keys)
     _add_common(call, root, encode)
     xml.add(root, "IsTruncated", listing.truncated)
-    _add_page(root, listing, encode, with_owner=True)
+    _add_page(root, listing, encode, call.owner)
     return xml.xml_response(root)
 
 
@@ -128,7 +128,8 @@ async def list_objects_v2(call: Call) -> Response:
     xml.add(root, "MaxKeys", max_keys)
     _add_common(call, root, encode)
     xml.add(root, "IsTruncated", listing.truncated)
-    _add_page(root, listing, encode, with_owner=call.parameter("fetch-owner") == "true")
+    wanted = call.parameter("fetch-owner") == "true"
+    _add_page(root, listing, encode, call.owner if wanted else None)
     return xml.xml_response(root)
 
 
@@ -156,7 +157,7 @@ async def list_object_versions(call: Call) -> Response:
         xml.add(item, "LastModified", xml.iso_time(info.modified_s))
         xml.add(item, "ETag", f'"{info.etag}"')
         xml.add(item, "Size", info.size_bytes)
-        xml.add_owner(item, OWNER)
+        xml.add_owner(item, call.owner)
         xml.add(item, "StorageClass", "STANDARD")
     add_prefixes(root, listing.common_prefixes, encode)
     return xml.xml_response(root)

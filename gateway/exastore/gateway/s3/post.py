@@ -10,7 +10,7 @@ import binascii
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import quote, urlencode, urlsplit
@@ -49,7 +49,7 @@ _NOT_HEADERS = {"x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-sign
 Find = Callable[[str], Awaitable[Credential | None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PostCall(Call):
     """The PUT that a form stands for."""
 
@@ -122,18 +122,8 @@ class Upload:
 
     def call(self, call: Call) -> PostCall:
         """The call of the PUT, with the form's file as its body."""
-        return PostCall(
-            call.request,
-            call.identity,
-            call.store,
-            call.region,
-            call.count_received,
-            call.access,
-            call.guard,
-            self.form,
-            self.min_bytes,
-            self.max_bytes,
-        )
+        given: dict[str, Any] = {item.name: getattr(call, item.name) for item in fields(call)}
+        return PostCall(**given, form=self.form, min_bytes=self.min_bytes, max_bytes=self.max_bytes)
 
     def answer(self, done: Response) -> Response:
         """What the form asked to be answered with, once the PUT is done."""

@@ -9,6 +9,9 @@ from types import TracebackType
 from prometheus_client import CollectorRegistry
 
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.s3.front import CountTraffic, count_nothing
+from exastore.gateway.s3.guard import RecordAct, record_nothing
+from exastore.gateway.s3.identity import LookUp
 from exastore.gateway.s3.service import S3Service
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
@@ -23,10 +26,16 @@ class ServedStore:
         config: GatewayConfig,
         *,
         clock: Clock,
+        look_up: LookUp | None = None,
+        count_traffic: CountTraffic = count_nothing,
+        record_act: RecordAct = record_nothing,
     ) -> None:
         self._new_store = new_store
         self._config = config
         self._clock = clock
+        self._look_up = look_up
+        self._count_traffic = count_traffic
+        self._record_act = record_act
         self.registry = CollectorRegistry()
         #: host:port, once entered.
         self.address = ""
@@ -43,7 +52,13 @@ class ServedStore:
 
         self._stop = stop
         service = S3Service(
-            self._new_store(), self._config, clock=self._clock, registry=self.registry
+            self._new_store(),
+            self._config,
+            clock=self._clock,
+            registry=self.registry,
+            look_up=self._look_up,
+            count_traffic=self._count_traffic,
+            record_act=self._record_act,
         )
         try:
             self._ready.set_result(await service.start())
