@@ -8,12 +8,13 @@ short: `replace_place` takes the name over under a new id.
 
 from exastore.metadata.kv.contract import Transaction, counter_bytes, counter_value
 from exastore.metadata.kv.keys import pack, prefix_range
-from exastore.metadata.namespace import documents, lifecycle, rows, usage
+from exastore.metadata.namespace import documents, lifecycle, lock, rows, usage
 from exastore.metadata.namespace.errors import (
     BucketExists,
     BucketMoving,
     BucketNotEmpty,
     InvalidArgument,
+    InvalidBucketState,
 )
 from exastore.metadata.namespace.naming import check_bucket_name
 from exastore.metadata.namespace.space import open_to_read, open_to_write
@@ -115,17 +116,22 @@ def get_bucket(txn: Transaction, name: str) -> Bucket:
 
 
 def configure_bucket(txn: Transaction, request: metadata_pb2.ConfigureBucketRequest) -> Bucket:
-    """Change versioning, quota or lifecycle rules.
+    """Change versioning, object lock, quota or lifecycle rules.
 
     A quota below what is used refuses what would use more.
 
-    Raises NoSuchBucket, BucketMoving, InvalidArgument.
+    Raises NoSuchBucket, BucketMoving, InvalidArgument, InvalidBucketState.
     """
     space = open_to_write(txn, request.name)
     bucket = Bucket()
     bucket.CopyFrom(space.bucket)
     if request.versioning:
+        if bucket.lock.enabled and request.versioning != metadata_pb2.VERSIONING_ENABLED:
+            raise InvalidBucketState("versioning cannot be suspended: the bucket has object lock")
         bucket.versioning = request.versioning
+    if request.HasField("lock"):
+        lock.check_bucket_lock(bucket, request.lock)
+        bucket.lock.CopyFrom(request.lock)
     if request.HasField("quota"):
         revision = bucket.quota.revision + 1
         bucket.quota.CopyFrom(request.quota)
@@ -188,5 +194,8 @@ def _put_place(
         partition=partition,
         pool=request.pool,
     )
+    if request.object_lock:
+        bucket.versioning = metadata_pb2.VERSIONING_ENABLED
+        bucket.lock.enabled = True
     txn.put(rows.place(request.name), bucket.SerializeToString())
     return bucket

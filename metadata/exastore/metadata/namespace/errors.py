@@ -10,6 +10,9 @@ NamespaceError
 ├── BucketNotEmpty
 ├── BucketMoving            frozen or on its way to another partition: try again soon
 ├── PreconditionFailed
+├── ObjectLocked            retention or a legal hold keeps the version
+├── NoObjectLock            the bucket has none
+├── InvalidBucketState      versioning and object lock do not go together so
 ├── QuotaExceeded           of the bucket or its tenant
 ├── InvalidPart             a part is missing or has another ETag
 ├── InvalidPartOrder        part numbers do not ascend
@@ -90,6 +93,22 @@ class PreconditionFailed(NamespaceError):
     def __init__(self, condition: str) -> None:
         super().__init__(f"the condition {condition} does not hold")
         self.condition = condition
+
+
+class ObjectLocked(NamespaceError):
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(f"object {key!r} is locked: {why}")
+        self.key = key
+
+
+class NoObjectLock(NamespaceError):
+    def __init__(self, bucket: str) -> None:
+        super().__init__(f"bucket {bucket!r} is missing an object lock configuration")
+        self.bucket = bucket
+
+
+class InvalidBucketState(NamespaceError):
+    """The message says what does not go together."""
 
 
 class QuotaExceeded(NamespaceError):

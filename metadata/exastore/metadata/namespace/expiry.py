@@ -9,6 +9,9 @@ from exastore.proto.v1 import metadata_pb2
 EXPIRED = "expired"
 NONCURRENT = "noncurrent"
 UPLOAD = "upload"
+MARKER = "marker"
+#: A lock, or a number of versions to keep, stands in the way: it is looked at again later.
+KEPT = "kept"
 #: The rules have changed, or do not reach the row any more.
 INDEXED = "indexed"
 
@@ -105,10 +108,47 @@ def _delete(space: Space, holder: bytes, value: bytes, now_s: float, terms: Term
     if holder.startswith(rows.CURRENT):
         versions.delete_current(space, key, record, "", now_s, terms)
         return EXPIRED
+    if record.delete_marker and not record.noncurrent_s:
+        if versions.drop_lone_marker(space, key):
+            return MARKER
+        return _keep(space, holder, key, record, now_s + terms.day_s, terms)
+    until_s = _kept_until(space, holder, key, record, now_s, terms)
+    if until_s is not None:
+        return _keep(space, holder, key, record, until_s, terms)
     versions.delete_version(space, key, holder, record, now_s, terms)
     if lifecycle.drops_lone_marker(space.bucket.lifecycle, key):
         versions.drop_lone_marker(space, key)
     return NONCURRENT
+
+
+def _kept_until(
+    space: Space, holder: bytes, key: str, record: metadata_pb2.Object, now_s: float, terms: Terms
+) -> float | None:
+    """When to look again at a replaced version that may not go yet; None: it may."""
+    if versions.is_locked(record, now_s):
+        held = record.lock
+        return now_s + terms.day_s if held.legal_hold else held.retain_until_s
+    wanted = lifecycle.newer_count_to_keep(space.bucket.lifecycle, key, record, now_s, terms)
+    if not wanted:
+        return None
+    newer = space.scan(rows.versions_of(key), holder, limit=wanted + 1)
+    # A delete marker that is the newest version is among the rows, and was not replaced.
+    count = sum(bool(metadata_pb2.Object.FromString(value).noncurrent_s) for _, value in newer)
+    return None if count >= wanted else now_s + terms.day_s
+
+
+def _keep(
+    space: Space,
+    holder: bytes,
+    key: str,
+    record: metadata_pb2.Object,
+    until_s: float,
+    terms: Terms,
+) -> str:
+    versions.unindex(space, holder, record)
+    record.kept_until_ms = rows.ms_of(until_s)
+    versions.put_record(space, holder, key, record, terms)
+    return KEPT
 
 
 def _key_of(holder: bytes) -> str:

@@ -23,6 +23,8 @@ from exastore.proto.v1 import metadata_pb2
 
 #: As in S3.
 RULE_COUNT_MAX = 1000
+#: S3 has 100; so many rows can be counted in a transaction that deletes one of them.
+NEWER_COUNT_MAX = 60
 _RULES_BYTES_MAX = 48 * 1024
 
 Rule = metadata_pb2.LifecycleRule
@@ -45,6 +47,13 @@ def check_rules(rules: Iterable[Rule]) -> None:
         if rule.abort_upload_days and _has_object_filter(rule):
             raise InvalidArgument(
                 f"lifecycle rule {rule.id!r}: uploads have neither tags nor a size to filter by"
+            )
+        if rule.newer_noncurrent_count > NEWER_COUNT_MAX or (
+            rule.newer_noncurrent_count and not rule.noncurrent_days
+        ):
+            raise InvalidArgument(
+                f"lifecycle rule {rule.id!r}: at most {NEWER_COUNT_MAX} newer versions to keep, "
+                "and only with days after which the others go"
             )
         if rule.smaller_than_bytes and rule.smaller_than_bytes <= rule.larger_than_bytes + 1:
             raise InvalidArgument(f"lifecycle rule {rule.id!r}: no size is within its bounds")
@@ -70,7 +79,40 @@ def object_due_ms(
                 due_s = _earlier(due_s, record.modified_s + rule.expire_days * terms.day_s)
             if rule.expire_at_s:
                 due_s = _earlier(due_s, rule.expire_at_s)
-    return _due_ms(due_s)
+        elif rule.drop_lone_markers and not _has_object_filter(rule):
+            due_s = _earlier(due_s, record.modified_s + terms.day_s)
+    return max(_due_ms(due_s), record.kept_until_ms) if due_s else 0
+
+
+def newer_count_to_keep(
+    rules: Iterable[Rule], key: str, record: metadata_pb2.Object, now_s: float, terms: Terms
+) -> int:
+    """How many newer ones a replaced version must have, to be deleted now; 0: none."""
+    return min(
+        (
+            rule.newer_noncurrent_count
+            for rule in rules
+            if rule.noncurrent_days
+            and not rule.disabled
+            and _matches(rule, key, record)
+            and record.noncurrent_s + rule.noncurrent_days * terms.day_s <= now_s
+        ),
+        default=0,
+    )
+
+
+def tell_expiry(rules: Iterable[Rule], key: str, record: metadata_pb2.Object, terms: Terms) -> None:
+    """Write into an answer which rule will delete the current version, and when."""
+    if record.noncurrent_s or record.delete_marker:
+        return
+    for rule in rules:
+        if rule.disabled or not _matches(rule, key, record):
+            continue
+        due_s = rule.expire_at_s
+        if rule.expire_days:
+            due_s = record.modified_s + rule.expire_days * terms.day_s
+        if due_s and (not record.expires_s or due_s < record.expires_s):
+            record.expires_s, record.expiry_rule_id = due_s, rule.id
 
 
 def upload_due_ms(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from exastore.metadata.kv.contract import Transaction, counter_value
-from exastore.metadata.namespace import requests, rows, versions
+from exastore.metadata.namespace import lifecycle, requests, rows, versions
 from exastore.metadata.namespace.errors import (
     InvalidArgument,
     IsDeleteMarker,
@@ -30,6 +30,12 @@ Fence: TypeAlias = Callable[[Transaction, Iterable[common_pb2.Extent], str], Non
 #: Keys that one transaction deletes: in a bucket with versions and due times that is being copied
 #: each takes up to 26 of the 100 mutations.
 DELETED_COUNT_MAX = 3
+
+#: What the server alone says about a version.
+_SERVER_FIELDS = (
+    *("delete_marker", "is_latest", "versioned", "order", "due_ms", "noncurrent_s"),
+    *("null_version", "kept_until_ms", "expiry_rule_id", "expires_s"),
+)
 
 
 def check_size(
@@ -153,17 +159,27 @@ def commit_object(
         record.extents.extend(new.extents)
     versions.install(space, key, record, known, now_s, terms)
     space.settle()
-    return versions.shown(new.bucket, key, record)
+    return answered(space, key, versions.shown(new.bucket, key, record), terms)
 
 
 def new_record(source: metadata_pb2.Object, now_s: float) -> metadata_pb2.Object:
     """What a client said about an object, as the record of a new version."""
     record = rows.bare_object(source)
     record.modified_s = now_s
-    for name in ("delete_marker", "is_latest", "versioned", "order", "due_ms", "noncurrent_s"):
+    for name in _SERVER_FIELDS:
         record.ClearField(name)
     record.in_rows = False
     return record
+
+
+def answered(
+    space: Space, key: str, shown: metadata_pb2.Object, terms: Terms
+) -> metadata_pb2.Object:
+    """Add to the answer about a version what follows from the bucket."""
+    versions.mark_null(space, shown)
+    if space.bucket.lifecycle:
+        lifecycle.tell_expiry(space.bucket.lifecycle, key, shown, terms)
+    return shown
 
 
 def manifest(space: Space, owner: str) -> list[metadata_pb2.PartInfo]:
@@ -175,7 +191,13 @@ def manifest(space: Space, owner: str) -> list[metadata_pb2.PartInfo]:
 
 
 def get_object(
-    txn: Transaction, bucket: str, key: str, *, version_id: str = "", head_only: bool = False
+    txn: Transaction,
+    bucket: str,
+    key: str,
+    *,
+    version_id: str = "",
+    head_only: bool = False,
+    terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.Object:
     """A version with its parts, and unless `head_only` its bytes or extents in order.
 
@@ -185,7 +207,7 @@ def get_object(
     Raises NoSuchBucket, NoSuchKey, NoSuchVersion, IsDeleteMarker, BucketMoving.
     """
     space = open_to_read(txn, bucket)
-    found = _find(space, key, version_id)[1]
+    found = find_with_bytes(space, key, version_id)[1]
     found.bucket = bucket
     found.key = key
     owner, found.version_id = found.version_id, versions.public_id(found)
@@ -196,7 +218,7 @@ def get_object(
         found.inline_data = b""
     elif found.in_rows:
         _read_rows(space, owner, found)
-    return found
+    return answered(space, key, found, terms)
 
 
 def put_tags(
@@ -208,13 +230,13 @@ def put_tags(
     """
     check_tags(request.tags)
     space = open_to_write(txn, request.bucket)
-    holder, record = _find(space, request.key, request.version_id)
+    holder, record = find_with_bytes(space, request.key, request.version_id)
     if dict(record.tags) != dict(request.tags):
         versions.unindex(space, holder, record)
         record.tags.clear()
         record.tags.update(request.tags)
         versions.put_record(space, holder, request.key, record, terms)
-    return versions.answer(request.bucket, request.key, record)
+    return versions.mark_null(space, versions.answer(request.bucket, request.key, record))
 
 
 def delete_objects(
@@ -224,6 +246,7 @@ def delete_objects(
     now_s: float,
     *,
     request_id: str = "",
+    bypass_governance: bool = False,
     terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.DeleteObjectsResponse:
     """Delete keys or versions, at most DELETED_COUNT_MAX; an item that is refused says why.
@@ -231,6 +254,7 @@ def delete_objects(
     Args:
         request_id: Unique for these items of a request; the same again gets the same answer. Empty:
             deleting again is a new deletion.
+        bypass_governance: Delete versions under governance, too.
 
     Raises NoSuchBucket, BucketMoving.
     """
@@ -242,7 +266,8 @@ def delete_objects(
             return done.deleted
     response = metadata_pb2.DeleteObjectsResponse()
     for number, item in enumerate(items):
-        deleted = _delete_item(space, item, f"{request_id}{number or ''}", now_s, terms)
+        marker_id = f"{request_id}{number or ''}"
+        deleted = _delete_item(space, item, marker_id, now_s, terms, bypass=bypass_governance)
         response.deleted.append(deleted)
         response.existed.append(deleted.existed)
     if request_id:
@@ -253,13 +278,19 @@ def delete_objects(
 
 
 def _delete_item(
-    space: Space, item: metadata_pb2.DeleteItem, marker_id: str, now_s: float, terms: Terms
+    space: Space,
+    item: metadata_pb2.DeleteItem,
+    marker_id: str,
+    now_s: float,
+    terms: Terms,
+    *,
+    bypass: bool,
 ) -> metadata_pb2.DeletedItem:
     bucket, key = space.bucket.name, item.key
     condition = metadata_pb2.WriteCondition(if_match=item.if_match)
     try:
         if item.version_id:
-            return _delete_version(space, item, condition, now_s, terms)
+            return _delete_version(space, item, condition, now_s, terms, bypass=bypass)
         known = versions.find_current(space, key)
         check_condition(condition, known, bucket, key)
     except PreconditionFailed:
@@ -280,6 +311,8 @@ def _delete_version(
     condition: metadata_pb2.WriteCondition,
     now_s: float,
     terms: Terms,
+    *,
+    bypass: bool,
 ) -> metadata_pb2.DeletedItem:
     try:
         holder, record = versions.find_version(space, item.key, item.version_id)
@@ -288,14 +321,19 @@ def _delete_version(
         return metadata_pb2.DeletedItem(version_id=item.version_id)
     known = None if record.delete_marker else record
     check_condition(condition, known, space.bucket.name, item.key)
+    if versions.is_locked(record, now_s, bypass=bypass):
+        return metadata_pb2.DeletedItem(reason=metadata_pb2.ERROR_REASON_OBJECT_LOCKED)
     versions.delete_version(space, item.key, holder, record, now_s, terms)
     return metadata_pb2.DeletedItem(
         existed=True, delete_marker=record.delete_marker, version_id=item.version_id
     )
 
 
-def _find(space: Space, key: str, version_id: str) -> tuple[bytes, metadata_pb2.Object]:
-    """The row of a version that has bytes."""
+def find_with_bytes(space: Space, key: str, version_id: str) -> tuple[bytes, metadata_pb2.Object]:
+    """The row of a version; empty: of the current one.
+
+    Raises NoSuchKey, NoSuchVersion, IsDeleteMarker.
+    """
     if not version_id:
         current = versions.find_current(space, key)
         if current is None:

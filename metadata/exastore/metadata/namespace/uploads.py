@@ -28,6 +28,7 @@ from exastore.metadata.namespace.listing import Cursor, Roll
 from exastore.metadata.namespace.naming import check_id, check_object_key, check_tags
 from exastore.metadata.namespace.objects import (
     Fence,
+    answered,
     check_age,
     check_condition,
     check_size,
@@ -232,7 +233,7 @@ def complete_upload(
     _drop_upload(space, holder, upload, plan.totals, key.encode())
     versions.install(space, key, record, known, now_s, terms)
     space.settle()
-    return versions.answer(request.bucket, key, record)
+    return answered(space, key, versions.answer(request.bucket, key, record), terms)
 
 
 def abort_upload(txn: Transaction, bucket: str, key: str, upload_id: str, now_s: float) -> None:

@@ -13,15 +13,17 @@ Laws:
 
 from exastore.metadata.kv.contract import counter_bytes, counter_value
 from exastore.metadata.namespace import lifecycle, packed, requests, rows, trash, usage
-from exastore.metadata.namespace.errors import NoSuchVersion
+from exastore.metadata.namespace.errors import NoObjectLock, NoSuchVersion
 from exastore.metadata.namespace.space import Space, Terms
-from exastore.proto.v1 import metadata_pb2
+from exastore.proto.v1 import lock_pb2, metadata_pb2
 
 #: How clients name the version that was written without versioning.
 NULL_ID = "null"
 _NEVER = metadata_pb2.VERSIONING_UNSPECIFIED
 _ENABLED = metadata_pb2.VERSIONING_ENABLED
 _ORDER_DIGITS = 16
+#: Of retention; tests may shorten the day of lifecycle, not this one.
+_LOCK_DAY_S = 86_400.0
 
 Record = metadata_pb2.Object
 
@@ -70,6 +72,37 @@ def shown(bucket: str, key: str, record: Record) -> Record:
     record.key = key
     record.version_id = public_id(record)
     return record
+
+
+def mark_null(space: Space, shown_record: Record) -> Record:
+    """Say of an answer whether clients know it as the null version."""
+    if not shown_record.versioned:
+        shown_record.null_version = space.bucket.versioning != _NEVER
+    return shown_record
+
+
+# ---- locks ----
+
+
+def is_locked(record: Record, now_s: float, *, bypass: bool = False) -> bool:
+    """Whether the version may not be deleted now; governance gives way to who may bypass it."""
+    held = record.lock
+    if held.legal_hold:
+        return True
+    is_retained = held.mode != lock_pb2.LOCK_MODE_NONE and held.retain_until_s > now_s
+    return is_retained and not (bypass and held.mode == lock_pb2.LOCK_MODE_GOVERNANCE)
+
+
+def _lock_by_default(space: Space, record: Record, now_s: float) -> None:
+    """Lock a new version as its bucket says, unless it says something itself."""
+    default, held = space.bucket.lock, record.lock
+    if record.delete_marker or not default.enabled:
+        if held.mode or held.legal_hold:
+            raise NoObjectLock(space.bucket.name)
+        record.ClearField("lock")
+    elif default.mode and not held.mode:
+        held.mode = default.mode
+        held.retain_until_s = now_s + (default.days + 365 * default.years) * _LOCK_DAY_S
 
 
 # ---- find ----
@@ -180,6 +213,7 @@ def install(
     Depending on the bucket the version before stays, or goes to the trash.
     """
     versioning = space.bucket.versioning
+    _lock_by_default(space, record, now_s)
     if versioning == _NEVER:
         if known is not None:
             _discard(space, rows.current(key), key, known, now_s, terms)

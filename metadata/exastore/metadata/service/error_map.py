@@ -36,6 +36,18 @@ _TABLE: dict[type[Exception], tuple[grpc.StatusCode, metadata_pb2.ErrorReason.Va
     namespace.NoSuchVersion: (_Status.NOT_FOUND, _Reason.ERROR_REASON_NO_SUCH_VERSION),
     namespace.IsDeleteMarker: (_Status.FAILED_PRECONDITION, _Reason.ERROR_REASON_DELETE_MARKER),
     namespace.QuotaExceeded: (_Status.RESOURCE_EXHAUSTED, _Reason.ERROR_REASON_QUOTA_EXCEEDED),
+    namespace.ObjectLocked: (
+        _Status.FAILED_PRECONDITION,
+        _Reason.ERROR_REASON_OBJECT_LOCKED,
+    ),
+    namespace.NoObjectLock: (
+        _Status.FAILED_PRECONDITION,
+        _Reason.ERROR_REASON_NO_OBJECT_LOCK,
+    ),
+    namespace.InvalidBucketState: (
+        _Status.FAILED_PRECONDITION,
+        _Reason.ERROR_REASON_INVALID_BUCKET_STATE,
+    ),
     namespace.BucketMoving: (_Status.UNAVAILABLE, _Reason.ERROR_REASON_BUCKET_MOVING),
     namespace.MoveConflict: (_Status.FAILED_PRECONDITION, _Reason.ERROR_REASON_MOVE_CONFLICT),
     namespace.NoSuchUser: (_Status.NOT_FOUND, _Reason.ERROR_REASON_NO_SUCH_USER),

@@ -13,6 +13,7 @@ from exastore.metadata.namespace import (
     check,
     extents,
     listing,
+    lock,
     objects,
     space,
     uploads,
@@ -32,7 +33,7 @@ from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.partitions import Partition, Partitions, is_map_current
 from exastore.metadata.service.tenants import Tenants
-from exastore.proto.v1 import common_pb2, metadata_pb2
+from exastore.proto.v1 import common_pb2, lock_pb2, metadata_pb2
 
 T = TypeVar("T")
 
@@ -244,6 +245,7 @@ class NamespaceService:
                 request.key,
                 version_id=request.version_id,
                 head_only=request.head_only,
+                terms=self.terms,
             ),
         )
 
@@ -251,6 +253,13 @@ class NamespaceService:
         return await self.partitions.transact(
             request.bucket, lambda txn: objects.put_tags(txn, request, self.terms)
         )
+
+    async def put_lock(self, request: lock_pb2.PutLockRequest) -> lock_pb2.PutLockResponse:
+        now_s = self._clock.now_s()
+        await self.partitions.transact(
+            request.bucket, lambda txn: lock.put_lock(txn, request, now_s, self.terms)
+        )
+        return lock_pb2.PutLockResponse()
 
     async def delete_objects(
         self, request: metadata_pb2.DeleteObjectsRequest
@@ -267,7 +276,9 @@ class NamespaceService:
             # The same request has the same batches.
             batch_id = f"{request.request_id}.{first}" if request.request_id else ""
             async with gate:
-                return await self._delete_batch(request.bucket, batch, batch_id)
+                return await self._delete_batch(
+                    request.bucket, batch, batch_id, bypass=request.bypass_governance
+                )
 
         batches = range(0, max(1, len(items)), objects.DELETED_COUNT_MAX)
         response = metadata_pb2.DeleteObjectsResponse()
@@ -276,13 +287,24 @@ class NamespaceService:
         return response
 
     async def _delete_batch(
-        self, bucket: str, items: list[metadata_pb2.DeleteItem], request_id: str
+        self,
+        bucket: str,
+        items: list[metadata_pb2.DeleteItem],
+        request_id: str,
+        *,
+        bypass: bool,
     ) -> metadata_pb2.DeleteObjectsResponse:
         now_s = self._clock.now_s()
         return await self.partitions.transact(
             bucket,
             lambda txn: objects.delete_objects(
-                txn, bucket, items, now_s, request_id=request_id, terms=self.terms
+                txn,
+                bucket,
+                items,
+                now_s,
+                request_id=request_id,
+                bypass_governance=bypass,
+                terms=self.terms,
             ),
         )
 

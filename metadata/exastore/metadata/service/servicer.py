@@ -17,6 +17,7 @@ from exastore.proto.v1 import access_pb2_grpc, documents_pb2_grpc, metadata_pb2_
 log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
+    lock_pb2_grpc,
 Response = TypeVar("Response")
 Context = ServicerContext[Any, Any]
 
@@ -29,6 +30,7 @@ def add_to_server(
     handlers = cast(grpc.aio.Server, _GenericHandlers(server))
     metadata_pb2_grpc.add_MetadataServiceServicer_to_server(adapter.servicer(), handlers)
     documents_pb2_grpc.add_DocumentServiceServicer_to_server(adapter.document_servicer(), handlers)
+    lock_pb2_grpc.add_LockServiceServicer_to_server(adapter.lock_servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
     upkeep_pb2_grpc.add_UpkeepServiceServicer_to_server(adapter.upkeep_servicer(), handlers)
 
@@ -120,6 +122,13 @@ class _Adapter:
             "DocumentServicer", (documents_pb2_grpc.DocumentServiceServicer,), methods
         )()
         assert isinstance(servicer, documents_pb2_grpc.DocumentServiceServicer)
+        return servicer
+
+    def lock_servicer(self) -> lock_pb2_grpc.LockServiceServicer:
+        """The same for LockService."""
+        methods: dict[str, Any] = {"PutLock": self._unary("PutLock", self._service.names.put_lock)}
+        servicer = type("LockServicer", (lock_pb2_grpc.LockServiceServicer,), methods)()
+        assert isinstance(servicer, lock_pb2_grpc.LockServiceServicer)
         return servicer
 
     def access_servicer(self) -> access_pb2_grpc.AccessServiceServicer:
