@@ -7,10 +7,11 @@ tried until the deadline; then it may or may not have been done.
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import grpc
 
+from exastore.gateway.batched_channel import BatchedChannel
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import MetadataUnavailable, RequestError
 from exastore.gateway.metadata_errors import error_of, is_retried
@@ -44,8 +45,10 @@ class MetadataClient:
             grpc.aio.insecure_channel(address, options=channel_options(METADATA_MESSAGE_BYTES))
             for address in config.metadata
         ]
+        self._batched = [BatchedChannel(channel) for channel in self._channels]
         self._stubs: list[Stub] = [
-            metadata_pb2_grpc.MetadataServiceStub(channel) for channel in self._channels
+            metadata_pb2_grpc.MetadataServiceStub(cast(grpc.aio.Channel, channel))
+            for channel in self._batched
         ]
         self._access_stubs: list[AccessStub] = [
             access_pb2_grpc.AccessServiceStub(channel) for channel in self._channels
@@ -57,6 +60,8 @@ class MetadataClient:
         self._current = 0
 
     async def close(self) -> None:
+        for batched in self._batched:
+            await batched.close()
         for channel in self._channels:
             await channel.close()
 

@@ -9,10 +9,17 @@ from grpc.aio import ServicerContext
 
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import PHASES_OF_CALL, reach
+from exastore.metadata.service.batches import BatchServicer
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
 from exastore.metadata.service.metrics import MetadataMetrics
-from exastore.proto.v1 import access_pb2_grpc, documents_pb2_grpc, metadata_pb2_grpc, upkeep_pb2_grpc
+from exastore.proto.v1 import (
+    access_pb2_grpc,
+    batch_pb2_grpc,
+    documents_pb2_grpc,
+    metadata_pb2_grpc,
+    upkeep_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +36,8 @@ def add_to_server(
     adapter = _Adapter(service, metrics, clock)
     handlers = cast(grpc.aio.Server, _GenericHandlers(server))
     metadata_pb2_grpc.add_MetadataServiceServicer_to_server(adapter.servicer(), handlers)
+    batches = BatchServicer(adapter.unary_calls, metrics, clock)
+    batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, handlers)
     documents_pb2_grpc.add_DocumentServiceServicer_to_server(adapter.document_servicer(), handlers)
     lock_pb2_grpc.add_LockServiceServicer_to_server(adapter.lock_servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
@@ -55,6 +64,8 @@ class _GenericHandlers:
 class _Adapter:
     def __init__(self, service: MetadataService, metrics: MetadataMetrics, clock: Clock) -> None:
         self._service = service
+        #: The service's unary methods by their names, once `servicer` was called.
+        self.unary_calls: dict[str, Callable[[Any], Awaitable[Any]]] = {}
         self._metrics = metrics
         self._clock = clock
 
@@ -154,14 +165,20 @@ class _Adapter:
     ) -> Callable[[object, Request, Context], Awaitable[Response]]:
         phases = PHASES_OF_CALL.get(method)
 
+        async def run(request: Request) -> Response:
+            if phases is not None:
+                reach(phases[0])
+            response = await call(request)
+            if phases is not None:
+                reach(phases[1])
+            return response
+
+        self.unary_calls[method] = run
+
         async def serve(_: object, request: Request, context: Context) -> Response:
             begun_s = self._clock.monotonic_s()
             try:
-                if phases is not None:
-                    reach(phases[0])
-                response = await call(request)
-                if phases is not None:
-                    reach(phases[1])
+                response = await run(request)
             except Exception as error:
                 await self._fail(method, error, context, self._clock.monotonic_s() - begun_s)
                 raise
