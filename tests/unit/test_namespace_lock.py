@@ -54,7 +54,9 @@ async def delete(
     """Why the version stays; "UNSPECIFIED": it does not."""
     items = [pb.DeleteItem(key="k", version_id=version_id)]
     response = await engine.transact(
-        lambda txn: objects.delete_objects(txn, BUCKET, items, now_s, bypass_governance=bypass)
+        lambda txn: objects.delete_objects(
+            txn, BUCKET, items, now_s, bypass_governance=bypass, terms=TERMS
+        )
     )
     return pb.ErrorReason.Name(response.deleted[0].reason).removeprefix("ERROR_REASON_")
 
@@ -62,9 +64,10 @@ async def delete(
 async def act(engine: MemoryEngine, now_s: float) -> list[str]:
     """One round of lifecycle."""
     due = await engine.read(lambda txn: lifecycle.scan_due(txn, before_s=now_s))
-    done = []
-    for key in due:
-        done.append(await engine.transact(lambda txn, key=key: expiry.act(txn, key, now_s, TERMS)))
+    done = [
+        await engine.transact(lambda txn, key=key: expiry.act(txn, key, now_s, TERMS))  # type: ignore[misc]
+        for key in due
+    ]
     found = await engine.read(lambda txn: check.check_bucket(txn, BUCKET))
     assert found.is_sound, found.wrong
     return done
@@ -91,7 +94,7 @@ async def test_governance_gives_way_to_who_may_bypass_it(engine: MemoryEngine) -
 async def test_compliance_gives_way_to_nobody_and_only_grows(engine: MemoryEngine) -> None:
     version = (await put(engine, "v", 10.0, mode=COMPLIANCE, retain_until_s=100.0)).version_id
     assert await delete(engine, version, 99.0, bypass=True) == "OBJECT_LOCKED"
-    for mode, until_s in [(COMPLIANCE, 99.0), (GOVERNANCE, 200.0), (0, 0.0)]:
+    for mode, until_s in [(COMPLIANCE, 99.0), (GOVERNANCE, 200.0), (lock_pb2.LOCK_MODE_NONE, 0.0)]:
         less = lock_pb2.ObjectLock(mode=mode, retain_until_s=until_s)
         with pytest.raises(ObjectLocked):
             await put_lock(engine, version, 20.0, retention=less, bypass_governance=True)

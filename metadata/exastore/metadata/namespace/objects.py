@@ -31,12 +31,6 @@ Fence: TypeAlias = Callable[[Transaction, Iterable[common_pb2.Extent], str], Non
 #: each takes up to 26 of the 100 mutations.
 DELETED_COUNT_MAX = 3
 
-#: What the server alone says about a version.
-_SERVER_FIELDS = (
-    *("delete_marker", "is_latest", "versioned", "order", "due_ms", "noncurrent_s"),
-    *("null_version", "kept_until_ms", "expiry_rule_id", "expires_s"),
-)
-
 
 def check_size(
     what: str, size_bytes: int, inline: bytes, extents: Iterable[common_pb2.Extent]
@@ -166,8 +160,10 @@ def new_record(source: metadata_pb2.Object, now_s: float) -> metadata_pb2.Object
     """What a client said about an object, as the record of a new version."""
     record = rows.bare_object(source)
     record.modified_s = now_s
-    for name in _SERVER_FIELDS:
+    for name in ("delete_marker", "is_latest", "versioned", "order", "due_ms", "noncurrent_s"):
         record.ClearField(name)
+    for told in ("null_version", "kept_until_ms", "expiry_rule_id", "expires_s"):
+        record.ClearField(told)
     record.in_rows = False
     return record
 
