@@ -87,16 +87,17 @@ class PackServicer(PackServiceServicer):
         async with gate:
             for holder in source.holders:
                 found = await self._read(source.extent, holder)
-                if isinstance(found, bytes):
-                    end = source.offset + len(found)
-                    data[source.offset : end] = np.frombuffer(found, dtype=np.uint8)
-                    return upkeep_pb2.PackedSlice(crc32c=crc32c(found))
-                reasons.append(found)
+                if isinstance(found, str):
+                    reasons.append(found)
+                    continue
+                end = source.offset + len(found)
+                data[source.offset : end] = np.frombuffer(found, dtype=np.uint8)
+                return upkeep_pb2.PackedSlice(crc32c=crc32c(found))
         return upkeep_pb2.PackedSlice(error="; ".join(reasons) or "nobody holds it now")
 
     async def _read(
         self, extent: common_pb2.Extent, holder: storage_pb2.RebuildSource
-    ) -> bytes | str:
+    ) -> bytes | memoryview | str:
         """The object's bytes, verified, or why they cannot be had there."""
         chunk = common_pb2.ChunkId(pg=extent.pg, stripe_id=extent.stripe_id, index=holder.index)
         runs: list[ByteRun] = []
