@@ -193,16 +193,22 @@ def get_object(
     *,
     version_id: str = "",
     head_only: bool = False,
+    show_marker: bool = False,
     terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.Object:
     """A version with its parts, and unless `head_only` its bytes or extents in order.
 
     Args:
         version_id: Empty for the current version.
+        show_marker: Answer with a delete marker where there would be NoSuchKey or IsDeleteMarker.
 
     Raises NoSuchBucket, NoSuchKey, NoSuchVersion, IsDeleteMarker, BucketMoving.
     """
     space = open_to_read(txn, bucket)
+    if show_marker:
+        marker = _find_marker(space, key, version_id)
+        if marker is not None:
+            return versions.mark_null(space, versions.answer(bucket, key, marker))
     found = find_with_bytes(space, key, version_id)[1]
     found.bucket = bucket
     found.key = key
@@ -339,6 +345,22 @@ def find_with_bytes(space: Space, key: str, version_id: str) -> tuple[bytes, met
     if record.delete_marker:
         raise IsDeleteMarker(space.bucket.name, key, version_id)
     return holder, record
+
+
+def _find_marker(space: Space, key: str, version_id: str) -> metadata_pb2.Object | None:
+    """The delete marker that the id names, or that is the newest version."""
+    if space.bucket.versioning == metadata_pb2.VERSIONING_UNSPECIFIED:
+        return None
+    if version_id:
+        found = versions.find_version(space, key, version_id)[1]
+    elif versions.find_current(space, key) is not None:
+        return None
+    else:
+        newest = versions.find_newest_other(space, key)
+        if newest is None:
+            return None
+        found = newest[1]
+    return found if found.delete_marker else None
 
 
 def _read_rows(space: Space, owner: str, found: metadata_pb2.Object) -> None:

@@ -245,6 +245,7 @@ class NamespaceService:
                 request.key,
                 version_id=request.version_id,
                 head_only=request.head_only,
+                show_marker=request.show_marker,
                 terms=self.terms,
             ),
         )

@@ -1732,12 +1732,15 @@ class GetObjectRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     HEAD_ONLY_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
+    SHOW_MARKER_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     head_only: _builtins.bool
     """leave out inline_data and extents"""
     version_id: _builtins.str
     """empty: the current one; "null": the null version"""
+    show_marker: _builtins.bool
+    """answer with a delete marker, where that is what there is"""
     def __init__(
         self,
         *,
@@ -1745,10 +1748,11 @@ class GetObjectRequest(_message.Message):
         key: _builtins.str = ...,
         head_only: _builtins.bool = ...,
         version_id: _builtins.str = ...,
+        show_marker: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "head_only", b"head_only", "key", b"key", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "head_only", b"head_only", "key", b"key", "show_marker", b"show_marker", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
