@@ -6,8 +6,9 @@ Laws:
    the map; whoever decides by it compares the head row inside the deciding transaction.
 3. No value exceeds the engine's limit: the map is a head row and blocks of nodes, devices and PGs;
    a change writes the blocks that differ.
-
-4. Whoever knows one of the last `DELTA_COUNT` epochs that this server has seen gets deltas from it.
+4. The first map of a large cluster does not fit a transaction. Its blocks are stored in several,
+   and the head row last: until then there is no map. `first_map` has the rules.
+5. Whoever knows one of the last `DELTA_COUNT` epochs that this server has seen gets deltas from it.
 
 Rows: (M, head) holds epoch, cluster id and code; (M, nodes|devices|pgs, block) hold runs.
 """
@@ -27,9 +28,10 @@ from exastore.metadata.namespace.errors import InvalidArgument
 from exastore.metadata.namespace.objects import Fence
 from exastore.metadata.service.convert import columns_of
 from exastore.metadata.service.errors import MapOutdated, NotReady, StaleEpoch, WrongPool
+from exastore.metadata.service.first_map import FirstMap
 from exastore.proto.v1 import common_pb2
 
-_HEAD_KEY = pack("M", "head")
+HEAD_KEY = pack("M", "head")
 _NODES_PER_ROW = 128
 _DEVICES_PER_ROW = 256
 _PG_ROW_BYTES = 32 * 1024
@@ -47,7 +49,7 @@ def map_rows(message: common_pb2.ClusterMap) -> dict[bytes, bytes]:
     head = common_pb2.ClusterMap(
         epoch=message.epoch, cluster_id=message.cluster_id, code=message.code, pools=message.pools
     )
-    rows = {_HEAD_KEY: head.SerializeToString()}
+    rows = {HEAD_KEY: head.SerializeToString()}
     pgs_per_row = _pgs_per_row(message)
     for first in range(0, len(message.nodes), _NODES_PER_ROW):
         run = common_pb2.ClusterMap(nodes=message.nodes[first : first + _NODES_PER_ROW])
@@ -120,6 +122,7 @@ class MapStore:
     def __init__(self, engine: Engine, rule: PlacementRule) -> None:
         self._engine = engine
         self._rule = rule
+        self._forming = FirstMap(engine, HEAD_KEY)
         #: Told the next epoch before a change is stored; fences engines that do not hold the map.
         self.before_change: Callable[[int], Awaitable[None]] | None = None
         self._lock = asyncio.Lock()
@@ -181,7 +184,7 @@ class MapStore:
                 rows = map_rows(new)
                 if self.before_change is not None:
                     await self.before_change(new.epoch)
-                if await self._engine.transact(self._replacement(rows, guard)):
+                if await self._store(rows, guard):
                     self._install(rows, new)
                     return new
                 await self._load()
@@ -234,11 +237,11 @@ class MapStore:
         It raises MapOutdated when the cached map is not the stored one, StaleEpoch, NotReady,
         InvalidArgument, WrongPool.
         """
-        message, head, pg_epochs = self._message, self._rows.get(_HEAD_KEY), self._pg_epochs
+        message, head, pg_epochs = self._message, self._rows.get(HEAD_KEY), self._pg_epochs
         code = None if message is None else codec(message.code)
 
         def is_head_current(txn: Transaction) -> bool:
-            return txn.get(_HEAD_KEY) == head
+            return txn.get(HEAD_KEY) == head
 
         is_newest = is_current or is_head_current
 
@@ -261,20 +264,26 @@ class MapStore:
         return check
 
     async def _load(self) -> None:
-        head = self._rows.get(_HEAD_KEY)
+        head = self._rows.get(HEAD_KEY)
 
         def read(txn: Transaction) -> dict[bytes, bytes]:
-            return {} if txn.get(_HEAD_KEY) == head else read_rows(txn)
+            return {} if txn.get(HEAD_KEY) == head else read_rows(txn)
 
         rows = await self._engine.read(read)
         if rows:
             self._install(rows, map_of_rows(rows))
 
+    async def _store(self, rows: dict[bytes, bytes], guard: Guard) -> bool:
+        """Store the next map; false: another server was faster."""
+        if self._message is None and await self._forming.is_needed(rows):
+            return await self._forming.store(rows, guard)
+        return await self._engine.transact(self._replacement(rows, guard))
+
     def _replacement(self, rows: dict[bytes, bytes], guard: Guard) -> Callable[[Transaction], bool]:
         known = self._rows
 
         def replace(txn: Transaction) -> bool:
-            if txn.get(_HEAD_KEY) != known.get(_HEAD_KEY):
+            if txn.get(HEAD_KEY) != known.get(HEAD_KEY):
                 return False
             guard(txn)
             for key, value in rows.items():

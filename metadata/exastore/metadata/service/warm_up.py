@@ -4,6 +4,7 @@ import numpy as np
 
 from exastore.erasure import codec
 from exastore.metadata.core.balancer import apply_balance_to_rows, plan_balance_of_rows
+from exastore.metadata.core.balancer_recovery import plan_even_recovery
 from exastore.metadata.core.placement import place_with_columns, placement_columns
 from exastore.metadata.core.repair import plan_repair
 from exastore.metadata.core.topology import (
@@ -28,6 +29,7 @@ def warm_up(config: MetadataConfig) -> None:
     rows = place_with_columns(columns, 1, code.n)
     uneven = np.repeat(rows, 16, axis=0)
     apply_balance_to_rows(uneven, plan_balance_of_rows(columns, uneven))
+    plan_even_recovery(columns, uneven)
     state = np.full(topology.device_count, DeviceState.UP, dtype=np.uint8)
     if code.m:
         state[rows[0, 0]] = DeviceState.OUT
