@@ -55,6 +55,7 @@ class Gateway:
                 look_up=None if users is None else users.look_up,
                 count_traffic=meter.count,
                 record_act=recorder(store.metadata),
+                master_key=master_key,
             )
             address = await service.start()
             meter.start()

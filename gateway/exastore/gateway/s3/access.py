@@ -51,6 +51,8 @@ class BucketAccess:
     """Its CORS document, unparsed."""
     website: bytes | None = None
     """Its website document, unparsed."""
+    encryption: bytes | None = None
+    """How new objects are sealed unless they say otherwise: an algorithm's name."""
 
 
 def may(

@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.auth import UNSIGNED_PAYLOAD, Identity
@@ -286,14 +287,19 @@ def _equal(running: Checksum, expected: bytes | None) -> bool:
 class StoredBody:
     """The `Body` of a copied part: bytes that the store itself has, and verified on reading."""
 
-    def __init__(self, pieces: AsyncIterator[bytes | memoryview]) -> None:
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes | memoryview],
+        checksums: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._pieces = pieces
+        self._checksums = checksums
 
     def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
         return self._pieces
 
     def finish(self) -> Mapping[str, str]:
-        return {}
+        return self._checksums
 
 
 async def read_document(

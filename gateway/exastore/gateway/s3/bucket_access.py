@@ -17,14 +17,15 @@ OWNERSHIP = "ownership"
 BLOCK = "public-access-block"
 CORS = "cors"
 WEBSITE = "website"
+ENCRYPTION = "encryption"
 
 
 async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
     """Ask the store. Raises RequestError: NoSuchBucket."""
     info = await store.get_bucket(name)
-    kinds = (POLICY, ACL, OWNERSHIP, BLOCK, CORS, WEBSITE)
+    kinds = (POLICY, ACL, OWNERSHIP, BLOCK, CORS, WEBSITE, ENCRYPTION)
     documents = await asyncio.gather(*(store.get_bucket_document(name, kind) for kind in kinds))
-    policy, acl, ownership, block, cors, website = documents
+    policy, acl, ownership, block, cors, website, encryption = documents
     return BucketAccess(
         name,
         info.owner,
@@ -35,6 +36,7 @@ async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
         ENFORCED if ownership is None else ownership.decode(),
         cors,
         website,
+        encryption,
     )
 
 

@@ -81,10 +81,6 @@ BUCKET_OPERATIONS: dict[str, Operation] = {
     "DeleteBucket": delete_bucket,
     "GetBucketLocation": get_bucket_location,
     "GetBucketVersioning": is_off("VersioningConfiguration"),
-    "GetBucketEncryption": is_absent(
-        "ServerSideEncryptionConfigurationNotFoundError",
-        "The server side encryption configuration was not found",
-    ),
     "GetBucketLifecycleConfiguration": is_absent(
         "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"
     ),

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from exastore.gateway.master_key import MasterKey
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.body import RequestBody, read_document, read_promise
 from exastore.gateway.s3.guard import Access, Guard
@@ -29,6 +30,8 @@ class Call:
     """Who asks, and what else it may do."""
     guard: Guard
     """What this gateway knows of buckets."""
+    master_key: MasterKey | None
+    """What wraps the keys of objects; None: only clients' own keys encrypt."""
 
     @property
     def bucket(self) -> str:

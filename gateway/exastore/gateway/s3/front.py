@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from exastore.gateway.errors import GatewayError, RequestError
+from exastore.gateway.master_key import MasterKey
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.access_operations import ACCESS_OPERATIONS
 from exastore.gateway.s3.auth import (
@@ -29,6 +30,7 @@ from exastore.gateway.s3.multipart import MULTIPART_OPERATIONS
 from exastore.gateway.s3.objects import OBJECT_OPERATIONS
 from exastore.gateway.s3.post import Upload, read_upload
 from exastore.gateway.s3.routing import Route, route_of
+from exastore.gateway.s3.sse import ENCRYPTION_OPERATIONS
 from exastore.gateway.s3.stubs import STUB_OPERATIONS
 from exastore.gateway.s3.website_server import serve_website
 from exastore.gateway.store import ObjectStore
@@ -46,6 +48,7 @@ WEBSITE = Route("Website", "s3:GetObject")
 HANDLERS: Mapping[str, Operation] = {
     **ACCESS_OPERATIONS,
     **BUCKET_OPERATIONS,
+    **ENCRYPTION_OPERATIONS,
     **LISTING_OPERATIONS,
     **MULTIPART_OPERATIONS,
     **OBJECT_OPERATIONS,
@@ -89,6 +92,7 @@ class S3Front:
         count_traffic: CountTraffic = count_nothing,
         record_act: RecordAct = record_nothing,
         options: FrontOptions | None = None,
+        master_key: MasterKey | None = None,
         new_request_id: Callable[[], bytes] = _new_request_id,
     ) -> None:
         self._store = store
@@ -97,6 +101,7 @@ class S3Front:
         self._metrics = metrics
         self._count_traffic = count_traffic
         self._options = options or FrontOptions()
+        self._master_key = master_key
         self._new_request_id = new_request_id
         buckets = BucketCache(
             lambda name: load_bucket(store, name),
@@ -225,6 +230,7 @@ class S3Front:
             traffic.count_received,
             access,
             self._guard,
+            self._master_key,
         )
         if upload is not None:
             call = upload.call(call)

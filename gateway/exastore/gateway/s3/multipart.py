@@ -15,9 +15,16 @@ from exastore.gateway.s3.attributes import (
 from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
 from exastore.gateway.s3.completion import check_whole_object
 from exastore.gateway.s3.conditions import check_read, read_precondition
-from exastore.gateway.s3.context import OWNER, Call, Operation
+from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.listing import MAX_KEYS, add_prefixes, bounded, encoder_of
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.sse import (
+    COPY_SOURCE,
+    encryption_headers,
+    opened,
+    sealing_of,
+    sealing_of_part,
+)
 from exastore.gateway.store import ByteRange, UploadInfo
 
 _COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
@@ -26,7 +33,10 @@ _COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 async def create_upload(call: Call) -> Response:
     check_key(call.key)
     headers = call.request.headers
-    upload = await call.store.create_upload(call.bucket, call.key, read_attributes(headers))
+    sealing = await sealing_of(call)
+    upload = await call.store.create_upload(
+        call.bucket, call.key, sealing.attributes(read_attributes(headers))
+    )
     root = xml.document("InitiateMultipartUploadResult")
     xml.add(root, "Bucket", call.bucket)
     xml.add(root, "Key", call.key)
@@ -35,6 +45,7 @@ async def create_upload(call: Call) -> Response:
     for name in ("x-amz-checksum-algorithm", "x-amz-checksum-type"):
         if name in headers:
             response.headers[name] = headers[name]
+    response.headers |= sealing.headers
     return response
 
 
@@ -49,21 +60,23 @@ def _part_number(call: Call) -> int:
 
 async def upload_part(call: Call) -> Response:
     number = _part_number(call)
-    body = call.body()
+    body, upload_id = call.body(), call.parameter("uploadId")
+    sealing = await sealing_of_part(call, upload_id)
     part = await call.store.put_part(
-        call.bucket, call.key, call.parameter("uploadId"), number, body
+        call.bucket, call.key, upload_id, number, sealing.body(body, number)
     )
     # The checksum that the client named, or its default: it compares.
     checksums = checksum_headers(part.checksums or body.finish())
     checksums.pop("x-amz-checksum-type", None)
-    return Response(headers={"ETag": f'"{part.etag}"', **checksums})
+    return Response(headers={"ETag": f'"{part.etag}"', **checksums, **sealing.headers})
 
 
 async def upload_part_copy(call: Call) -> Response:
     number = _part_number(call)
     headers = call.request.headers
     source = parse_copy_source(headers["x-amz-copy-source"])
-    reader = await call.store.open_object(*source)
+    sealing = await sealing_of_part(call, call.parameter("uploadId"))
+    reader = opened(call, await call.store.open_object(*source), COPY_SOURCE)
     check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
     byte_range = _copy_range(headers.get("x-amz-copy-source-range"), reader.info.size_bytes)
     if byte_range.length > MAX_PUT_BYTES:
@@ -72,12 +85,14 @@ async def upload_part_copy(call: Call) -> Response:
         )
     body = StoredBody(reader.read(byte_range))
     part = await call.store.put_part(
-        call.bucket, call.key, call.parameter("uploadId"), number, body
+        call.bucket, call.key, call.parameter("uploadId"), number, sealing.body(body, number)
     )
     root = xml.document("CopyPartResult")
     xml.add(root, "LastModified", xml.iso_time(part.modified_s))
     xml.add(root, "ETag", f'"{part.etag}"')
-    return xml.xml_response(root)
+    response = xml.xml_response(root)
+    response.headers |= sealing.headers
+    return response
 
 
 def _copy_range(header: str | None, size_bytes: int) -> ByteRange:
@@ -122,7 +137,9 @@ async def complete_upload(call: Call) -> Response:
     xml.add(root, "ETag", f'"{info.etag}"')
     for algorithm, digest in info.checksums.items():
         xml.add(root, f"Checksum{algorithm.upper()}", digest)
-    return xml.xml_response(root)
+    response = xml.xml_response(root)
+    response.headers |= encryption_headers(info.attributes.encryption)
+    return response
 
 
 async def abort_upload(call: Call) -> Response:
@@ -148,8 +165,8 @@ async def list_parts(call: Call) -> Response:
     xml.add(root, "Bucket", call.bucket)
     xml.add(root, "Key", encoder_of(call)(call.key))
     xml.add(root, "UploadId", upload.upload_id)
-    xml.add_owner(root, OWNER, "Initiator")
-    xml.add_owner(root, OWNER)
+    xml.add_owner(root, call.owner, "Initiator")
+    xml.add_owner(root, call.owner)
     xml.add(root, "StorageClass", "STANDARD")
     xml.add(root, "PartNumberMarker", marker)
     xml.add(root, "NextPartNumberMarker", parts[-1].number if parts else marker)
@@ -189,7 +206,7 @@ async def list_uploads(call: Call) -> Response:
     xml.add(root, "MaxUploads", max_uploads)
     xml.add(root, "IsTruncated", truncated)
     for upload in uploads:
-        _add_upload(root, upload, encode(upload.key))
+        _add_upload(root, upload, encode(upload.key), call.owner)
     add_prefixes(root, prefixes, encode)
     return xml.xml_response(root)
 
@@ -213,12 +230,12 @@ def _page_of_uploads(
     return uploads, list(prefixes)
 
 
-def _add_upload(root: Element, upload: UploadInfo, key: str) -> None:
+def _add_upload(root: Element, upload: UploadInfo, key: str, owner: str) -> None:
     item = SubElement(root, "Upload")
     xml.add(item, "Key", key)
     xml.add(item, "UploadId", upload.upload_id)
-    xml.add_owner(item, OWNER, "Initiator")
-    xml.add_owner(item, OWNER)
+    xml.add_owner(item, owner, "Initiator")
+    xml.add_owner(item, owner)
     xml.add(item, "StorageClass", "STANDARD")
     xml.add(item, "Initiated", xml.iso_time(upload.initiated_s))
 

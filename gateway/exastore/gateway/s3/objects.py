@@ -1,6 +1,7 @@
 """Operations on objects."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from xml.etree.ElementTree import Element, SubElement
 
 from exastore.gateway.errors import RequestError
@@ -14,10 +15,18 @@ from exastore.gateway.s3.attributes import (
     parse_copy_source,
     read_attributes,
 )
+from exastore.gateway.s3.body import StoredBody
 from exastore.gateway.s3.conditions import check_read, parse_range, read_precondition
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.errors import S3Error
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.sse import (
+    COPY_SOURCE,
+    data_key_of,
+    encryption_headers,
+    opened,
+    sealing_of,
+)
 from exastore.gateway.store import ByteRange, ObjectInfo
 
 _ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
@@ -26,15 +35,21 @@ _ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 async def put_object(call: Call) -> Response:
     check_key(call.key)
     headers = call.request.headers
+    sealing = await sealing_of(call)
     info = await call.store.put_object(
-        call.bucket, call.key, call.body(), read_attributes(headers), read_precondition(headers)
+        call.bucket,
+        call.key,
+        sealing.body(call.body()),
+        sealing.attributes(read_attributes(headers)),
+        read_precondition(headers),
     )
-    return Response(headers={"ETag": f'"{info.etag}"', **checksum_headers(info.checksums)})
+    shown = {"ETag": f'"{info.etag}"', **checksum_headers(info.checksums), **sealing.headers}
+    return Response(headers=shown)
 
 
 async def get_object(call: Call) -> Response:
     check_version(call.request.query.get("versionId"))
-    reader = await call.store.open_object(call.bucket, call.key)
+    reader = opened(call, await call.store.open_object(call.bucket, call.key))
     response, byte_range = _describe(call, reader.info)
     if response.length:
         # The first bytes come before the headers: what cannot be read is then still an error.
@@ -73,7 +88,9 @@ class _Resumed:
 
 async def head_object(call: Call) -> Response:
     check_version(call.request.query.get("versionId"))
-    response, _ = _describe(call, await call.store.head_object(call.bucket, call.key))
+    info = await call.store.head_object(call.bucket, call.key)
+    data_key_of(call, info)
+    response, _ = _describe(call, info)
     return response
 
 
@@ -90,6 +107,7 @@ def _describe(call: Call, info: ObjectInfo) -> tuple[Response, ByteRange | None]
             raise S3Error(error.code, error.message, headers=headers) from None
         raise
     headers = object_headers(info) | overridden_headers(request.query)
+    headers |= encryption_headers(info.attributes.encryption)
     part = request.query.get("partNumber")
     byte_range: ByteRange | None
     if part is not None:
@@ -191,26 +209,45 @@ async def copy_object(call: Call) -> Response:
     if directive not in ("COPY", "REPLACE"):
         raise RequestError("InvalidArgument", "Unknown metadata directive.")
     attributes = read_attributes(headers)
-    if directive == "COPY" and source == (call.bucket, call.key):
+    sealing = await sealing_of(call)
+    reader = await call.store.open_object(*source)
+    is_sealed = sealing.encryption is not None or reader.info.attributes.encryption is not None
+    if directive == "COPY" and source == (call.bucket, call.key) and not is_sealed:
         raise RequestError(
             "InvalidRequest",
             "This copy request is illegal because it is trying to copy an object to itself "
             "without changing the object's metadata, storage class, website redirect location "
             "or encryption attributes.",
         )
-    check_read(headers, await call.store.head_object(*source), prefix="x-amz-copy-source-if-")
-    info = await call.store.copy_object(
-        source,
-        (call.bucket, call.key),
-        attributes if directive == "REPLACE" else None,
-        read_precondition(headers),
-    )
+    check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
+    if is_sealed:
+        # What is sealed for one key cannot be shared with another.
+        if directive == "COPY":
+            attributes = replace(reader.info.attributes, encryption=None)
+        checksums = {} if reader.info.parts else reader.info.checksums
+        body = StoredBody(opened(call, reader, COPY_SOURCE).read(), checksums)
+        info = await call.store.put_object(
+            call.bucket,
+            call.key,
+            sealing.body(body),
+            sealing.attributes(attributes),
+            read_precondition(headers),
+        )
+    else:
+        info = await call.store.copy_object(
+            source,
+            (call.bucket, call.key),
+            attributes if directive == "REPLACE" else None,
+            read_precondition(headers),
+        )
     root = xml.document("CopyObjectResult")
     xml.add(root, "LastModified", xml.iso_time(info.modified_s))
     xml.add(root, "ETag", f'"{info.etag}"')
     for algorithm, digest in info.checksums.items():
         xml.add(root, f"Checksum{algorithm.upper()}", digest)
-    return xml.xml_response(root)
+    response = xml.xml_response(root)
+    response.headers |= sealing.headers
+    return response
 
 
 async def get_object_attributes(call: Call) -> Response:
@@ -221,6 +258,7 @@ async def get_object_attributes(call: Call) -> Response:
     if not wanted or not wanted <= _ATTRIBUTES:
         raise RequestError("InvalidArgument", "Invalid attribute name specified.")
     info = await call.store.head_object(call.bucket, call.key)
+    data_key_of(call, info)
     check_read(call.request.headers, info)
     root = xml.document("GetObjectAttributesResponse")
     if "ETag" in wanted:

@@ -169,6 +169,8 @@ OPERATIONS: dict[tuple[str, Target, str], Route] = {
     ),
     ("GET", _B, "cors"): Route("GetBucketCors", "s3:GetBucketCORS"),
     ("GET", _B, "encryption"): Route("GetBucketEncryption", "s3:GetEncryptionConfiguration"),
+    ("PUT", _B, "encryption"): Route("PutBucketEncryption", "s3:PutEncryptionConfiguration"),
+    ("DELETE", _B, "encryption"): Route("DeleteBucketEncryption", "s3:PutEncryptionConfiguration"),
     ("GET", _B, "lifecycle"): Route(
         "GetBucketLifecycleConfiguration", "s3:GetLifecycleConfiguration"
     ),

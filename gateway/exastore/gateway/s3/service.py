@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.master_key import MasterKey
 from exastore.gateway.s3.asgi import AsgiApp
 from exastore.gateway.s3.front import CountTraffic, FrontOptions, S3Front, count_nothing
 from exastore.gateway.s3.guard import RecordAct, record_nothing
@@ -26,11 +27,13 @@ class S3Service:
         look_up: LookUp | None = None,
         count_traffic: CountTraffic = count_nothing,
         record_act: RecordAct = record_nothing,
+        master_key: MasterKey | None = None,
     ) -> None:
         """Args:
         look_up: Finds the keys of users; None: the administrator's is the only one.
         count_traffic: Told what tenants are billed for.
         record_act: Told of administrative acts on buckets.
+        master_key: Wraps the keys of objects; None: only clients' own keys encrypt.
         """
         if not config.access_key or not config.secret_key:
             raise ValueError("the gateway needs an access_key and a secret_key")
@@ -45,6 +48,7 @@ class S3Service:
             metrics=S3Metrics(registry),
             count_traffic=count_traffic,
             record_act=record_act,
+            master_key=master_key,
             options=FrontOptions(
                 config.region, config.domain, config.website_domain, config.bucket_ttl_s
             ),

@@ -241,6 +241,16 @@ class MemoryStore:
         uploads = self._bucket(bucket).uploads.values()
         return [upload.info for upload in uploads if upload.info.key.startswith(prefix)]
 
+    def stored_bytes(self, bucket: str, key: str) -> bytes:
+        """What lies in the store: of a sealed object, its frames."""
+        return self._object(bucket, key)[1]
+
+    def damage(self, bucket: str, key: str, position: int) -> None:
+        """Change one stored byte."""
+        info, data = self._object(bucket, key)
+        changed = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+        self._bucket(bucket).objects[key] = (info, changed)
+
     def _bucket(self, name: str) -> _Bucket:
         try:
             return self._buckets[name]

@@ -9,6 +9,7 @@ from types import TracebackType
 from prometheus_client import CollectorRegistry
 
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.master_key import MasterKey
 from exastore.gateway.s3.front import CountTraffic, count_nothing
 from exastore.gateway.s3.guard import RecordAct, record_nothing
 from exastore.gateway.s3.identity import LookUp
@@ -29,6 +30,7 @@ class ServedStore:
         look_up: LookUp | None = None,
         count_traffic: CountTraffic = count_nothing,
         record_act: RecordAct = record_nothing,
+        master_key: MasterKey | None = None,
     ) -> None:
         self._new_store = new_store
         self._config = config
@@ -36,6 +38,7 @@ class ServedStore:
         self._look_up = look_up
         self._count_traffic = count_traffic
         self._record_act = record_act
+        self._master_key = master_key
         self.registry = CollectorRegistry()
         #: host:port, once entered.
         self.address = ""
@@ -59,6 +62,7 @@ class ServedStore:
             look_up=self._look_up,
             count_traffic=self._count_traffic,
             record_act=self._record_act,
+            master_key=self._master_key,
         )
         try:
             self._ready.set_result(await service.start())
