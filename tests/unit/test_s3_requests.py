@@ -359,7 +359,7 @@ def test_attributes_are_taken_from_headers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["x-amz-tagging", "x-amz-server-side-encryption", "x-amz-object-lock-mode"]
+    "name", ["x-amz-tagging", "x-amz-server-side-encryption-context", "x-amz-object-lock-mode"]
 )
 def test_what_would_silently_not_be_done_is_refused(name: str) -> None:
     assert code_of(read_attributes, {name: "x"}) == "NotImplemented"
