@@ -693,3 +693,26 @@ def test_features_that_are_off_cannot_be_turned_on(front: Front, bucket: str) ->
     ]
     for call, arguments in tried:
         assert code_of(call, Bucket=bucket, **arguments) == "NotImplemented"
+
+
+def test_a_bucket_remembers_where_it_was_asked_to_be(front: Front, bucket: str) -> None:
+    ann = front.client("ANN")
+    there = {"LocationConstraint": "eu-central-1"}
+    ann.create_bucket(Bucket=f"{bucket}-eu", CreateBucketConfiguration=there)
+    assert ann.get_bucket_location(Bucket=f"{bucket}-eu")["LocationConstraint"] == "eu-central-1"
+    assert ann.head_bucket(Bucket=f"{bucket}-eu")["BucketRegion"] == "eu-central-1"
+    assert ann.get_bucket_location(Bucket=bucket)["LocationConstraint"] is None
+
+
+def test_a_list_asked_for_at_creation_counts_or_is_refused(front: Front, bucket: str) -> None:
+    ann = front.client("ANN")
+    listed = {"Bucket": f"{bucket}-open", "ACL": "public-read"}
+    assert code_of(ann.create_bucket, **listed) == "InvalidBucketAclWithObjectOwnership"
+    ann.create_bucket(**listed, ObjectOwnership="BucketOwnerPreferred")
+    assert front.client("").list_objects_v2(Bucket=f"{bucket}-open")["KeyCount"] == 0
+    put = {"Key": "k", "Body": b"", "ACL": "public-read"}
+    for client in (ann, front.client(ROOT_KEY)):
+        code = code_of(client.put_object, Bucket=bucket, **put)
+        assert code == "AccessControlListNotSupported"
+        assert code_of(client.put_object, Bucket=f"{bucket}-open", **put) == "NotImplemented"
+        client.put_object(Bucket=bucket, Key="k2", Body=b"", ACL="bucket-owner-full-control")

@@ -21,7 +21,7 @@ from exastore.gateway.bucket_documents import DocumentCache
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.encryption.streams import SealedBody
-from exastore.gateway.errors import RequestError, ServiceError, StaleEpoch
+from exastore.gateway.errors import MarkerFound, RequestError, ServiceError, StaleEpoch
 from exastore.gateway.map_cache import MapCache
 from exastore.gateway.messages import (
     attributes_message,
@@ -54,7 +54,7 @@ from exastore.gateway.stripe_writer import StripeWriter
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import Phase, reach
-from exastore.proto.v1 import common_pb2, metadata_pb2
+from exastore.proto.v1 import common_pb2, lock_pb2, metadata_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class ClusterStore:
         """Create a bucket in the pool that the location names, if the cluster has pools."""
         pool = await self._pool_at(location)
         request = metadata_pb2.CreateBucketRequest(
-            name=name, owner=owner, region=self._config.region, pool=pool
+            name=name, owner=owner, region=location or self._config.region, pool=pool
         )
         try:
             return bucket_of(await self.metadata.create_bucket(request))
@@ -201,6 +201,9 @@ class ClusterStore:
 
     async def get_bucket(self, name: str) -> BucketInfo:
         return bucket_of(await self.metadata.get_bucket(name))
+
+    async def configure_bucket(self, name: str, change: BucketChange) -> BucketInfo:
+        return bucket_of(await self.metadata.configure_bucket(change_message(name, change)))
 
     async def delete_bucket(self, name: str) -> None:
         await self.metadata.delete_bucket(name)
@@ -252,21 +255,68 @@ class ClusterStore:
 
         return info_of(await self._commit(bucket, stored, commit))
 
-    async def open_object(self, bucket: str, key: str) -> ObjectReader:
-        message = await self.metadata.get_object(bucket, key)
+    async def open_object(self, bucket: str, key: str, version_id: str = "") -> ObjectReader:
+        message = await self._get_object(bucket, key, version_id, head_only=False)
         return ClusterObjectReader(
             message, self._config, stripes=self._stripe_reader, metrics=self._metrics
         )
 
-    async def head_object(self, bucket: str, key: str) -> ObjectInfo:
-        return info_of(await self.metadata.get_object(bucket, key, head_only=True))
+    async def head_object(self, bucket: str, key: str, version_id: str = "") -> ObjectInfo:
+        return info_of(await self._get_object(bucket, key, version_id, head_only=True))
 
-    async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
-        request_id = self._new_id().hex()
+    async def _get_object(
+        self, bucket: str, key: str, version_id: str, *, head_only: bool
+    ) -> metadata_pb2.Object:
+        request = metadata_pb2.GetObjectRequest(
+            bucket=bucket, key=key, version_id=version_id, head_only=head_only, show_marker=True
+        )
+        found = await self.metadata.get_object(request)
+        if found.delete_marker:
+            marker = info_of(found)
+            raise MarkerFound(marker.version_id, marker.modified_s, is_named=bool(version_id))
+        return found
+
+    async def delete_objects(
+        self, bucket: str, deletions: Sequence[Deletion], *, bypass_governance: bool = False
+    ) -> Sequence[Deleted]:
+        request = metadata_pb2.DeleteObjectsRequest(
+            bucket=bucket,
+            items=[deletion_message(deletion) for deletion in deletions],
+            request_id=self._new_id().hex(),
+            bypass_governance=bypass_governance,
+        )
         reach(Phase.DELETE_SENDING)
-        deleted = await self.metadata.delete_objects(bucket, keys, request_id=request_id)
+        deleted = await self.metadata.delete_objects(request)
         reach(Phase.DELETED)
-        return deleted
+        return [deleted_of(item) for item in deleted]
+
+    async def put_tags(
+        self, bucket: str, key: str, version_id: str, tags: Mapping[str, str]
+    ) -> ObjectInfo:
+        request = metadata_pb2.PutTagsRequest(
+            bucket=bucket, key=key, version_id=version_id, tags=tags
+        )
+        return info_of(await self.metadata.put_tags(request))
+
+    async def put_lock(
+        self,
+        bucket: str,
+        key: str,
+        version_id: str,
+        *,
+        retention: ObjectLock | None = None,
+        legal_hold: bool | None = None,
+        bypass_governance: bool = False,
+    ) -> None:
+        request = lock_pb2.PutLockRequest(
+            bucket=bucket,
+            key=key,
+            version_id=version_id,
+            retention=None if retention is None else lock_message(retention),
+            legal_hold=legal_hold,
+            bypass_governance=bypass_governance,
+        )
+        await self.metadata.put_lock(request)
 
     async def copy_object(
         self,
@@ -274,8 +324,10 @@ class ClusterStore:
         target: tuple[str, str],
         attributes: ObjectAttributes | None,
         precondition: Precondition,
+        *,
+        source_version_id: str = "",
     ) -> ObjectInfo:
-        reader = await self.open_object(*source)
+        reader = await self.open_object(*source, source_version_id)
         info = reader.info
         # A multipart object's checksums speak of its parts, which the copy does not have.
         body = _CopiedBody(reader, {} if info.parts else info.checksums)
@@ -298,6 +350,26 @@ class ClusterStore:
             truncated=page.truncated,
             next_start_after=page.next_start_after,
         )
+
+    async def list_versions(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        key_marker: str,
+        version_id_marker: str,
+        max_keys: int,
+    ) -> VersionListing:
+        request = metadata_pb2.ListVersionsRequest(
+            bucket=bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            key_marker=key_marker,
+            version_id_marker=version_id_marker,
+            max_keys=max_keys,
+        )
+        return versions_of(await self.metadata.list_versions(request))
 
     # ---- multipart uploads ----
 
@@ -372,8 +444,25 @@ class ClusterStore:
         page = await self.metadata.list_parts(request)
         return upload_of(page.upload), [part_of(part) for part in page.parts], page.truncated
 
-    async def list_uploads(self, bucket: str, *, prefix: str) -> Sequence[UploadInfo]:
-        return [upload_of(upload) for upload in await self.metadata.list_uploads(bucket, prefix)]
+    async def list_uploads(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        key_marker: str,
+        upload_id_marker: str,
+        max_uploads: int,
+    ) -> UploadListing:
+        request = metadata_pb2.ListUploadsRequest(
+            bucket=bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            key_marker=key_marker,
+            upload_id_marker=upload_id_marker,
+            max_uploads=max_uploads,
+        )
+        return uploads_of(await self.metadata.list_uploads(request))
 
     # ---- commit ----
 

@@ -1,21 +1,34 @@
 """Values of `store.py` to and from the messages of the metadata service."""
 
+from dataclasses import asdict
+
 from exastore.gateway.encryption.frames import plain_size
+from exastore.gateway.metadata_errors import REQUEST_CODES
 from exastore.gateway.store import (
+    NO_LOCK,
+    NULL_VERSION,
+    BucketChange,
     BucketInfo,
+    BucketLock,
+    Deleted,
+    Deletion,
     Encryption,
+    LifecycleRule,
     ObjectAttributes,
     ObjectInfo,
+    ObjectLock,
     ObjectPart,
     Precondition,
     UploadInfo,
+    UploadListing,
+    VersionListing,
 )
 from exastore.gateway.writer import StoredBody
-from exastore.proto.v1 import metadata_pb2
+from exastore.proto.v1 import lock_pb2, metadata_pb2
 
 
 def bucket_of(message: metadata_pb2.Bucket) -> BucketInfo:
-    return BucketInfo(name=message.name, created_s=message.created_s, owner=message.owner)
+    return BucketInfo(message.name, message.created_s, message.owner, message.region)
 
 
 def attributes_of(message: metadata_pb2.Object) -> ObjectAttributes:
@@ -23,6 +36,8 @@ def attributes_of(message: metadata_pb2.Object) -> ObjectAttributes:
         content_type=message.content_type or ObjectAttributes().content_type,
         headers=dict(message.headers),
         user_metadata=dict(message.user_metadata),
+        tags=dict(message.tags),
+        lock=lock_of(message.lock) if message.HasField("lock") else NO_LOCK,
         encryption=encryption_of(message),
     )
 
@@ -38,7 +53,7 @@ def info_of(message: metadata_pb2.Object) -> ObjectInfo:
     return ObjectInfo(
         bucket=message.bucket,
         key=message.key,
-        version_id=message.version_id,
+        version_id=NULL_VERSION if message.null_version else message.version_id,
         size_bytes=message.plain_bytes if message.HasField("encryption") else message.size_bytes,
         etag=message.etag,
         modified_s=message.modified_s,
@@ -52,6 +67,11 @@ def info_of(message: metadata_pb2.Object) -> ObjectInfo:
             )
             for part in message.parts
         ],
+        is_versioned=message.versioned or message.null_version,
+        delete_marker=message.delete_marker,
+        is_latest=message.is_latest,
+        expires_s=message.expires_s,
+        expiry_rule_id=message.expiry_rule_id,
     )
 
 
@@ -80,7 +100,10 @@ def attributes_message(attributes: ObjectAttributes) -> metadata_pb2.Object:
         content_type=attributes.content_type,
         headers=attributes.headers,
         user_metadata=attributes.user_metadata,
+        tags=attributes.tags,
     )
+    if attributes.lock != NO_LOCK:
+        message.lock.CopyFrom(lock_message(attributes.lock))
     sealed = attributes.encryption
     if sealed is not None:
         message.encryption.algorithm = sealed.algorithm

@@ -11,12 +11,76 @@ from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class BucketLock:
+    """Object lock of a bucket, and how new versions are locked that say nothing themselves."""
+
+    mode: str = ""
+    """GOVERNANCE or COMPLIANCE; "": such versions are not locked."""
+    days: int = 0
+    years: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleRule:
+    """A rule for keys with `prefix` that have all the tags and a size within the bounds."""
+
+    id: str
+    disabled: bool = False
+    prefix: str = ""
+    legacy_prefix: bool = False
+    """Whether the prefix was given outside a filter: how it is shown again."""
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
+    larger_than_bytes: int = 0
+    smaller_than_bytes: int = 0
+    """Both exclusive; 0: no bound. The same for what follows: 0 is never."""
+    expire_days: int = 0
+    expire_at_s: float = 0.0
+    noncurrent_days: int = 0
+    newer_noncurrent_count: int = 0
+    abort_upload_days: int = 0
+    drop_lone_markers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BucketInfo:
     """A bucket."""
 
     name: str
     created_s: float
     owner: str
+    versioning: str = ""
+    """Enabled, Suspended; "": never enabled."""
+    lock: BucketLock | None = None
+    """None: without object lock."""
+    lifecycle: Sequence[LifecycleRule] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BucketChange:
+    """Settings of a bucket; what is None stays as it is."""
+
+    versioning: str | None = None
+    lock: BucketLock | None = None
+    lifecycle: Sequence[LifecycleRule] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectLock:
+    """What keeps a version from being deleted."""
+
+    mode: str = ""
+    """GOVERNANCE or COMPLIANCE; "": no retention."""
+    retain_until_s: float = 0.0
+    legal_hold: bool = False
+
+
+#: How clients name the version that was written without versioning.
+NULL_VERSION = "null"
+
+#: Of a version that may be deleted.
+NO_LOCK = ObjectLock()
+    region: str = ""
+    """Where it was asked to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +103,8 @@ class ObjectAttributes:
     """Cache-Control, Content-Disposition, Content-Encoding, Content-Language, Expires, as given."""
     user_metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     """x-amz-meta-*: lower-case names without the prefix."""
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
+    lock: ObjectLock = NO_LOCK
     encryption: Encryption | None = None
     """Of sealed bytes. All sizes are in the clear, but `ObjectReader.read` gives what is stored."""
 
@@ -70,6 +136,14 @@ class ObjectInfo:
     checksums: Mapping[str, str] = field(default_factory=dict[str, str])
     """Algorithm in lower case ("crc32") -> base64, as S3 shows it."""
     parts: Sequence[ObjectPart] = ()
+    is_versioned: bool = False
+    """Whether the bucket has, or had, versioning; then `version_id` is what clients see."""
+    delete_marker: bool = False
+    is_latest: bool = False
+    """In listings of versions."""
+    expires_s: float = 0.0
+    """When lifecycle deletes the current version; 0: it does not."""
+    expiry_rule_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +171,52 @@ class UploadInfo:
     upload_id: str
     initiated_s: float
     attributes: ObjectAttributes = field(default_factory=ObjectAttributes)
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What is to be deleted."""
+
+    key: str
+    version_id: str = ""
+    """"": the current version, or with versioning, a delete marker hides it."""
+    if_match: str = ""
+    """An ETag; "": no condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What became of a `Deletion`."""
+
+    existed: bool
+    delete_marker: bool = False
+    """A marker was made, or the version deleted was one."""
+    version_id: str = ""
+    """Of the marker made, or of the version deleted."""
+    refused: str = ""
+    """S3's code, when it was not deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionListing:
+    """A page of versions and delete markers: by key, newest first."""
+
+    versions: Sequence[ObjectInfo]
+    common_prefixes: Sequence[str]
+    truncated: bool
+    next_key_marker: str
+    next_version_id_marker: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadListing:
+    """A page of uploads in progress: by key and upload id."""
+
+    uploads: Sequence[UploadInfo]
+    common_prefixes: Sequence[str]
+    truncated: bool
+    next_key_marker: str
+    next_upload_id_marker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +282,10 @@ NO_CHECKSUMS: Mapping[str, str] = MappingProxyType({})
 class ObjectStore(Protocol):
     """Errors are those of `exastore.gateway.errors`."""
 
-    async def create_bucket(self, name: str, *, owner: str, location: str = "") -> BucketInfo: ...
+    async def create_bucket(
+        self, name: str, *, owner: str, location: str = "", object_lock: bool = False
+    ) -> BucketInfo: ...
+    async def configure_bucket(self, name: str, change: BucketChange) -> BucketInfo: ...
     async def get_bucket(self, name: str) -> BucketInfo: ...
     async def delete_bucket(self, name: str) -> None: ...
     async def list_buckets(self) -> Sequence[BucketInfo]: ...
@@ -185,10 +308,37 @@ class ObjectStore(Protocol):
         attributes: ObjectAttributes,
         precondition: Precondition,
     ) -> ObjectInfo: ...
-    async def open_object(self, bucket: str, key: str) -> ObjectReader: ...
-    async def head_object(self, bucket: str, key: str) -> ObjectInfo: ...
-    async def delete_objects(self, bucket: str, keys: Sequence[str]) -> Sequence[bool]:
-        """Delete up to 1,000 keys; true where there was one."""
+    async def open_object(self, bucket: str, key: str, version_id: str = "") -> ObjectReader:
+        """Open a version; "": the current one. Raises MarkerFound at a delete marker."""
+        ...
+
+    async def head_object(self, bucket: str, key: str, version_id: str = "") -> ObjectInfo:
+        """Describe a version; "": the current one. Raises MarkerFound at a delete marker."""
+        ...
+
+    async def delete_objects(
+        self, bucket: str, deletions: Sequence[Deletion], *, bypass_governance: bool = False
+    ) -> Sequence[Deleted]:
+        """Delete up to 1,000 keys or versions, each on its own."""
+        ...
+
+    async def put_tags(
+        self, bucket: str, key: str, version_id: str, tags: Mapping[str, str]
+    ) -> ObjectInfo:
+        """Replace the tags of a version."""
+        ...
+
+    async def put_lock(
+        self,
+        bucket: str,
+        key: str,
+        version_id: str,
+        *,
+        retention: ObjectLock | None = None,
+        legal_hold: bool | None = None,
+        bypass_governance: bool = False,
+    ) -> None:
+        """Change mode and time, or the legal hold, of a version."""
         ...
 
     async def copy_object(
@@ -197,6 +347,8 @@ class ObjectStore(Protocol):
         target: tuple[str, str],
         attributes: ObjectAttributes | None,
         precondition: Precondition,
+        *,
+        source_version_id: str = "",
     ) -> ObjectInfo:
         """Copy (bucket, key) `source` to `target`; `attributes` of None keeps the source's."""
         ...
@@ -204,6 +356,18 @@ class ObjectStore(Protocol):
     async def list_objects(
         self, bucket: str, *, prefix: str, delimiter: str, start_after: str, max_keys: int
     ) -> Listing: ...
+    async def list_versions(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        key_marker: str,
+        version_id_marker: str,
+        max_keys: int,
+    ) -> VersionListing:
+        """Markers are exclusive; without a version's, all of `key_marker` is passed over."""
+        ...
 
     async def create_upload(
         self, bucket: str, key: str, attributes: ObjectAttributes
@@ -227,4 +391,15 @@ class ObjectStore(Protocol):
     async def list_parts(
         self, bucket: str, key: str, upload_id: str, *, after_number: int, max_parts: int
     ) -> tuple[UploadInfo, Sequence[ObjectPart], bool]: ...
-    async def list_uploads(self, bucket: str, *, prefix: str) -> Sequence[UploadInfo]: ...
+    async def list_uploads(
+        self,
+        bucket: str,
+        *,
+        prefix: str,
+        delimiter: str,
+        key_marker: str,
+        upload_id_marker: str,
+        max_uploads: int,
+    ) -> UploadListing:
+        """Markers are exclusive; without an upload's, all of `key_marker` is passed over."""
+        ...

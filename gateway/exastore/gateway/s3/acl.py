@@ -45,6 +45,18 @@ CANNED: dict[str, tuple[tuple[str, str], ...]] = {
     "bucket-owner-full-control": (),
 }
 
+#: Headers that ask for a list.
+ACL_HEADERS = frozenset(
+    {
+        "x-amz-acl",
+        "x-amz-grant-full-control",
+        "x-amz-grant-read",
+        "x-amz-grant-read-acp",
+        "x-amz-grant-write",
+        "x-amz-grant-write-acp",
+    }
+)
+
 _GRANT_HEADERS = {
     "x-amz-grant-full-control": "FULL_CONTROL",
     "x-amz-grant-write": "WRITE",

@@ -29,7 +29,7 @@ async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
     return BucketAccess(
         name,
         info.owner,
-        "",
+        info.region,
         None if policy is None else parse_bucket_policy(policy, name),
         Acl() if acl is None else Acl.from_json(acl),
         PublicAccessBlock() if block is None else PublicAccessBlock(**json.loads(block)),

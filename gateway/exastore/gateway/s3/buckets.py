@@ -5,6 +5,8 @@ from xml.etree.ElementTree import SubElement
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
+from exastore.gateway.s3.acl import ENFORCED, OWNERSHIPS, Acl, acl_of_headers
+from exastore.gateway.s3.bucket_access import ACL, OWNERSHIP, change_document
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
 from exastore.gateway.s3.stubs import is_absent, is_off
@@ -46,17 +48,34 @@ async def create_bucket(call: Call) -> Response:
         raise RequestError("NotImplemented", "Object lock is not implemented.")
     # A location may name a pool of the cluster; where there are none, any is accepted.
     location = xml.parse_location(await call.document())
+    acl, ownership = _lists_of_new_bucket(call)
     await call.store.create_bucket(call.bucket, owner=call.owner, location=location)
+    if ownership is not None:
+        await change_document(call.store, call.bucket, OWNERSHIP, ownership.encode())
+    if acl is not None and acl.grants:
+        await change_document(call.store, call.bucket, ACL, acl.to_json())
     call.guard.buckets.forget(call.bucket)
     await call.audit("CreateBucket")
     return Response(headers={"Location": f"/{call.bucket}"})
 
 
+def _lists_of_new_bucket(call: Call) -> tuple[Acl | None, str | None]:
+    """The access control list and the ownership that a new bucket is asked to have."""
+    acl, ownership = acl_of_headers(call.request.headers), call.header("x-amz-object-ownership")
+    if ownership not in (None, *OWNERSHIPS):
+        raise RequestError("InvalidArgument", "Invalid x-amz-object-ownership header")
+    if acl is not None and acl.grants and ownership in (None, ENFORCED):
+        raise RequestError(
+            "InvalidBucketAclWithObjectOwnership",
+            "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+        )
+    return acl, ownership
+
+
 async def head_bucket(call: Call) -> Response:
-    await call.store.get_bucket(call.bucket)
-    return Response(
-        headers={"x-amz-bucket-region": call.region, "x-amz-access-point-alias": "false"}
-    )
+    info = await call.store.get_bucket(call.bucket)
+    region = info.region or call.region
+    return Response(headers={"x-amz-bucket-region": region, "x-amz-access-point-alias": "false"})
 
 
 async def delete_bucket(call: Call) -> Response:
@@ -67,10 +86,10 @@ async def delete_bucket(call: Call) -> Response:
 
 
 async def get_bucket_location(call: Call) -> Response:
-    await call.store.get_bucket(call.bucket)
+    region = (await call.store.get_bucket(call.bucket)).region or call.region
     root = xml.document("LocationConstraint")
     # S3 writes its first region as nothing.
-    root.text = "" if call.region == "us-east-1" else call.region
+    root.text = "" if region == "us-east-1" else region
     return xml.xml_response(root)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.access import BucketAccess, Facts, may
+from exastore.gateway.s3.acl import ACL_HEADERS, acl_of_headers, check_acl
 from exastore.gateway.s3.attributes import parse_copy_source
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.facts import facts_of
@@ -34,6 +35,8 @@ _EXTRA_ACTIONS = {
     "x-amz-acl": "s3:PutObjectAcl",
     "x-amz-bypass-governance-retention": "s3:BypassGovernanceRetention",
 }
+#: Writes that may ask for a list of the object.
+_WRITES_WITH_LISTS = frozenset({"PutObject", "CopyObject", "CreateMultipartUpload"})
 _COPIES = frozenset({"CopyObject", "UploadPartCopy"})
 
 LoadBucket = Callable[[str], Awaitable[BucketAccess]]
@@ -166,9 +169,11 @@ class Guard:
         """What the request may do, once it may do what it asks for.
 
         Raises:
-            RequestError: AccessDenied, NoSuchBucket.
+            RequestError: AccessDenied, NoSuchBucket, AccessControlListNotSupported.
         """
         name, operation = request.bucket, route.operation
+        if operation in _WRITES_WITH_LISTS and not ACL_HEADERS.isdisjoint(request.headers):
+            await self._check_list(request)
         if principal.kind is Kind.ROOT:
             return Access(request, principal, identity, None, now_s)
         if not name or operation == "CreateBucket":
@@ -189,6 +194,15 @@ class Guard:
         if request.key:
             await self._require_more(access, request, operation)
         return access
+
+    async def _check_list(self, request: Request) -> None:
+        """Refuse a list for an object that is not its owner's alone: objects have no others."""
+        acl = acl_of_headers(request.headers)
+        if acl is not None and acl.grants:
+            check_acl(acl, (await self.buckets.get(request.bucket)).ownership)
+            raise RequestError(
+                "NotImplemented", "Objects have no lists of their own: use a bucket policy."
+            )
 
     async def _require_more(self, access: Access, request: Request, operation: str) -> None:
         headers = request.headers

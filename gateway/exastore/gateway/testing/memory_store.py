@@ -70,12 +70,11 @@ class MemoryStore:
         self._buckets: dict[str, _Bucket] = {}
 
     async def create_bucket(self, name: str, *, owner: str, location: str = "") -> BucketInfo:
-        del location
         if name in self._buckets and self._buckets[name].info.owner != owner:
             raise RequestError("BucketAlreadyExists", "The bucket belongs to another.")
         if name in self._buckets:
             raise RequestError("BucketAlreadyOwnedByYou", "You own this bucket already.")
-        info = BucketInfo(name, self._now_s(), owner)
+        info = BucketInfo(name, self._now_s(), owner, location)
         self._buckets[name] = _Bucket(info)
         return info
 
