@@ -28,7 +28,7 @@ from exastore.proto.v1 import lock_pb2, metadata_pb2
 
 
 def bucket_of(message: metadata_pb2.Bucket) -> BucketInfo:
-    return BucketInfo(message.name, message.created_s, message.owner, message.region)
+    return BucketInfo(message.name, message.created_s, message.owner, region=message.region)
 
 
 def attributes_of(message: metadata_pb2.Object) -> ObjectAttributes:

@@ -53,6 +53,8 @@ class BucketInfo:
     lock: BucketLock | None = None
     """None: without object lock."""
     lifecycle: Sequence[LifecycleRule] = ()
+    region: str = ""
+    """Where it was asked to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,6 @@ NULL_VERSION = "null"
 
 #: Of a version that may be deleted.
 NO_LOCK = ObjectLock()
-    region: str = ""
-    """Where it was asked to be."""
 
 
 @dataclass(frozen=True, slots=True)
