@@ -208,6 +208,9 @@ class FakeNode:
                     request_id=request.request_id, status=storage_pb2.CHUNK_STATUS_NOT_FOUND
                 )
             else:
+                if request.runs:
+                    runs = [data[run.offset : run.offset + run.length] for run in request.runs]
+                    data = b"".join(runs)
                 yield storage_pb2.ReadChunkResponse(
                     request_id=request.request_id,
                     status=storage_pb2.CHUNK_STATUS_OK,
