@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from tests.unit.metadata_cluster import Cluster, pb
 
-from exastore.metadata.core.balance import rule_violations
+from exastore.metadata.core.balance import recovery_spread, rule_violations
 from exastore.metadata.core.repair import classify
 from exastore.metadata.kv.memory import MemoryEngine
 from exastore.metadata.namespace.errors import InvalidArgument
@@ -300,7 +300,32 @@ async def test_a_new_device_is_filled_to_its_share() -> None:
     counts = held(cluster)
     assert all(abs(counts[device] - 48 / 7) <= 1 for device in range(7))
     # It is over: what becomes uneven later is left alone.
-    assert not await cluster.background.slot_mover.is_balance_wanted()
+    assert await cluster.background.slot_mover.balance_wanted() is None
+
+
+async def test_recovery_is_evened_out_when_the_shares_are_even() -> None:
+    cluster = await with_objects(Cluster(10, pg_count=60))
+    cluster.alive |= {10, 11}
+    await cluster.step()
+    await operate(cluster, BALANCE)
+    await until_still(cluster, within_s=400.0)
+    request = pb.OperateRequest(operation=BALANCE, even_recovery=True)
+    plan = await cluster.service.cluster.operate(request)
+    assert not plan.applied and plan.recovery_move_count > 0
+    assert plan.recovery_after < plan.recovery_before
+    assert plan.deviation_after <= 1 and plan.violation_count == 0
+    request.apply = True
+    await cluster.service.cluster.operate(request)
+    await until_still(cluster, within_s=400.0)
+    columns = cluster.service.maps.columns
+    assert columns is not None
+    assert recovery_spread(columns.pg_devices, 12).max_over_mean < plan.recovery_before
+    assert all(abs(count - 15) <= 1 for count in held(cluster).values())
+    assert await cluster.background.slot_mover.balance_wanted() is None
+    again = await cluster.service.cluster.operate(
+        pb.OperateRequest(operation=BALANCE, even_recovery=True)
+    )
+    assert again.recovery_before <= plan.recovery_before
 
 
 async def test_balancing_can_be_stopped_and_goes_on_when_asked_again() -> None:

@@ -160,13 +160,19 @@ def balance(
     directory: DirOption = DEFAULT_DIR,
     apply: ApplyOption = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Begin no more moves.")] = False,
+    recovery: Annotated[
+        bool,
+        typer.Option(
+            "--recovery", help="Then also even out who reads for whom when a device dies."
+        ),
+    ] = False,
     wait: WaitOption = True,
     json_output: JsonOption = False,
 ) -> None:
     """Bring every device to its share, to within one slot."""
     kind = metadata_pb2.OPERATION_STOP_BALANCE if cancel else metadata_pb2.OPERATION_BALANCE
     _Run.at(directory, json_output=json_output).carry_out(
-        metadata_pb2.OperateRequest(operation=kind),
+        metadata_pb2.OperateRequest(operation=kind, even_recovery=recovery),
         apply=apply,
         is_done=_is_balanced if wait else None,
     )
@@ -334,6 +340,13 @@ class _Run:
 
 def _print_plan(plan: metadata_pb2.OperationPlan) -> None:
     out.print(plan.message, markup=False, soft_wrap=True)
+    if plan.recovery_before:
+        out.print(
+            f"  recovery    the busiest pair of devices shares {plan.recovery_before:.2f} times "
+            f"what a mean pair does now, {plan.recovery_after:.2f} times then; "
+            f"{plan.recovery_move_count} slots move for that",
+            soft_wrap=True,
+        )
     if plan.move_count:
         budget = plan.bandwidth_bytes_per_s
         out.print(f"  slots       {plan.move_count} (no plan needs fewer than "
@@ -369,6 +382,9 @@ def _plan_json(plan: metadata_pb2.OperationPlan) -> dict[str, Any]:
         "eta_s": plan.eta_s if plan.eta_s >= 0 else None,
         "deviation_before": plan.deviation_before,
         "deviation_after": plan.deviation_after,
+        "recovery_move_count": plan.recovery_move_count,
+        "recovery_before": plan.recovery_before,
+        "recovery_after": plan.recovery_after,
         "devices": [
             {"device_index": d.device_index, "in_count": d.in_count, "out_count": d.out_count}
             for d in plan.devices

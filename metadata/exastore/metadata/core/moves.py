@@ -21,6 +21,7 @@ import numpy as np
 from exastore.erasure.jit import njit
 from exastore.metadata.core.balance import slots_per_device
 from exastore.metadata.core.balancer import BalancePlan, ideal_slots, plan_balance_of_rows
+from exastore.metadata.core.balancer_recovery import plan_even_recovery
 from exastore.metadata.core.errors import StalePlan, UnknownIndex
 from exastore.metadata.core.placement import (
     BoolArray,
@@ -181,6 +182,55 @@ def next_batch(
             # Later moves of the same PG may need this one: they wait for the next batch.
             is_busy[pg] = True
             chosen.append(index)
+    return moves_of(plan, chosen)
+
+
+def plan_recovery(cluster_map: ClusterMap, *, seed: int = 0) -> BalancePlan:
+    """Swaps after which the busiest pairs of devices share fewer groups; slot counts stay.
+
+    Each swap is two moves, one behind the other; see `balancer_recovery`.
+    """
+    plans: list[tuple[Pool, BalancePlan]] = []
+    for pool in pools_of(cluster_map):
+        of_pool = map_of_pool(cluster_map, pool)
+        plan = plan_even_recovery(
+            placement_columns(of_pool.topology, of_pool.rule),
+            of_pool.pg_devices,
+            device_state=of_pool.device_state,
+            slot_state=of_pool.pg_slot_state,
+            seed=seed,
+            epoch=of_pool.epoch,
+        )
+        plans.append((pool, plan))
+    return joined_plans(plans, cluster_map.epoch)
+
+
+def next_swaps(
+    cluster_map: ClusterMap, plan: BalancePlan, readable: BoolArray, max_misplaced_fraction: float
+) -> SlotMoves:
+    """The first swaps of the plan, whole ones, that may be carried out at the same time.
+
+    As they are the plan's beginning, fewer pairs are as busy after them, and planning again ends.
+
+    Args:
+        cluster_map: The map that was planned for.
+        plan: From `plan_recovery`.
+        readable: Shape (P, n). Of `repair.classify`.
+        max_misplaced_fraction: Share of all slots, 0 to 1, that may be MOVING at once; one swap may
+            always.
+    """
+    limit = max(2, int(max_misplaced_fraction * cluster_map.pg_devices.size))
+    room = min(limit - misplaced_count(cluster_map), SLOTS_PER_EPOCH_MAX)
+    is_busy = (cluster_map.pg_slot_state == SlotState.MOVING).any(axis=1)
+    is_busy |= ~readable.all(axis=1)
+    chosen: list[int] = []
+    pgs = plan.pg.tolist()
+    for first in range(0, len(pgs) - 1, 2):
+        pair = pgs[first : first + 2]
+        if len(chosen) + 2 > room or is_busy[pair].any():
+            break
+        is_busy[pair] = True
+        chosen += (first, first + 1)
     return moves_of(plan, chosen)
 
 

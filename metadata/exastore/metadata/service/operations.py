@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exastore.erasure import codec
-from exastore.metadata.core.balance import slots_per_device
-from exastore.metadata.core.balancer import BalancePlan, ideal_slots
+from exastore.metadata.core.balance import recovery_spread, slots_per_device
+from exastore.metadata.core.balancer import BalancePlan, apply_balance_to_rows, ideal_slots
 from exastore.metadata.core.cluster_map import with_device_state
 from exastore.metadata.core.errors import CoreError
 from exastore.metadata.core.moves import (
@@ -27,12 +27,19 @@ from exastore.metadata.core.moves import (
     begin_replacement,
     holding_of,
     plan_moves,
+    plan_recovery,
     plan_replacement,
 )
 from exastore.metadata.core.placement import placement_columns
 from exastore.metadata.core.pools import broken_rows, pools_of
 from exastore.metadata.core.repair import SERVING, RepairPlan, classify, plan_repair
-from exastore.metadata.core.topology import ClusterMap, DeviceState, Int32Array, SlotState
+from exastore.metadata.core.topology import (
+    ClusterMap,
+    DeviceState,
+    Int32Array,
+    SlotState,
+    frozen,
+)
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.namespace.errors import InvalidArgument
 from exastore.metadata.service import leftovers
@@ -203,13 +210,27 @@ class Operations:
 
     async def _balance(self, columns: ClusterMap, request: Request) -> Plan:
         moves = await asyncio.to_thread(plan_moves, columns, is_balancing=True)
-        plan = self._told(columns, _Moves(*_ends(moves)))
-        plan.minimum_move_count = moves.minimum_moves
+        told = _Moves(*_ends(moves))
+        balanced = apply_balance_to_rows(columns.pg_devices, moves)
+        after, swap_count = balanced, 0
+        if request.even_recovery:
+            swaps = await asyncio.to_thread(
+                plan_recovery, replace(columns, pg_devices=frozen(balanced))
+            )
+            after, swap_count = apply_balance_to_rows(balanced, swaps), len(swaps)
+            both = zip(_ends(moves), _ends(swaps), strict=True)
+            told = _Moves(*(np.concatenate(pair) for pair in both))
+        plan = self._told(columns, told)
+        plan.minimum_move_count = moves.minimum_moves + swap_count
+        plan.recovery_move_count = swap_count
+        count = columns.topology.device_count
+        plan.recovery_before = recovery_spread(columns.pg_devices, count).max_over_mean
+        plan.recovery_after = recovery_spread(after, count).max_over_mean
         plan.message = "every device holds its share to within one slot"
         if plan.move_count:
             plan.message = f"{plan.move_count} slots move"
         if request.apply:
-            await self._mover.want_balance(True)
+            await self._mover.want_balance(True, even_recovery=request.even_recovery)
         return plan
 
     async def _stop_balance(self, columns: ClusterMap, request: Request) -> Plan:

@@ -11,7 +11,8 @@ Laws:
 5. A move that was begun is finished, whatever the operator wants by then, unless a device dies:
    then it is a repair (see `core.repair`).
 
-Rows: (B, balance) exists while devices are to be balanced.
+Rows: (B, balance) exists while devices are to be balanced; its value says whether recovery is to be
+evened out after that.
 """
 
 import asyncio
@@ -22,7 +23,14 @@ import numpy as np
 from exastore.erasure import codec
 from exastore.metadata.core.balancer import BalancePlan
 from exastore.metadata.core.clock import Clock
-from exastore.metadata.core.moves import SlotMoves, begin_moves, misplaced_count, next_batch
+from exastore.metadata.core.moves import (
+    SlotMoves,
+    begin_moves,
+    misplaced_count,
+    next_batch,
+    next_swaps,
+    plan_recovery,
+)
 from exastore.metadata.core.moves import plan_moves as plan_slot_moves
 from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.repair import classify
@@ -45,6 +53,7 @@ from exastore.proto.v1 import common_pb2, metadata_pb2
 log = logging.getLogger(__name__)
 
 _BALANCE_KEY = pack("B", "balance")
+_RECOVERY = "recovery"
 
 
 class SlotMover:
@@ -74,6 +83,8 @@ class SlotMover:
         self._plan: BalancePlan | None = None
         #: Whether the plan is one that balances.
         self._is_balancing = False
+        #: Whether it is one of swaps: everything is balanced, and recovery is evened out.
+        self._is_swapping = False
         concurrency = config.move_concurrency
         self.work = SlotWork(
             "move",
@@ -93,20 +104,25 @@ class SlotMover:
             ended=repair.ended,
         )
 
-    async def want_balance(self, wanted: bool) -> None:
-        """Begin to balance, or stop; any server may be told."""
+    async def want_balance(self, wanted: bool, *, even_recovery: bool = False) -> None:
+        """Begin to balance, or stop; any server may be told.
+
+        Args:
+            wanted: Whether to balance.
+            even_recovery: Whether to even out, then, who reads for whom when a device dies.
+        """
 
         def store(txn: Transaction) -> None:
             if wanted:
-                txn.put(_BALANCE_KEY, pack(""))
+                txn.put(_BALANCE_KEY, pack(_RECOVERY if even_recovery else ""))
             else:
                 txn.delete(_BALANCE_KEY)
 
         await self._engine.transact(store)
 
-    async def is_balance_wanted(self) -> bool:
-        """Whether somebody began to balance and it is neither done nor stopped."""
-        return await self._engine.read(lambda txn: txn.get(_BALANCE_KEY)) is not None
+    async def balance_wanted(self) -> bytes | None:
+        """What somebody began that is neither done nor stopped; None: nothing."""
+        return await self._engine.read(lambda txn: txn.get(_BALANCE_KEY))
 
     async def run_round(self) -> None:
         """Mark what is done, begin the next batch, follow the map."""
@@ -116,13 +132,14 @@ class SlotMover:
         if self._maps.columns is None:
             return
         await self.work.mark_finished()
-        is_balancing = await self.is_balance_wanted()
-        await self._replan(is_balancing)
+        wanted = await self.balance_wanted()
+        await self._replan(wanted is not None)
+        await self._plan_swaps(wanted)
         if self._repair.is_idle:
             await self._begin_batch()
         columns = self._maps.columns
         self._follow(columns)
-        if is_balancing and self._is_done(columns):
+        if wanted is not None and self._is_done(columns):
             await self._end_balance()
 
     async def stop(self) -> None:
@@ -154,16 +171,29 @@ class SlotMover:
         if is_known and is_balancing == self._is_balancing:
             return
         self._is_balancing = is_balancing
+        self._is_swapping = False
         # The first call compiles the kernels: not in the event loop.
         self._plan = await asyncio.to_thread(plan_slot_moves, columns, is_balancing=is_balancing)
+
+    async def _plan_swaps(self, wanted: bytes | None) -> None:
+        """When every device holds its share and nothing moves: even out recovery, if wanted."""
+        columns, plan = self._maps.columns, self._plan
+        if columns is None or plan is None or len(plan) or plan.epoch != columns.epoch:
+            return
+        if wanted == pack(_RECOVERY) and not self._is_swapping and not misplaced_count(columns):
+            self._plan = await asyncio.to_thread(plan_recovery, columns)
+            self._is_swapping = True
 
     async def _begin_batch(self) -> None:
         columns, plan = self._maps.columns, self._plan
         if columns is None or plan is None or not len(plan) or plan.epoch != columns.epoch:
             return
         readable = classify(columns, self._m).readable
-        batch = next_batch(columns, plan, readable, self._config.max_misplaced_fraction)
-        batch = batch.first(self._maps.end_of_change(batch.pg.tolist()))
+        choose = next_swaps if self._is_swapping else next_batch
+        batch = choose(columns, plan, readable, self._config.max_misplaced_fraction)
+        count = self._maps.end_of_change(batch.pg.tolist())
+        # Half a swap would take two devices from their share. One always fits.
+        batch = batch.first(count // 2 * 2 if self._is_swapping else count)
         if len(batch):
             await self._begin(batch)
             await self._replan(self._is_balancing)
