@@ -17,6 +17,7 @@ from exastore.proto.v1 import (
     access_pb2_grpc,
     batch_pb2_grpc,
     documents_pb2_grpc,
+    lock_pb2_grpc,
     metadata_pb2_grpc,
     upkeep_pb2_grpc,
 )
@@ -24,7 +25,6 @@ from exastore.proto.v1 import (
 log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
-    lock_pb2_grpc,
 Response = TypeVar("Response")
 Context = ServicerContext[Any, Any]
 
