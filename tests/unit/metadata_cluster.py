@@ -14,7 +14,7 @@ from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.storage_client import StorageError
-from exastore.proto.v1 import common_pb2, metadata_pb2, storage_pb2, upkeep_pb2
+from exastore.proto.v1 import common_pb2, healing_pb2, metadata_pb2, storage_pb2, upkeep_pb2
 
 pb = metadata_pb2
 ChunkKey = tuple[int, bytes, int]
@@ -166,6 +166,18 @@ class FakeNodes:
                 for pg, count in counts.items()
             ]
         )
+
+    async def scrub(
+        self, address: str, request: storage_pb2.ScrubRequest
+    ) -> AsyncIterator[storage_pb2.ScrubProgress]:
+        del address, request
+        yield storage_pb2.ScrubProgress(done=True)
+
+    async def check_chunks(
+        self, address: str, request: healing_pb2.CheckChunksRequest
+    ) -> healing_pb2.CheckChunksResponse:
+        del address, request
+        return healing_pb2.CheckChunksResponse()
 
     async def pack_stripe(
         self, address: str, request: upkeep_pb2.PackStripeRequest

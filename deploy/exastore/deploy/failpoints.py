@@ -2,7 +2,7 @@
 
 The variable names a folder. A file in it whose name is a phase (`exastore.metadata.core.phases`)
 holds an action; the first process that reaches the phase takes the file, by renaming it to
-`PHASE.fired`, and does the action:
+`PHASE.fired`, notes its pid in there, and does the action:
 
     kill     SIGKILL to itself: nothing is flushed, no handler runs
     pause    SIGSTOP to itself: all threads stand still until somebody sends SIGCONT
@@ -56,9 +56,13 @@ def disarm(folder: Path, phase: Phase) -> None:
     (folder / phase).unlink(missing_ok=True)
 
 
-def has_fired(folder: Path, phase: Phase) -> bool:
-    """Whether somebody reached `phase` since it was armed."""
-    return (folder / f"{phase}.fired").exists()
+def fired_by(folder: Path, phase: Phase) -> int | None:
+    """The pid of the process that reached `phase` since it was armed; None: nobody yet."""
+    try:
+        words = (folder / f"{phase}.fired").read_text().split()
+    except FileNotFoundError:
+        return None
+    return int(words[1]) if len(words) > 1 else None
 
 
 def _obey(folder: Path, phase: Phase) -> None:
@@ -67,7 +71,9 @@ def _obey(folder: Path, phase: Phase) -> None:
         (folder / phase).rename(fired)
     except FileNotFoundError:
         return
-    match Action(fired.read_text()):
+    action = Action(fired.read_text())
+    fired.write_text(f"{action} {os.getpid()}\n")
+    match action:
         case Action.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         case Action.PAUSE:

@@ -13,7 +13,7 @@ everything is tried once more: a repair may have moved the slots.
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,12 @@ from exastore.proto.v1 import common_pb2, storage_pb2
 logger = logging.getLogger(__name__)
 
 READABLE = (DeviceState.UP, DeviceState.DRAINING)
+#: With these a device that serves says that it does not have what was written to it.
+BAD_STATUSES = (
+    storage_pb2.CHUNK_STATUS_NOT_FOUND,
+    storage_pb2.CHUNK_STATUS_CORRUPT,
+    storage_pb2.CHUNK_STATUS_IO_ERROR,
+)
 
 
 def ranked_slots(
@@ -116,6 +122,8 @@ class _Search:
     failures: dict[int, str] = field(default_factory=dict[int, str])
     #: Chunk indexes that no device has: all failures are of this kind when the object is gone.
     not_found: set[int] = field(default_factory=set[int])
+    #: Chunk indexes whose device serves, but does not have the bytes that were written.
+    bad: set[int] = field(default_factory=set[int])
     running: dict[asyncio.Task[None], int] = field(default_factory=dict[asyncio.Task[None], int])
 
     def complete(self, code: Codec) -> bool:
@@ -138,7 +146,10 @@ class StripeReader:
         nodes: NodePool,
         clock: Clock,
         metrics: GatewayMetrics,
+        suspect: Callable[[Iterable[tuple[int, bytes, int]]], None] = lambda chunks: None,
     ) -> None:
+        #: Told the (PG, stripe id, index) of chunks that a read had to do without.
+        self._suspect = suspect
         self._config = config
         self._maps = maps
         self._nodes = nodes
@@ -214,6 +225,7 @@ class StripeReader:
         for last in (False, True):
             try:
                 if await self._seek(view, code, extent, search):
+                    self._suspect((extent.pg, extent.stripe_id, index) for index in search.bad)
                     return self._decoded(code, search)
             finally:
                 await _cancel(search.running)
@@ -321,6 +333,8 @@ class StripeReader:
             search.failures[index] = f"{name}: {response.message}"
             if response.status == storage_pb2.CHUNK_STATUS_NOT_FOUND:
                 search.not_found.add(index)
+            if response.status in BAD_STATUSES and index not in extent.missing_indexes:
+                search.bad.add(index)
             return
         data = response.data
         # Of a slice's stripe only the slice has a checksum here: the node's own must do meanwhile.
@@ -328,6 +342,7 @@ class StripeReader:
         if len(data) != size_bytes or crc32c(data) != expected:
             self._metrics.chunks.labels("read", "wrong_bytes").inc()
             search.failures[index] = "the node sent other bytes than were written"
+            search.bad.add(index)
             logger.error(
                 "stripe %s: chunk %d on device %d is not what was written",
                 extent.stripe_id.hex(),

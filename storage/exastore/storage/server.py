@@ -14,6 +14,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2
 from exastore.proto.v1.upkeep_pb2_grpc import add_PackServiceServicer_to_server
 from exastore.storage.channel import make_server
+from exastore.storage.check import add_to_server as add_check_to_server
 from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.compaction import Compacted
 from exastore.storage.config import StorageConfig
@@ -196,6 +197,7 @@ class StorageNode:
             stream_bytes=config.stream_bytes, clock=self._clock, metrics=self.metrics,
         )  # fmt: skip
         add_to_server(servicer, server)
+        add_check_to_server(self.devices, server)
         packer = PackServicer(self._peers, self._codec_of, self.metrics)
         add_PackServiceServicer_to_server(packer, server)
         await server.start()

@@ -10,6 +10,7 @@ from rich.table import Table
 from exastore.deploy.cli import operations
 from exastore.deploy.cli.options import DEFAULT_DIR, DirOption, JsonOption
 from exastore.deploy.cli.output import binary_size, duration, err, out, print_json
+from exastore.deploy.cli.scrubbing import fetch_scrub, show_scrub
 from exastore.deploy.errors import ExitCode
 from exastore.deploy.launcher import LocalCluster, Started
 from exastore.deploy.layout import (
@@ -285,10 +286,22 @@ def df(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> N
 
 
 @app.command()
-def scrub(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
+def scrub(
+    directory: DirOption = DEFAULT_DIR,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show the scrub that the cluster does by itself.")
+    ] = False,
+    begin: Annotated[
+        bool, typer.Option("--begin", help="Let the cluster scrub and repair now; returns at once.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
     """Read every chunk and check it; exit code 1 unless all are healthy."""
     from exastore.deploy.store_access import scrub as scrub_chunks
 
+    if status or begin:
+        show_scrub(fetch_scrub(read_cluster_file(directory), begin=begin), json_output=json_output)
+        return
     cluster = read_cluster_file(directory)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("reading every chunk", total=None)

@@ -18,6 +18,7 @@ from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.degraded import DegradedStripes
 from exastore.metadata.service.errors import ServiceError
+from exastore.metadata.service.healer import Healer
 from exastore.metadata.service.leftovers import Leftovers
 from exastore.metadata.service.lifecycle import Lifecycle
 from exastore.metadata.service.metrics import MetadataMetrics
@@ -45,6 +46,7 @@ class Background:
         trash: Deletes the chunks of deleted objects.
         packer: Packs small objects into shared stripes.
         orphans: Deletes the chunks that nothing refers to.
+        healer: Scrubs, and rebuilds chunks that are rotten or missing.
         leftovers: Deletes the chunks of slots that devices have given up.
         lifecycle: Carries out lifecycle rules and forgets expired answers.
     """
@@ -87,6 +89,7 @@ class Background:
         self.orphans = OrphanCollector(config, partitions, maps, storage, clock, metrics)
         service.upkeep.collect = self.orphans.collect
         service.upkeep.pack_now = self.packer.pack_now
+        self.healer = Healer(config, engine, maps, lease, rebuilder, storage, clock, metrics)
         self.leftovers = Leftovers(engine, maps, lease, storage, metrics)
         self.lifecycle = Lifecycle(
             partitions, service.names.tenants, service.names.terms, clock, metrics
@@ -115,6 +118,8 @@ class Background:
             loop.create_task(self._repeat("leftovers", self.leftovers.run_round, slow_s)),
             loop.create_task(self._repeat("packing", self.packer.run_round, slow_s)),
             loop.create_task(self._repeat("orphans", self.orphans.run_round, slow_s)),
+            loop.create_task(self._repeat("heal", self.healer.repair_round, slow_s)),
+            loop.create_task(self._repeat("scrub", self.healer.scrub_round, slow_s)),
         ]
 
     async def stop(self) -> None:

@@ -128,6 +128,10 @@ class MetadataConfig:
     """Seconds from beginning a stripe to its commit, at most; then its chunks are orphans."""
     orphan_interval_s: float = 21_600.0
     """Seconds between two searches for orphans; 0: only when an operator asks."""
+    scrub_period_s: float = 1_209_600.0
+    """Seconds within which every chunk is read and checked; 0: only when an operator asks."""
+    scrub_bandwidth_bytes_per_s: int = 1 << 20
+    """Bytes per second that a scrub reads of each device, or more where the period asks for it."""
     min_part_bytes: int = 5 << 20
     """Least bytes of every part of a multipart upload but the last; S3 has 5 MiB."""
     partitions: tuple[str, ...] = ()
@@ -175,6 +179,10 @@ class MetadataConfig:
             raise ValueError("pack_wait_s must be at least 0, pack_concurrency at least 1")
         if self.orphan_grace_s < 1 or self.orphan_interval_s < 0:
             raise ValueError("orphan_grace_s must be at least 1, orphan_interval_s at least 0")
+        if self.scrub_period_s < 0 or self.scrub_bandwidth_bytes_per_s < 1:
+            raise ValueError(
+                "scrub_period_s must be at least 0, scrub_bandwidth_bytes_per_s at least 1"
+            )
         if self.lifecycle_day_s <= 0 or self.request_ttl_s <= 0:
             raise ValueError("lifecycle_day_s and request_ttl_s must be above 0")
         partition_names = [parsed_partition(item)[0] for item in self.partitions]

@@ -149,6 +149,22 @@ class MetadataMetrics:
             "Chunks deleted because nothing referred to them.",
             registry=registry,
         )
+        self._scrub_found = Counter(
+            "exastore_metadata_scrub_found_chunks",
+            "Bad chunks that scrubs found: corrupt, or missing.",
+            ("kind",),
+            registry=registry,
+        )
+        self._suspects = Gauge(
+            "exastore_metadata_suspect_chunks",
+            "Chunks found bad, or read around, that are not repaired yet.",
+            registry=registry,
+        )
+        self._healed = Counter(
+            "exastore_metadata_healed_chunks",
+            "Suspect chunks that are in place, read back and verified.",
+            registry=registry,
+        )
         self._lifecycle_done = Counter(
             "exastore_metadata_lifecycle_actions",
             "Rows that lifecycle acted on: expired, noncurrent, upload, or indexed anew.",
@@ -166,6 +182,18 @@ class MetadataMetrics:
             ("work",),
             registry=registry,
         )
+
+    def scrub_found(self, kind: str, count: int) -> None:
+        """A scrub found bad chunks; `kind` is corrupt or missing."""
+        self._scrub_found.labels(kind).inc(count)
+
+    def suspects(self, count: int) -> None:
+        """So many chunks wait to be looked at."""
+        self._suspects.set(count)
+
+    def healed(self, count: int) -> None:
+        """Suspects are as they should be."""
+        self._healed.inc(count)
 
     def request(self, method: str, result: str, duration_s: float | None) -> None:
         """A call ended."""

@@ -15,6 +15,7 @@ from exastore.metadata.service.background import Background
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.errors import AddressInUse
+from exastore.metadata.service.healing import HealingServicer
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.servicer import add_to_server
 from exastore.metadata.service.storage_client import GrpcStorageClient, StorageClient
@@ -73,6 +74,8 @@ class MetadataServer:
             await asyncio.to_thread(warm_up, self._config)
             self._server = grpc.aio.server(options=server_options(METADATA_MESSAGE_BYTES))
             add_to_server(service, self._metrics, self._clock, self._server)
+            healing = HealingServicer()
+            healing.add_to_server(self._server)
             port = self._bind(self._server)
             await self._server.start()
         except BaseException:
@@ -82,6 +85,7 @@ class MetadataServer:
         self._background = Background(
             self._config, self._engine, service, storage, self._clock, self._metrics
         )
+        healing.healer = self._background.healer
         self._background.start()
         return f"{self._config.address.rpartition(':')[0]}:{port}"
 

@@ -6,7 +6,14 @@ from typing import Protocol
 import grpc
 
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
-from exastore.proto.v1 import storage_pb2, storage_pb2_grpc, upkeep_pb2, upkeep_pb2_grpc
+from exastore.proto.v1 import (
+    healing_pb2,
+    healing_pb2_grpc,
+    storage_pb2,
+    storage_pb2_grpc,
+    upkeep_pb2,
+    upkeep_pb2_grpc,
+)
 
 _CALL_TIMEOUT_S = 20.0
 _PACK_TIMEOUT_S = 60.0
@@ -39,6 +46,14 @@ class StorageClient(Protocol):
     async def pack_stripe(
         self, address: str, request: upkeep_pb2.PackStripeRequest
     ) -> upkeep_pb2.PackStripeResponse: ...
+
+    def scrub(
+        self, address: str, request: storage_pb2.ScrubRequest
+    ) -> AsyncIterator[storage_pb2.ScrubProgress]: ...
+
+    async def check_chunks(
+        self, address: str, request: healing_pb2.CheckChunksRequest
+    ) -> healing_pb2.CheckChunksResponse: ...
 
     async def close(self) -> None: ...
 
@@ -94,6 +109,28 @@ class GrpcStorageClient:
         stub = upkeep_pb2_grpc.PackServiceStub(self._channel(address))
         try:
             return await stub.PackStripe(request, timeout=_PACK_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+
+    async def scrub(
+        self, address: str, request: storage_pb2.ScrubRequest
+    ) -> AsyncIterator[storage_pb2.ScrubProgress]:
+        call = self._stub(address).Scrub(request)
+        try:
+            async for progress in call:
+                yield progress
+        except grpc.aio.AioRpcError as error:
+            raise _translated(address, error) from error
+        finally:
+            call.cancel()
+
+    async def check_chunks(
+        self, address: str, request: healing_pb2.CheckChunksRequest
+    ) -> healing_pb2.CheckChunksResponse:
+        stub: healing_pb2_grpc.CheckServiceAsyncStub
+        stub = healing_pb2_grpc.CheckServiceStub(self._channel(address))
+        try:
+            return await stub.CheckChunks(request, timeout=_CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise _translated(address, error) from error
 

@@ -1,0 +1,310 @@
+"""Kills, stops or fails processes of a cluster at every phase of its operations, and judges it.
+
+One case: arm a phase, do the operation that passes it, see the process die, start it again, and
+wait until the cluster is fully redundant. Then what was acknowledged must read back byte for byte,
+and what was not must be there whole or not at all.
+"""
+
+import hashlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from tests.integration.conftest import LiveCluster, wait_until
+
+from exastore.deploy.errors import ClusterUnhealthy
+from exastore.deploy.failpoints import Action, arm, disarm, fired_by
+from exastore.deploy.launcher import LocalCluster
+from exastore.deploy.spec import ClusterOptions
+from exastore.metadata.core.phases import Phase
+
+BUCKET = "chaos"
+MIB = 1 << 20
+#: Sizes of what is overwritten: two extents of rs-2-2, so that one may be there and one not.
+BODY_BYTES = 3 * MIB
+PART_BYTES = 5 * MIB + 17
+
+#: What is done to pass a phase; None: it needs a device of its own (see test_device_phases.py).
+OPERATION_OF: dict[Phase, str | None] = {
+    Phase.BODY_READ: "put",
+    Phase.ENCODED: "put",
+    Phase.CHUNK_ANSWERED: "put",
+    Phase.QUORUM_REACHED: "put",
+    Phase.COMMIT_SENDING: "put",
+    Phase.COMMITTED: "put",
+    Phase.DELETE_SENDING: "delete",
+    Phase.DELETED: "delete",
+    Phase.COMPLETE_SENDING: "multipart",
+    Phase.COMPLETED: "multipart",
+    Phase.CHUNK_RECEIVED: "put",
+    Phase.CHUNK_APPENDING: "put",
+    Phase.CHUNK_APPENDED: "put",
+    Phase.CHUNK_SYNCING: "put",
+    Phase.CHUNK_SYNCED: "put",
+    Phase.CHUNK_ANSWERING: "put",
+    Phase.TOMBSTONES_APPENDED: "delete",
+    Phase.TOMBSTONES_DURABLE: "delete",
+    Phase.REBUILD_PULLED: "rebuild",
+    Phase.REBUILD_WRITTEN: "rebuild",
+    Phase.REBUILD_VERIFIED: "drain",
+    Phase.COMPACT_MOVING: None,
+    Phase.COMPACT_MOVED: None,
+    Phase.COMPACT_REMOVED: None,
+    Phase.CHECKPOINTED: None,
+    Phase.COMMIT_RECEIVED: "put",
+    Phase.COMMIT_DURABLE: "put",
+    Phase.PART_RECEIVED: "multipart",
+    Phase.PART_DURABLE: "multipart",
+    Phase.COMPLETE_RECEIVED: "multipart",
+    Phase.COMPLETE_DURABLE: "multipart",
+    Phase.DELETE_RECEIVED: "delete",
+    Phase.DELETE_DURABLE: "delete",
+    Phase.TRASH_CHUNKS_DELETED: "delete",
+    Phase.SLOT_BEGUN: "rebuild",
+    Phase.SLOT_VERIFIED: "rebuild",
+    Phase.SLOT_CLEAN: "rebuild",
+    Phase.MOVES_BEGUN: "drain",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one case.
+
+    Attributes:
+        victim: The process that reached the phase.
+        answer: "acknowledged", "refused", or "none" where no client waited.
+        found: "old", "new": what the key held afterwards; "-" where none was written.
+    """
+
+    phase: Phase
+    action: Action
+    victim: str
+    answer: str
+    found: str
+
+
+def body_of(text: str, size_bytes: int = BODY_BYTES) -> bytes:
+    return hashlib.shake_256(text.encode()).digest(size_bytes)
+
+
+def client_of(live: LiveCluster, *, attempts: int) -> Any:
+    """A client that gives up after so many attempts, and waits long for an answer."""
+    s3 = live.info["s3"]
+    config = Config(
+        retries={"total_max_attempts": attempts, "mode": "standard"},
+        s3={"addressing_style": "path"},
+        proxies={},
+        read_timeout=60,
+    )
+    client = boto3.client(
+        "s3", endpoint_url=s3["endpoint"], aws_access_key_id=s3["access_key"],
+        aws_secret_access_key=s3["secret_key"], region_name="us-east-1", config=config,
+    )  # fmt: skip
+    live.clients.append(client)
+    return client
+
+
+@dataclass
+class Chaos:
+    """A cluster whose processes listen to `failpoints`, and what must be in it."""
+
+    live: LiveCluster
+    failpoints: Path
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])
+    #: What each key must hold; None: nothing.
+    expected: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
+
+    def __post_init__(self) -> None:
+        self._count = 0
+        self._client = client_of(self.live, attempts=1)
+        self._reader = client_of(self.live, attempts=6)
+        self._pool = ThreadPoolExecutor(1)
+        self._reader.create_bucket(Bucket=BUCKET)
+        for name, size_bytes in (("inline", 900), ("small", 60_000), ("large", BODY_BYTES)):
+            self._reader.put_object(Bucket=BUCKET, Key=name, Body=body_of(name, size_bytes))
+            self.expected[name] = body_of(name, size_bytes)
+
+    # ---- one case ----
+
+    def run(self, phase: Phase, action: Action) -> Outcome:
+        """Do what passes `phase`, let the process do `action` there, heal, judge."""
+        operation = OPERATION_OF[phase]
+        assert operation is not None, f"{phase} needs a store of its own"
+        begun_s = time.monotonic()
+        self._count += 1
+        key = f"{operation}-{self._count}"
+        old: bytes | None = None
+        if operation in ("put", "delete", "multipart"):
+            old = body_of(f"{key} old")
+            self._reader.put_object(Bucket=BUCKET, Key=key, Body=old)
+        arm(self.failpoints, phase, action)
+        names = {child.pid: name for name, child in self._local.children().items()}
+        answer, new, done = self._operate(operation, key)
+        try:
+            wait_until(lambda: fired_by(self.failpoints, phase) is not None, f"{phase} is reached")
+        finally:
+            disarm(self.failpoints, phase)
+        pid = fired_by(self.failpoints, phase)
+        assert pid is not None
+        self._revive(pid, action)
+        word = self._answer(answer)
+        done()
+        self.heal()
+        found = self._judge(key, old, new, word) if old is not None else "-"
+        self._check(["inline", "small", "large"])
+        print(f"{phase} {action}: {time.monotonic() - begun_s:.1f} s", flush=True)
+        outcome = Outcome(phase, action, names[pid].split("-")[0], word, found)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def heal(self) -> None:
+        """Wait until nothing is missing, and nothing moves."""
+
+        def is_healed() -> bool:
+            try:
+                status = self.live.status()
+            except ClusterUnhealthy:
+                return False  # it answers late on a busy machine
+            return status.fully_redundant and not status.repair.active and status.moves.is_still
+
+        wait_until(is_healed, "fully redundant again")
+
+    def _operate(
+        self, operation: str, key: str
+    ) -> tuple[Future[None] | None, bytes | None, Callable[[], None]]:
+        """Begin: the client's answer to come, what it writes, and what is to be done in the end."""
+        if operation == "put":
+            new = body_of(f"{key} new")
+            put = self._client.put_object
+            return self._pool.submit(put, Bucket=BUCKET, Key=key, Body=new), new, _nothing
+        if operation == "delete":
+            return self._pool.submit(
+                self._client.delete_object, Bucket=BUCKET, Key=key
+            ), None, _nothing  # fmt: skip
+        if operation == "multipart":
+            parts = [body_of(f"{key} part {n}", PART_BYTES) for n in (1, 2)]
+            return self._pool.submit(self._multipart, key, parts), b"".join(parts), _nothing
+        node = f"node-{1 + self._count % len(self.live.info['nodes'])}"
+        if operation == "rebuild":
+            child = self._local.children()[node]
+            child.send(signal.SIGKILL)
+            wait_until(lambda: self._state_of(node) == "down", f"{node} counts as down")
+            begun = self.live.run("cluster", "repair", node, "--apply", "--no-wait")
+            assert begun.code == 0, begun.text
+            return None, None, _nothing
+        begun = self.live.run("cluster", "drain", node, "--apply", "--no-wait")
+        assert begun.code == 0, begun.text
+
+        def undrain() -> None:
+            ended = self.live.run("cluster", "drain", node, "--cancel", "--apply", "--no-wait")
+            assert ended.code == 0, ended.text
+
+        return None, None, undrain
+
+    def _multipart(self, key: str, parts: list[bytes]) -> None:
+        where = {"Bucket": BUCKET, "Key": key}
+        upload = {**where, "UploadId": self._client.create_multipart_upload(**where)["UploadId"]}
+        done = [
+            {
+                "PartNumber": number,
+                "ETag": self._client.upload_part(**upload, PartNumber=number, Body=part)["ETag"],
+            }
+            for number, part in enumerate(parts, 1)
+        ]
+        self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
+
+    def _revive(self, pid: int, action: Action) -> None:
+        """Bring back who died or stands still; also nodes that the operation killed."""
+        if action is Action.PAUSE:
+            wait_until(
+                lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it stands still"
+            )
+            name = next(n for n, child in self._local.children().items() if child.pid == pid)
+            if name.startswith("node"):
+                wait_until(lambda: self._state_of(name) != "up", f"{name} is missed")
+            os.kill(pid, signal.SIGCONT)
+        elif action is Action.KILL:
+            wait_until(lambda: pid not in self._pids(), "it is dead")
+        self.live.info = self._local.up(ClusterOptions(), _silent).cluster
+
+    def _answer(self, answer: "Future[None] | None") -> str:
+        if answer is None:
+            return "none"
+        try:
+            answer.result(timeout=90)
+        except (ClientError, BotoCoreError):
+            return "refused"
+        return "acknowledged"
+
+    def _judge(self, key: str, old: bytes, new: bytes | None, answer: str) -> str:
+        """Whether the key holds the old or the new; an acknowledged write must be there."""
+        found = self._read(key)
+        assert found in (old, new), f"{key} holds neither the old nor the new, after {answer}"
+        if answer == "acknowledged":
+            assert found == new, f"{key}: an acknowledged write is gone"
+        self.expected[key] = found
+        return "new" if found == new else "old"
+
+    # ---- all of it ----
+
+    def check_all(self) -> None:
+        """Every key that was ever acknowledged, and every chunk."""
+        self._check(list(self.expected))
+        scrubbed = self.live.run("cluster", "scrub", "--json")
+        assert scrubbed.code == 0, scrubbed.out
+
+    def table(self) -> str:
+        """Counts by process and action, and one line a case."""
+        counts = Counter((o.victim, o.action, o.answer, o.found) for o in self.outcomes)
+        lines = ["process   action  client        key   cases"]
+        lines += [
+            f"{victim:9} {action:7} {answer:13} {found:5} {count}"
+            for (victim, action, answer, found), count in sorted(counts.items())
+        ]
+        lines += ["", "phase                          action  process   client        key"]
+        lines += [
+            f"{o.phase:30} {o.action:7} {o.victim:9} {o.answer:13} {o.found}" for o in self.outcomes
+        ]
+        return "\n".join(lines)
+
+    def _check(self, keys: list[str]) -> None:
+        for key in keys:
+            assert self._read(key) == self.expected[key], key
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            body: bytes = self._reader.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        except ClientError as error:
+            response: Any = error.response
+            assert response["Error"]["Code"] == "NoSuchKey", response
+            return None
+        return body
+
+    @property
+    def _local(self) -> LocalCluster:
+        return LocalCluster.at(self.live.directory)
+
+    def _pids(self) -> set[int]:
+        return {child.pid for child in self._local.children().values()}
+
+    def _state_of(self, node_id: str) -> str:
+        return next(n.devices[0].state for n in self.live.status().nodes if n.id == node_id)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _silent(_: str) -> None:
+    pass

@@ -1,0 +1,50 @@
+"""The whole fault matrix: every phase, killed, stopped, failed: the table of docs/faults.md."""
+
+from pathlib import Path
+
+import pytest
+from tests.chaos.matrix import OPERATION_OF, Chaos
+from tests.integration.conftest import new_cluster
+
+from exastore.deploy.failpoints import VARIABLE, Action
+from exastore.metadata.core.phases import Phase
+
+__all__ = ["new_cluster"]
+
+pytestmark = [pytest.mark.verify, pytest.mark.chaos]
+
+#: A process that stands still at these holds up nobody but itself: its peers time out.
+PAUSED = [p for p in Phase if OPERATION_OF[p] and p.startswith(("node.chunk", "node.rebuild"))]
+#: Where an I/O error may come from.
+FAILED = [
+    Phase.CHUNK_APPENDING,
+    Phase.CHUNK_APPENDED,
+    Phase.CHUNK_SYNCING,
+    Phase.CHUNK_SYNCED,
+    Phase.TOMBSTONES_APPENDED,
+    Phase.REBUILD_PULLED,
+    Phase.COMMIT_RECEIVED,
+    Phase.TRASH_CHUNKS_DELETED,
+    Phase.SLOT_VERIFIED,
+]
+CASES = [
+    *((phase, Action.KILL) for phase in Phase if OPERATION_OF[phase]),
+    *((phase, Action.PAUSE) for phase in PAUSED),
+    *((phase, Action.ERROR) for phase in FAILED),
+]
+
+
+def test_every_phase_survives_every_fault(
+    new_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(new_cluster)
+    folder = tmp_path / "failpoints"
+    folder.mkdir()
+    monkeypatch.setenv(VARIABLE, str(folder))
+    options = ("--nodes", "8", "--code", "rs-4-2", "--pg-count", "16")
+    chaos = Chaos(new_cluster("--down-after-s", "1", "--trash-grace-s", "0", *options), folder)
+    for phase, action in CASES:
+        outcome = chaos.run(phase, action)
+        print(outcome, flush=True)
+    chaos.check_all()
+    print(chaos.table(), flush=True)
