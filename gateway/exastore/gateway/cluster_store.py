@@ -36,6 +36,7 @@ from exastore.gateway.messages import (
 from exastore.gateway.metadata_client import MetadataClient
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_client import NodePool
+from exastore.gateway.read_repair import ReadRepair
 from exastore.gateway.reader import ClusterObjectReader
 from exastore.gateway.store import (
     NO_CHECKSUMS,
@@ -143,8 +144,14 @@ class ClusterStore:
             metrics=metrics,
             new_id=new_id,
         )
+        self._read_repair = ReadRepair(config.metadata, clock)
         self._stripe_reader = StripeReader(
-            config, maps=self.maps, nodes=self.nodes, clock=clock, metrics=metrics
+            config,
+            maps=self.maps,
+            nodes=self.nodes,
+            clock=clock,
+            metrics=metrics,
+            suspect=self._read_repair.suspect,
         )
         self._writer = BodyWriter(
             config, stripes=self._stripe_writer, hashers=self._hashers, metrics=metrics
@@ -153,6 +160,7 @@ class ClusterStore:
     async def close(self) -> None:
         """Let go of all connections; requests under way fail."""
         await self.maps.close()
+        await self._read_repair.close()
         await self._stripe_writer.close()
         await self.nodes.close()
         await self.metadata.close()
