@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+FUZZ_S ?= 30
 PROTO_DIR := proto/exastore/proto/v1
 PROTOS := $(wildcard $(PROTO_DIR)/*.proto)
 ROOMS := proto erasure metadata storage gateway sim deploy
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tools of the environment come first, so that protoc and pre-commit find their plugins.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test setup lock proto docs lint format type unit integration chaos verify bench coverage peers clean
+.PHONY: help demo test setup lock proto docs lint format type unit integration chaos verify fuzz bench coverage peers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,7 +74,7 @@ type: setup ## mypy and pyright alone
 	$(BIN)/pyright
 
 unit: setup ## the fast tests alone: no process is started
-	$(BIN)/pytest tests/unit tests/property tests/contract tests/tidy
+	$(BIN)/pytest tests/unit tests/property tests/contract tests/fuzz tests/tidy
 
 integration: setup peers ## tests of real processes on loopback
 	$(BIN)/pytest tests/integration
@@ -83,6 +84,13 @@ chaos: setup ## fault injection on a running cluster
 
 verify: setup ## statistical checks and heavy figures (many minutes)
 	$(BIN)/pytest -m verify --timeout 3600 tests/verification
+
+fuzz: setup ## fuzz each parser and the S3 front for FUZZ_S seconds (30), guided by coverage
+	@mkdir -p out/fuzz
+	@for target in documents addresses signatures frames headers forms requests; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_S) -max_len=1000 -artifact_prefix=out/fuzz/ \
+			2>out/fuzz/$$target.log || { tail -n 25 out/fuzz/$$target.log >&2; exit 1; }; \
+		tail -n 1 out/fuzz/$$target.log | sed "s/^/$$target: /"; done
 
 bench: setup ## benchmarks, with results in out/bench
 	@mkdir -p out/bench

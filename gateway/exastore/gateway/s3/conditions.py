@@ -55,7 +55,7 @@ def _http_time(header: str | None) -> float | None:
         return None
     try:
         return parsedate_to_datetime(header).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # Years of many digits overflow.
         return None
 
 
