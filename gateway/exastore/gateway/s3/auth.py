@@ -15,11 +15,25 @@ from urllib.parse import quote, unquote_to_bytes
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.errors import S3Error
-from exastore.gateway.s3.message import Request
+from exastore.gateway.s3.message import Request, is_header_text
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+#: Parameters of a presigned URL that are about its signature.
+_QUERY_OF_SIGNATURE = frozenset(
+    {
+        "x-amz-algorithm",
+        "x-amz-content-sha256",
+        "x-amz-copy-source",
+        "x-amz-credential",
+        "x-amz-date",
+        "x-amz-expires",
+        "x-amz-security-token",
+        "x-amz-signature",
+        "x-amz-signedheaders",
+    }
+)
 MAX_SKEW_S = 15 * 60
 MAX_PRESIGNED_S = 7 * 24 * 3600
 
@@ -162,6 +176,27 @@ def anonymous_identity(request: Request) -> Identity:
     if payload_hash.startswith("STREAMING-AWS4-"):
         raise RequestError("AccessDenied", "Frames are signed, but the request is not.")
     return Identity("", payload_hash, b"", Scope("", "", "s3"), "", "")
+
+
+def hoist_headers(request: Request) -> None:
+    """Take the x-amz- headers that a presigned URL carries in its signed query, as some SDKs do.
+
+    Checksums stay where they are: who presigned did not know the body.
+
+    Raises:
+        RequestError: InvalidArgument for one that is no header value.
+    """
+    for name, value in request.query.items():
+        lowered = name.lower()
+        if (
+            lowered.startswith("x-amz-")
+            and lowered not in _QUERY_OF_SIGNATURE
+            and not lowered.startswith(("x-amz-checksum-", "x-amz-sdk-"))
+            and lowered not in request.headers
+        ):
+            if not is_header_text(value):
+                raise RequestError("InvalidArgument", f"{name} is no header value.")
+            request.headers[lowered] = value.encode().decode("latin-1")
 
 
 def verify(

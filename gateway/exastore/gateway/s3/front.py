@@ -12,6 +12,7 @@ from exastore.gateway.s3.access_operations import ACCESS_OPERATIONS
 from exastore.gateway.s3.auth import (
     Identity,
     anonymous_identity,
+    hoist_headers,
     is_anonymous,
     parse_authorization,
     verify,
@@ -249,6 +250,8 @@ class S3Front:
         secret_key = None if found is None else found.secret_key
         identity = verify(request, authorization, secret_key, now_s)
         assert found is not None, "an unknown key does not verify"
+        if authorization.expires_s is not None:
+            hoist_headers(request)
         return found.principal, identity
 
 
@@ -270,7 +273,13 @@ class _Traffic:
 
 
 def _hidden(error: RequestError, access: Access) -> RequestError:
-    """The error that may be shown: who may not list a bucket is not told what it lacks."""
+    """The error that may be shown: who may not list a bucket is not told what it lacks.
+
+    And who writes into another tenant's bucket, not what that tenant uses.
+    """
+    bucket, principal = access.bucket, access.principal
+    if error.code == "QuotaExceeded" and bucket and principal.tenant != bucket.owner:
+        return RequestError(error.code, "The bucket or its owner may not store more.")
     if error.code not in ("NoSuchKey", "NoSuchVersion") or access.principal.kind is Kind.ROOT:
         return error
     return error if access.may("s3:ListBucket") else denied()
