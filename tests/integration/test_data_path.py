@@ -16,7 +16,7 @@ from exastore.deploy.clock import SystemClock
 from exastore.gateway.cluster_store import ClusterStore, open_cluster_store
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import RequestError
-from exastore.gateway.store import ByteRange, ObjectAttributes, ObjectInfo, Precondition
+from exastore.gateway.store import ByteRange, Deletion, ObjectAttributes, ObjectInfo, Precondition
 from exastore.gateway.verifier import VerifyReport, verify_cluster
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.server import MetadataServer
@@ -90,7 +90,12 @@ async def running_cluster(folder: Path, **metadata_settings: float) -> AsyncGene
         # The nodes, the server and the store share one loop and two cores with other tests: a slow
         # answer is no failure here.
         store = await open_cluster_store(
-            GatewayConfig(metadata=(address,), chunk_timeout_s=30.0, straggler_wait_s=30.0),
+            GatewayConfig(
+                metadata=(address,),
+                chunk_timeout_s=30.0,
+                straggler_wait_s=30.0,
+                packed_bytes=0,  # every object has stripes: what these tests count
+            ),
             clock=clock,
             registry=CollectorRegistry(),
         )
@@ -231,6 +236,7 @@ async def test_requests_that_cannot_be_are_refused_by_name(tmp_path: Path) -> No
         }
         for expected, request in cases.items():
             assert await code_of(request) == expected
-        assert await store.delete_objects("bucket", ["key", "none"]) == [True, False]
+        deleted = await store.delete_objects("bucket", [Deletion("key"), Deletion("none")])
+        assert [item.existed for item in deleted] == [True, False]
         await store.delete_bucket("bucket")
         assert await store.list_buckets() == []

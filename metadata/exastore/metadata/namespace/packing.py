@@ -140,7 +140,9 @@ def swap(
         row = row or upkeep_pb2.PackedStripe(extent=stripe)
         _add_members(space, row, members)
         packed.add(space, row, new)
-        trash.put_extents(space, f"packed {new[0].slice_offset}", old, now_s)
+        # Each place of a stripe is taken once, so no other entry of the trash has this name.
+        owner = f"{stripe.stripe_id.hex()}-{new[0].slice_offset}"
+        trash.put_extents(space, owner, old, now_s)
     return Swapped(len(new), exists=row is not None)
 
 

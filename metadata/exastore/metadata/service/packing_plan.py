@@ -23,10 +23,11 @@ _MISFIT_COUNT_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An object that could be packed, and what packing it would free."""
+    """An object that could be packed, what packing it would free, and since when it waits."""
 
     candidate: Candidate
     stored_bytes: float
+    since_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class StripePlan:
         chunk_bytes: No longer than it needs to be.
         is_full: Waiting for more objects would not make it denser.
         pays: It takes less room than its objects do now.
-        oldest_s: When the first of them was written.
+        oldest_s: Since when the first of them waits; those of sparse stripes have done so for ever.
     """
 
     placed: Sequence[tuple[Candidate, int]]
@@ -51,7 +52,7 @@ class StripePlan:
 def of_logs(code: Codec, candidates: Iterable[Candidate]) -> list[Waiting]:
     """Objects that are copies."""
     copies = log_copies(code)
-    return [Waiting(item, copies * item.extent.data_bytes) for item in candidates]
+    return [Waiting(item, copies * item.extent.data_bytes, item.written_s) for item in candidates]
 
 
 def of_sparse(
@@ -61,7 +62,7 @@ def of_sparse(
     found: list[Waiting] = []
     for stripe, candidates in stripes:
         per_byte = code.n * stripe.extent.chunk_bytes / max(1, stripe.live_bytes)
-        found += [Waiting(item, per_byte * item.extent.data_bytes) for item in candidates]
+        found += [Waiting(item, per_byte * item.extent.data_bytes, 0.0) for item in candidates]
     return found
 
 
@@ -94,6 +95,6 @@ def plan_stripe(
         chunk_bytes=chunk_bytes,
         is_full=sum(fill) >= FULL_FRACTION * capacity * code.k or len(left) >= _MISFIT_COUNT_MAX,
         pays=code.n * chunk_bytes < freed_bytes,
-        oldest_s=min(item.candidate.written_s for item, _, _ in taken),
+        oldest_s=min(item.since_s for item, _, _ in taken),
     )
     return plan, left
