@@ -8,7 +8,7 @@ from urllib.parse import urlencode, urlsplit
 
 import boto3
 import pytest
-from botocore.auth import S3SigV4QueryAuth
+from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
@@ -267,6 +267,61 @@ def test_what_is_no_signature_is_not_taken_for_one(
 ) -> None:
     found, _, body = front.request("GET", f"/{bucket}/k?{urlencode(query)}", headers=headers)
     assert found == status and code in body
+
+
+def signed_put(front: Front, bucket: str, **changes: str) -> dict[str, str]:
+    """Headers of a PUT of b"data" by ann, signed now; `changes` replace them before signing."""
+    request = AWSRequest(
+        "PUT",
+        f"http://{front.address}/{bucket}/signed",
+        data=b"data",
+        headers={"Host": front.address, **changes},
+    )
+    auth = S3SigV4Auth(Credentials("ANN", "ann-secret"), "s3", "us-east-1")
+    auth.add_auth(request)
+    return dict(request.headers.items())
+
+
+@pytest.mark.parametrize(
+    ("header", "old", "new", "status", "code"),
+    [
+        ("Authorization", "Credential=ANN/", "Credential=NOBODY/", 403, b"InvalidAccessKeyId"),
+        ("Authorization", "Credential=ANN/", "Credential=EVE/", 403, b"SignatureDoesNotMatch"),
+        ("Authorization", "/us-east-1/", "/eu-west-1/", 403, b"SignatureDoesNotMatch"),
+        ("Authorization", "/s3/", "/ec2/", 400, b"AuthorizationHeaderMalformed"),
+        ("Authorization", "/aws4_request", "/aws3_request", 400, b"AuthorizationHeaderMalformed"),
+        ("Authorization", "Signature=", "Signature=0", 403, b"SignatureDoesNotMatch"),
+        ("Authorization", "Signature=", "Sig=", 400, b"AuthorizationHeaderMalformed"),
+        ("Authorization", "host;", "", 400, b"AuthorizationHeaderMalformed"),
+        ("Authorization", "AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256", 400, b"InvalidRequest"),
+        ("X-Amz-Date", "Z", "", 403, b"AccessDenied"),
+        ("X-Amz-Date", "20", "19", 400, b"AuthorizationHeaderMalformed"),
+        ("x-amz-meta-late", "", "x", 403, b"AccessDenied"),
+        ("Content-MD5", "", "AAAA", 400, b"InvalidDigest"),
+        ("Content-MD5", "", "1B2M2Y8AsgTpgAmY7PhCfg==", 400, b"BadDigest"),
+        ("x-amz-checksum-crc32", "", "AAAAAA==", 400, b"BadDigest"),
+    ],
+)
+def test_every_kind_of_wrong_header_is_refused_by_name(
+    front: Front, bucket: str, header: str, old: str, new: str, status: int, code: bytes
+) -> None:
+    # What is signed is changed before signing, unless the signature itself is the point.
+    signs_it = header.lower().startswith(("content-md5", "x-amz-c"))
+    headers = signed_put(front, bucket, **({header: new} if signs_it else {}))
+    if not signs_it:
+        name = next((name for name in headers if name.lower() == header.lower()), header)
+        headers[name] = headers.get(name, "").replace(old, new, 1) if old else new
+    found, _, body = front.request("PUT", f"/{bucket}/signed", headers=headers, body=b"data")
+    assert code in body and found == status, body
+    keys = [o["Key"] for o in front.client("ANN").list_objects_v2(Bucket=bucket)["Contents"]]
+    assert keys == ["k"]
+
+
+def test_a_body_other_than_the_signed_one_is_not_stored(front: Front, bucket: str) -> None:
+    headers = signed_put(front, bucket)
+    status, _, body = front.request("PUT", f"/{bucket}/signed", headers=headers, body=b"DATA")
+    assert status == 400 and b"XAmzContentSHA256Mismatch" in body
+    assert front.request("PUT", f"/{bucket}/signed", headers=headers, body=b"data")[0] == 200
 
 
 def test_a_session_token_is_refused(front: Front) -> None:
