@@ -78,6 +78,18 @@ async def test_a_taken_port_is_named_and_nothing_is_left_behind() -> None:
     await second.stop()
 
 
+async def test_gateways_that_share_a_port_serve_side_by_side() -> None:
+    first = new_gateway(replace(CONFIG, share_port=True))
+    address = await first.start()
+    second = new_gateway(replace(CONFIG, share_port=True, address=address))
+    assert await second.start() == address
+    with pytest.raises(AddressInUse, match=address):
+        await new_gateway(replace(CONFIG, address=address)).start()
+    await first.stop()
+    assert await asyncio.to_thread(fetch, f"http://{address}/-/healthy") == (200, b"ok\n")
+    await second.stop()
+
+
 async def test_stopping_twice_or_before_starting_is_fine() -> None:
     gateway = new_gateway()
     await gateway.stop()

@@ -125,6 +125,7 @@ def test_down_and_status_say_when_there_is_no_cluster(tmp_path: Path) -> None:
 
 def test_processes_start_in_the_order_metadata_nodes_gateway() -> None:
     assert process_names(3) == ["metadata", "node-1", "node-2", "node-3", "gateway"]
+    assert process_names(1, gateway_count=2) == ["metadata", "node-1", "gateway", "gateway-2"]
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class LocalCluster:
         with self._locked():
             running = self.children()
             spec = changed_spec(read_spec(self.paths.spec) or spec, options, running=bool(running))
-            if GATEWAY not in running:
+            if not any(is_gateway(name) for name in running):
                 _check_s3_port(spec)
             self.paths.make()
             write_spec(self.paths.spec, spec)
@@ -209,7 +209,11 @@ class LocalCluster:
     ) -> None:
         """Start what does not run, and wait for the ready files."""
         names = spec.process_names
-        for group in (spec.metadata_names, names[spec.metadata_servers :]):
+        # The gateways behind the first one are told its port.
+        others = [
+            name for name in names if not is_metadata(name) and name not in spec.gateway_names[1:]
+        ]
+        for group in (spec.metadata_names, others, spec.gateway_names[1:]):
             missing = [name for name in group if name not in running]
             if missing:
                 progress(f"starting {missing[0]}" + (f" … {missing[-1]}" if missing[1:] else ""))
@@ -229,7 +233,7 @@ class LocalCluster:
         if is_metadata(name):
             values = self._metadata_values(spec, name, others_run=others_run)
             table = render_table("metadata", values)
-        elif name == GATEWAY:
+        elif is_gateway(name):
             table = render_table("gateway", self._gateway_values(spec))
         else:
             table = render_table("node", self._node_values(spec, name))
@@ -281,9 +285,20 @@ class LocalCluster:
         }
 
     def _gateway_values(self, spec: ClusterSpec) -> dict[str, object]:
-        fixed = f"{LOOPBACK}:{spec.s3_port}"
+        shared = [
+            child
+            for name, child in self.children().items()
+            if is_gateway(name) and spec.gateways > 1
+        ]
+        found = [self.ready(child.name) for child in shared]
+        serving = [ready.address for ready in found if ready is not None]
+        if serving:
+            address = serving[0]
+        else:
+            address = f"{LOOPBACK}:{spec.s3_port}" if spec.s3_port else self._address(GATEWAY)
         return {
-            "address": fixed if spec.s3_port else self._address(GATEWAY),
+            "address": address,
+            "share_port": spec.gateways > 1,
             "metadata": self._metadata_addresses(spec),
             "access_key": spec.access_key,
             "secret_key": spec.secret_key,
@@ -402,7 +417,7 @@ class LocalCluster:
                 }
                 for name in spec.node_names
             ],
-            "gateways": [_server_entry(gateway)],
+            "gateways": [_server_entry(entries[name]) for name in spec.gateway_names],
         }
 
 

@@ -118,21 +118,30 @@ def metadata_name(number: int) -> str:
     return METADATA if number == 1 else f"{METADATA}-{number}"
 
 
+def gateway_name(number: int) -> str:
+    """Name of the gateway `number`, from 1."""
+    return GATEWAY if number == 1 else f"{GATEWAY}-{number}"
+
+
 def process_names(
-    node_count: int, *, metadata_count: int = 1, removed: Collection[int] = ()
+    node_count: int,
+    *,
+    metadata_count: int = 1,
+    gateway_count: int = 1,
+    removed: Collection[int] = (),
 ) -> list[str]:
     """Every process of a cluster, in the order they start; `removed` nodes have none."""
     numbers = [number for number in range(1, node_count + 1) if number not in removed]
     return [
         *(metadata_name(number) for number in range(1, metadata_count + 1)),
         *map(node_name, numbers),
-        GATEWAY,
+        *(gateway_name(number) for number in range(1, gateway_count + 1)),
     ]
 
 
 def is_gateway(name: str) -> bool:
     """Whether a process is a gateway."""
-    return name == GATEWAY
+    return name == GATEWAY or name.startswith(f"{GATEWAY}-")
 
 
 def is_node(name: str) -> bool:

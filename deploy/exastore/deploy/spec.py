@@ -9,7 +9,7 @@ from pathlib import Path
 from exastore.deploy.config import read_config, render_table
 from exastore.deploy.errors import BadInput, EnvironmentUnfit
 from exastore.deploy.files import write_atomically
-from exastore.deploy.layout import is_metadata, is_node, process_names
+from exastore.deploy.layout import is_gateway, is_metadata, is_node, process_names
 
 #: A start with less than this free would fail in the middle of something.
 MIN_FREE_BYTES = 512 * 2**20
@@ -50,6 +50,8 @@ class ClusterSpec:
     """Bytes per second that all rebuilding together may write; 0: no limit."""
     move_bandwidth_bytes_per_s: int = 0
     """Bytes per second that draining and balancing together may write; 0: no limit."""
+    gateways: int = 1
+    """Gateway processes; they share the S3 port, and the kernel deals out connections."""
     metadata_servers: int = 1
     """Metadata servers; more than one need an engine that several processes can share."""
     engine: str = ""
@@ -67,12 +69,22 @@ class ClusterSpec:
     @property
     def process_names(self) -> list[str]:
         """Every process, in the order they start."""
-        return process_names(self.nodes, metadata_count=self.metadata_servers, removed=self.removed)
+        return process_names(
+            self.nodes,
+            metadata_count=self.metadata_servers,
+            gateway_count=self.gateways,
+            removed=self.removed,
+        )
 
     @property
     def node_names(self) -> list[str]:
         """The storage nodes that are part of the cluster."""
         return [name for name in self.process_names if is_node(name)]
+
+    @property
+    def gateway_names(self) -> list[str]:
+        """The gateways; the first one chooses the port."""
+        return [name for name in self.process_names if is_gateway(name)]
 
     @property
     def metadata_names(self) -> list[str]:
@@ -95,6 +107,7 @@ class ClusterOptions:
     trash_grace_s: float | None = None
     repair_bandwidth_bytes_per_s: int | None = None
     move_bandwidth_bytes_per_s: int | None = None
+    gateways: int | None = None
     metadata_servers: int | None = None
     engine: str | None = None
     partitions: tuple[str, ...] | None = None
@@ -207,6 +220,8 @@ def check_spec(spec: ClusterSpec) -> None:
             f"--out-after-s {spec.out_after_s:g} must be at least "
             f"--down-after-s {spec.down_after_s:g}"
         )
+    if spec.gateways < 1:
+        raise BadInput("--gateways must be at least 1")
     if spec.metadata_servers < 1:
         raise BadInput("--metadata-servers must be at least 1")
     if spec.metadata_servers > 1 and not spec.engine.startswith(SHARED_ENGINES):

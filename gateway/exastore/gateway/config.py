@@ -9,6 +9,9 @@ class GatewayConfig:
 
     address: str = "127.0.0.1:0"
     """host:port of the S3 endpoint; port 0 takes a free one."""
+    share_port: bool = False
+    """Whether other gateways on this machine listen at the same address: the kernel deals out
+    connections (SO_REUSEPORT)."""
     metadata: tuple[str, ...] = ()
     """host:port of every metadata server."""
     access_key: str = ""

@@ -20,7 +20,7 @@ from exastore.deploy.layout import (
     read_cluster_file,
 )
 from exastore.deploy.spec import ClusterOptions
-from exastore.deploy.status import StatusView, fetch_status
+from exastore.deploy.status import DeviceView, StatusView, fetch_status
 
 app = typer.Typer(help="A local cluster of real processes.", no_args_is_help=True)
 operations.add_to(app)
@@ -72,6 +72,10 @@ def up(
         int | None,
         typer.Option(min=0, help="Limit of all draining and balancing.", show_default="0, none"),
     ] = None,
+    gateways: Annotated[
+        int | None,
+        typer.Option(min=1, help="Gateways; they share the S3 port.", show_default="1, when new"),
+    ] = None,
     metadata_servers: Annotated[
         int | None, typer.Option(min=1, help="Metadata servers.", show_default="1, when new")
     ] = None,
@@ -117,6 +121,7 @@ def up(
         trash_grace_s=trash_grace_s,
         repair_bandwidth_bytes_per_s=repair_bandwidth_bytes_per_s,
         move_bandwidth_bytes_per_s=move_bandwidth_bytes_per_s,
+        gateways=gateways,
         metadata_servers=metadata_servers,
         engine=engine,
         partitions=tuple(partition) if partition else None,
@@ -203,7 +208,7 @@ def _print_status(view: StatusView, alive: set[str]) -> None:
                 "runs" if node.id in alive else "[red]gone[/]",
                 f"{duration(node.heartbeat_age_s)} ago",
                 str(device.index),
-                device.state if device.state == "up" else f"[red]{device.state}[/]",
+                state_of(device),
                 f"{device.chunk_count:,}",
                 binary_size(device.used_bytes),
                 binary_size(device.capacity_bytes),
@@ -246,6 +251,12 @@ def _print_status(view: StatusView, alive: set[str]) -> None:
         if view.fully_redundant
         else "[bold yellow]not fully redundant[/]"
     )
+
+
+def state_of(device: DeviceView) -> str:
+    """The state, and whether the device takes writes."""
+    state = device.state if device.state == "up" else f"[red]{device.state}[/]"
+    return f"{state} [red]fenced[/]" if device.fenced else state
 
 
 @app.command()

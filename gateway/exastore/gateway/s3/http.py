@@ -53,8 +53,11 @@ def parse_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def bind(address: str) -> socket.socket:
+def bind(address: str, *, share_port: bool = False) -> socket.socket:
     """A socket bound to host:port.
+
+    Args:
+        share_port: Let others who ask for this, too, bind the same port.
 
     Raises:
         AddressInUse: When another process listens there.
@@ -63,7 +66,9 @@ def bind(address: str) -> socket.socket:
     host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        bound = socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, reuse_port=share_port
+        )
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(address) from None
@@ -116,14 +121,22 @@ class HttpServer:
     """Serves an ASGI application until stopped."""
 
     def __init__(
-        self, app: AsgiApp, address: str, *, tls_certificate: str = "", tls_key: str = ""
+        self,
+        app: AsgiApp,
+        address: str,
+        *,
+        share_port: bool = False,
+        tls_certificate: str = "",
+        tls_key: str = "",
     ) -> None:
         """Args:
+        share_port: Let other processes that ask for this, too, serve at the same address.
         tls_certificate: PEM file of the certificate chain; "" serves without TLS.
         tls_key: PEM file of its key.
         """
         self._app: Any = app  # Its own words for ASGI's types are not uvicorn's.
         self._address = address
+        self._share_port = share_port
         self._tls_certificate = tls_certificate or None
         self._tls_key = tls_key or None
         self._server: _Server | None = None
@@ -158,7 +171,7 @@ class HttpServer:
                 f"cannot use the certificate {self._tls_certificate} "
                 f"with the key {self._tls_key}: {error}"
             ) from error
-        bound = bind(self._address)
+        bound = bind(self._address, share_port=self._share_port)
         host, port = bound.getsockname()[:2]
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[bound]))

@@ -56,6 +56,7 @@ class S3Service:
         self._server = HttpServer(
             AsgiApp(front),
             config.address,
+            share_port=config.share_port,
             tls_certificate=config.tls_certificate,
             tls_key=config.tls_key,
         )
