@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from botocore.exceptions import ClientError
@@ -153,6 +155,48 @@ def test_secrets_are_nowhere_readable_and_acts_are_logged(
         "sec",
         "administrator",
     )
+
+
+def fetched(url: str) -> tuple[int, bytes]:
+    """What anybody gets."""
+    try:
+        with urlopen(url, timeout=30) as response:
+            return response.status, response.read()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_a_bucket_is_opened_to_everybody_and_closed_again(
+    cluster: LiveCluster, users: list[str]
+) -> None:
+    client = new_user(cluster, users, "open", "--tenant", "opener")
+    client.create_bucket(Bucket="open-data")
+    client.put_object(Bucket="open-data", Key="free/k", Body=b"for all")
+    url = f"{cluster.info['s3']['endpoint']}/open-data/free/k"
+    assert fetched(url)[0] == 403
+    statement = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::open-data/free/*",
+    }
+    client.put_bucket_policy(Bucket="open-data", Policy=json.dumps({"Statement": [statement]}))
+    assert fetched(url) == (200, b"for all"), "a change counts at once where it was made"
+    client.delete_bucket_policy(Bucket="open-data")
+    assert fetched(url)[0] == 403
+    client.delete_object(Bucket="open-data", Key="free/k")
+    client.delete_bucket(Bucket="open-data")
+    text = (cluster.directory / "logs" / "metadata-audit.jsonl").read_text()
+    acts = [json.loads(line) for line in text.splitlines()]
+    by_user = [act for act in acts if act["actor"] == "arn:aws:iam::opener:user/open"]
+    assert [act["action"] for act in by_user] == [
+        "CreateBucket",
+        "PutBucketPolicy",
+        "DeleteBucketPolicy",
+        "DeleteBucket",
+    ]
+    assert {(act["target"], act["source_ip"]) for act in by_user} == {("open-data", "127.0.0.1")}
 
 
 @pytest.mark.parametrize(
