@@ -17,7 +17,7 @@ from exastore.gateway.cluster_store import ClusterStore, open_cluster_store
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import GatewayError, RequestError, ServiceError
 from exastore.gateway.s3.context import OWNER
-from exastore.gateway.store import ObjectAttributes, ObjectInfo, Precondition
+from exastore.gateway.store import Deletion, ObjectAttributes, ObjectInfo, Precondition
 from exastore.gateway.verifier import VerifyReport, verify
 from exastore.proto.channel import keep_grpc_running
 
@@ -162,5 +162,6 @@ async def delete_objects(cluster: ClusterFile, bucket: str, keys: list[str]) -> 
     existed: list[bool] = []
     async with cluster_store(cluster) as store:
         for start in range(0, len(keys), 1_000):
-            existed += await store.delete_objects(bucket, keys[start : start + 1_000])
+            deletions = [Deletion(key) for key in keys[start : start + 1_000]]
+            existed += [item.existed for item in await store.delete_objects(bucket, deletions)]
     return existed

@@ -26,12 +26,18 @@ from exastore.gateway.map_cache import MapCache
 from exastore.gateway.messages import (
     attributes_message,
     bucket_of,
+    change_message,
     condition_message,
+    deleted_of,
+    deletion_message,
     info_of,
+    lock_message,
     object_message,
     part_message,
     part_of,
     upload_of,
+    uploads_of,
+    versions_of,
 )
 from exastore.gateway.metadata_client import MetadataClient
 from exastore.gateway.metrics import GatewayMetrics
@@ -41,14 +47,20 @@ from exastore.gateway.reader import ClusterObjectReader
 from exastore.gateway.store import (
     NO_CHECKSUMS,
     Body,
+    BucketChange,
     BucketInfo,
+    Deleted,
+    Deletion,
     Listing,
     ObjectAttributes,
     ObjectInfo,
+    ObjectLock,
     ObjectPart,
     ObjectReader,
     Precondition,
     UploadInfo,
+    UploadListing,
+    VersionListing,
 )
 from exastore.gateway.stripe_reader import StripeReader
 from exastore.gateway.stripe_writer import StripeWriter
@@ -168,11 +180,17 @@ class ClusterStore:
 
     # ---- buckets ----
 
-    async def create_bucket(self, name: str, *, owner: str, location: str = "") -> BucketInfo:
+    async def create_bucket(
+        self, name: str, *, owner: str, location: str = "", object_lock: bool = False
+    ) -> BucketInfo:
         """Create a bucket in the pool that the location names, if the cluster has pools."""
         pool = await self._pool_at(location)
         request = metadata_pb2.CreateBucketRequest(
-            name=name, owner=owner, region=location or self._config.region, pool=pool
+            name=name,
+            owner=owner,
+            region=location or self._config.region,
+            pool=pool,
+            object_lock=object_lock,
         )
         try:
             return bucket_of(await self.metadata.create_bucket(request))

@@ -2,6 +2,7 @@
 
 GatewayError
 ├── RequestError            the client asked for something that cannot be: NoSuchKey, BadDigest, ...
+│   └── MarkerFound         a delete marker is all there is
 ├── MasterKeyError          the master key is missing, or does not open what was sealed
 ├── SealBroken              sealed bytes are damaged, or of another object
 └── ServiceError            the cluster cannot serve it now; a retry may succeed
@@ -28,6 +29,24 @@ class RequestError(GatewayError):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+class MarkerFound(RequestError):
+    """A delete marker, where a version with bytes was asked for."""
+
+    def __init__(self, version_id: str, modified_s: float, *, is_named: bool) -> None:
+        """Args:
+        is_named: Whether it was asked for by its id; else it is the newest version of the key.
+        """
+        if is_named:
+            super().__init__(
+                "MethodNotAllowed", "The specified method is not allowed against this resource."
+            )
+        else:
+            super().__init__("NoSuchKey", "The specified key does not exist.")
+        self.version_id = version_id
+        self.modified_s = modified_s
+        self.is_named = is_named
 
 
 class MasterKeyError(GatewayError):

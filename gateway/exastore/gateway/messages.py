@@ -26,9 +26,112 @@ from exastore.gateway.store import (
 from exastore.gateway.writer import StoredBody
 from exastore.proto.v1 import lock_pb2, metadata_pb2
 
+#: Versioning and lock modes as S3 writes them.
+_VERSIONING = {
+    metadata_pb2.VERSIONING_UNSPECIFIED: "",
+    metadata_pb2.VERSIONING_ENABLED: "Enabled",
+    metadata_pb2.VERSIONING_SUSPENDED: "Suspended",
+}
+_VERSIONING_OF = {text: value for value, text in _VERSIONING.items()}
+_MODES = {
+    lock_pb2.LOCK_MODE_NONE: "",
+    lock_pb2.LOCK_MODE_GOVERNANCE: "GOVERNANCE",
+    lock_pb2.LOCK_MODE_COMPLIANCE: "COMPLIANCE",
+}
+_MODE_OF = {text: value for value, text in _MODES.items()}
+
 
 def bucket_of(message: metadata_pb2.Bucket) -> BucketInfo:
-    return BucketInfo(message.name, message.created_s, message.owner, region=message.region)
+    held = message.lock
+    return BucketInfo(
+        name=message.name,
+        created_s=message.created_s,
+        owner=message.owner,
+        region=message.region,
+        versioning=_VERSIONING[message.versioning],
+        lock=BucketLock(_MODES[held.mode], held.days, held.years) if held.enabled else None,
+        lifecycle=[rule_of(rule) for rule in message.lifecycle],
+    )
+
+
+def rule_of(message: metadata_pb2.LifecycleRule) -> LifecycleRule:
+    return LifecycleRule(
+        id=message.id,
+        disabled=message.disabled,
+        prefix=message.prefix,
+        legacy_prefix=message.legacy_prefix,
+        tags=dict(message.tags),
+        larger_than_bytes=message.larger_than_bytes,
+        smaller_than_bytes=message.smaller_than_bytes,
+        expire_days=message.expire_days,
+        expire_at_s=message.expire_at_s,
+        noncurrent_days=message.noncurrent_days,
+        newer_noncurrent_count=message.newer_noncurrent_count,
+        abort_upload_days=message.abort_upload_days,
+        drop_lone_markers=message.drop_lone_markers,
+    )
+
+
+def change_message(name: str, change: BucketChange) -> metadata_pb2.ConfigureBucketRequest:
+    request = metadata_pb2.ConfigureBucketRequest(name=name)
+    if change.versioning is not None:
+        request.versioning = _VERSIONING_OF[change.versioning]
+    if change.lock is not None:
+        request.lock.enabled = True
+        request.lock.mode = _MODE_OF[change.lock.mode]
+        request.lock.days, request.lock.years = change.lock.days, change.lock.years
+    if change.lifecycle is not None:
+        request.lifecycle.SetInParent()
+        request.lifecycle.rules.extend(
+            metadata_pb2.LifecycleRule(**asdict(rule)) for rule in change.lifecycle
+        )
+    return request
+
+
+def lock_of(message: lock_pb2.ObjectLock) -> ObjectLock:
+    return ObjectLock(_MODES[message.mode], message.retain_until_s, message.legal_hold)
+
+
+def lock_message(lock: ObjectLock) -> lock_pb2.ObjectLock:
+    return lock_pb2.ObjectLock(
+        mode=_MODE_OF[lock.mode], retain_until_s=lock.retain_until_s, legal_hold=lock.legal_hold
+    )
+
+
+def deletion_message(deletion: Deletion) -> metadata_pb2.DeleteItem:
+    return metadata_pb2.DeleteItem(
+        key=deletion.key, version_id=deletion.version_id, if_match=deletion.if_match
+    )
+
+
+def deleted_of(message: metadata_pb2.DeletedItem) -> Deleted:
+    reason = metadata_pb2.ErrorReason.Name(message.reason).removeprefix("ERROR_REASON_")
+    return Deleted(
+        existed=message.existed,
+        delete_marker=message.delete_marker,
+        version_id=message.version_id,
+        refused=REQUEST_CODES.get(reason, "InternalError") if message.reason else "",
+    )
+
+
+def versions_of(page: metadata_pb2.ListVersionsResponse) -> VersionListing:
+    return VersionListing(
+        versions=[info_of(message) for message in page.versions],
+        common_prefixes=list(page.common_prefixes),
+        truncated=page.truncated,
+        next_key_marker=page.next_key_marker,
+        next_version_id_marker=page.next_version_id_marker,
+    )
+
+
+def uploads_of(page: metadata_pb2.ListUploadsResponse) -> UploadListing:
+    return UploadListing(
+        uploads=[upload_of(upload) for upload in page.uploads],
+        common_prefixes=list(page.common_prefixes),
+        truncated=page.truncated,
+        next_key_marker=page.next_key_marker,
+        next_upload_id_marker=page.next_upload_id_marker,
+    )
 
 
 def attributes_of(message: metadata_pb2.Object) -> ObjectAttributes:

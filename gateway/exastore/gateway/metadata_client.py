@@ -22,6 +22,8 @@ from exastore.proto.v1 import (
     common_pb2,
     documents_pb2,
     documents_pb2_grpc,
+    lock_pb2,
+    lock_pb2_grpc,
     metadata_pb2,
     metadata_pb2_grpc,
 )
@@ -31,6 +33,7 @@ Response = TypeVar("Response")
 Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
 AccessStub: TypeAlias = "access_pb2_grpc.AccessServiceAsyncStub"
 DocumentStub: TypeAlias = "documents_pb2_grpc.DocumentServiceAsyncStub"
+LockStub: TypeAlias = "lock_pb2_grpc.LockServiceAsyncStub"
 
 
 class MetadataClient:
@@ -55,6 +58,9 @@ class MetadataClient:
         ]
         self._document_stubs: list[DocumentStub] = [
             documents_pb2_grpc.DocumentServiceStub(channel) for channel in self._channels
+        ]
+        self._lock_stubs: list[LockStub] = [
+            lock_pb2_grpc.LockServiceStub(channel) for channel in self._channels
         ]
         #: Index of the server asked first.
         self._current = 0
@@ -110,6 +116,11 @@ class MetadataClient:
         request = metadata_pb2.GetBucketRequest(name=name)
         return await self._call(lambda stub: stub.GetBucket, request)
 
+    async def configure_bucket(
+        self, request: metadata_pb2.ConfigureBucketRequest
+    ) -> metadata_pb2.Bucket:
+        return await self._call(lambda stub: stub.ConfigureBucket, request)
+
     async def delete_bucket(self, name: str) -> None:
         request = metadata_pb2.DeleteBucketRequest(name=name)
         await self._call_or_done(lambda stub: stub.DeleteBucket, request, "NoSuchBucket")
@@ -137,17 +148,24 @@ class MetadataClient:
     async def commit_object(self, request: metadata_pb2.CommitObjectRequest) -> metadata_pb2.Object:
         return await self._call(lambda stub: stub.CommitObject, request)
 
-    async def get_object(
-        self, bucket: str, key: str, *, head_only: bool = False
-    ) -> metadata_pb2.Object:
-        request = metadata_pb2.GetObjectRequest(bucket=bucket, key=key, head_only=head_only)
+    async def get_object(self, request: metadata_pb2.GetObjectRequest) -> metadata_pb2.Object:
         return await self._call(lambda stub: stub.GetObject, request)
 
     async def delete_objects(
-        self, bucket: str, keys: Sequence[str], *, request_id: str
-    ) -> Sequence[bool]:
-        request = metadata_pb2.DeleteObjectsRequest(bucket=bucket, keys=keys, request_id=request_id)
-        return (await self._call(lambda stub: stub.DeleteObjects, request)).existed
+        self, request: metadata_pb2.DeleteObjectsRequest
+    ) -> Sequence[metadata_pb2.DeletedItem]:
+        return (await self._call(lambda stub: stub.DeleteObjects, request)).deleted
+
+    async def put_tags(self, request: metadata_pb2.PutTagsRequest) -> metadata_pb2.Object:
+        return await self._call(lambda stub: stub.PutTags, request)
+
+    async def put_lock(self, request: lock_pb2.PutLockRequest) -> None:
+        await self._call_at(lambda index: self._lock_stubs[index].PutLock, request)
+
+    async def list_versions(
+        self, request: metadata_pb2.ListVersionsRequest
+    ) -> metadata_pb2.ListVersionsResponse:
+        return await self._call(lambda stub: stub.ListVersions, request)
 
     async def list_objects(
         self, request: metadata_pb2.ListObjectsRequest
@@ -175,9 +193,10 @@ class MetadataClient:
     ) -> metadata_pb2.ListPartsResponse:
         return await self._call(lambda stub: stub.ListParts, request)
 
-    async def list_uploads(self, bucket: str, prefix: str) -> Sequence[metadata_pb2.Upload]:
-        request = metadata_pb2.ListUploadsRequest(bucket=bucket, prefix=prefix)
-        return (await self._call(lambda stub: stub.ListUploads, request)).uploads
+    async def list_uploads(
+        self, request: metadata_pb2.ListUploadsRequest
+    ) -> metadata_pb2.ListUploadsResponse:
+        return await self._call(lambda stub: stub.ListUploads, request)
 
     # ---- users ----
 

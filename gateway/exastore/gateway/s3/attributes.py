@@ -1,18 +1,22 @@
 """What a client says about an object in headers, and how it is shown again."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from email.utils import formatdate
-from urllib.parse import unquote_to_bytes
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.body import stored_content_encoding
 from exastore.gateway.s3.errors import S3Error
 from exastore.gateway.s3.message import is_header_text
-from exastore.gateway.store import ObjectAttributes, ObjectInfo
+from exastore.gateway.s3.xml import iso_time
+from exastore.gateway.store import NO_LOCK, ObjectAttributes, ObjectInfo, ObjectLock
 
 MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
 METADATA_PREFIX = "x-amz-meta-"
+_LOCK = "x-amz-object-lock-"
 
 _KEPT_HEADERS = {
     "cache-control": "Cache-Control",
@@ -33,12 +37,8 @@ _OVERRIDES = {
 
 #: Headers that ask for something that would silently not be done.
 _NOT_IMPLEMENTED = (
-    "x-amz-object-lock-legal-hold",
-    "x-amz-object-lock-mode",
-    "x-amz-object-lock-retain-until-date",
     "x-amz-server-side-encryption-aws-kms-key-id",
     "x-amz-server-side-encryption-context",
-    "x-amz-tagging",
     "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes",
 )
@@ -83,7 +83,73 @@ def read_attributes(headers: Mapping[str, str]) -> ObjectAttributes:
             "Your metadata headers exceed the maximum allowed metadata size",
             fields={"Size": str(size_bytes), "MaxSizeAllowed": str(MAX_METADATA_BYTES)},
         )
-    return ObjectAttributes(headers.get("content-type") or "binary/octet-stream", kept, metadata)
+    return ObjectAttributes(
+        headers.get("content-type") or "binary/octet-stream",
+        kept,
+        metadata,
+        tags=_read_tags(headers.get("x-amz-tagging", "")),
+        lock=_read_lock(headers),
+    )
+
+
+def _read_tags(header: str) -> dict[str, str]:
+    """The tags of x-amz-tagging, which is written as a query."""
+    try:
+        pairs = (
+            parse_qsl(
+                header,
+                keep_blank_values=True,
+                encoding="utf-8",
+                errors="strict",
+                strict_parsing=True,
+            )
+            if header
+            else []
+        )
+    except ValueError:
+        pairs = [("", "")] * 2
+    tags = dict(pairs)
+    if len(tags) != len(pairs):
+        raise RequestError(
+            "InvalidArgument",
+            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query "
+            "parameters without tag name duplicates.",
+        )
+    return tags
+
+
+def _read_lock(headers: Mapping[str, str]) -> ObjectLock:
+    mode, until = headers.get(_LOCK + "mode"), headers.get(_LOCK + "retain-until-date")
+    hold = headers.get(_LOCK + "legal-hold", "OFF")
+    if (mode is None) != (until is None):
+        raise RequestError(
+            "InvalidArgument",
+            "x-amz-object-lock-retain-until-date and x-amz-object-lock-mode must both be supplied",
+        )
+    if hold not in ("ON", "OFF"):
+        raise RequestError("InvalidArgument", "Legal Hold must be either of 'ON' or 'OFF'")
+    if mode is None or until is None:
+        return ObjectLock(legal_hold=True) if hold == "ON" else NO_LOCK
+    until_s = parse_lock_time(until, "InvalidArgument")
+    return ObjectLock(parse_lock_mode(mode, "InvalidArgument"), until_s, hold == "ON")
+
+
+def parse_lock_mode(text: str, code: str) -> str:
+    """GOVERNANCE or COMPLIANCE. Raises RequestError: `code`."""
+    if text not in ("GOVERNANCE", "COMPLIANCE"):
+        raise RequestError(code, "Unknown wormMode directive.")
+    return text
+
+
+def parse_lock_time(text: str, code: str) -> float:
+    """An ISO 8601 time with its zone, as Unix time. Raises RequestError: `code`."""
+    try:
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is not None:
+            return when.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise RequestError(code, "The retain until date must be provided in ISO 8601 format")
 
 
 def object_headers(info: ObjectInfo) -> dict[str, str]:
@@ -98,6 +164,26 @@ def object_headers(info: ObjectInfo) -> dict[str, str]:
     }
     for name, value in attributes.user_metadata.items():
         headers[METADATA_PREFIX + name] = value
+    if attributes.tags:
+        headers["x-amz-tagging-count"] = str(len(attributes.tags))
+    lock = attributes.lock
+    if lock.mode:
+        headers[_LOCK + "mode"] = lock.mode
+        headers[_LOCK + "retain-until-date"] = iso_time(lock.retain_until_s)
+    if lock.legal_hold:
+        headers[_LOCK + "legal-hold"] = "ON"
+    return headers | version_headers(info)
+
+
+def version_headers(info: ObjectInfo) -> dict[str, str]:
+    """The headers that name a version, and say when it will expire."""
+    headers: dict[str, str] = {}
+    if info.is_versioned:
+        headers["x-amz-version-id"] = info.version_id
+    if info.expires_s:
+        when = formatdate(info.expires_s, usegmt=True)
+        rule_id = quote(info.expiry_rule_id, safe="")
+        headers["x-amz-expiration"] = f'expiry-date="{when}", rule-id="{rule_id}"'
     return headers
 
 
@@ -127,11 +213,24 @@ def overridden_headers(query: Mapping[str, str]) -> dict[str, str]:
     return headers
 
 
-def parse_copy_source(header: str) -> tuple[str, str]:
-    """The (bucket, key) that x-amz-copy-source names.
+class CopySource(NamedTuple):
+    """The source of a copy."""
+
+    bucket: str
+    key: str
+    version_id: str = ""
+    """"": the current one."""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.bucket, self.key
+
+
+def parse_copy_source(header: str) -> CopySource:
+    """What x-amz-copy-source names.
 
     Raises:
-        RequestError: InvalidArgument, NoSuchVersion.
+        RequestError: InvalidArgument.
     """
     path, _, query = header.partition("?")
     try:
@@ -144,19 +243,16 @@ def parse_copy_source(header: str) -> tuple[str, str]:
         raise RequestError(
             "InvalidArgument", "Copy Source must mention the source bucket and key: bucket/key"
         )
+    version_id = ""
     if query:
         name, _, version_id = query.partition("=")
         if name != "versionId":
             raise RequestError("InvalidArgument", "Copy Source has an unknown parameter")
-        check_version(version_id)
-    return bucket, key
+        check_version_id(version_id)
+    return CopySource(bucket, key, version_id)
 
 
-def check_version(version_id: str | None) -> None:
-    """Versioning is off: the one version of an object is the null version.
-
-    Raises:
-        RequestError: NoSuchVersion for any other.
-    """
-    if version_id not in (None, "null"):
-        raise RequestError("NoSuchVersion", "The specified version does not exist.")
+def check_version_id(version_id: str) -> None:
+    """Raise InvalidArgument for what no version can have as its id."""
+    if not version_id:
+        raise RequestError("InvalidArgument", "Version id cannot be the empty string")

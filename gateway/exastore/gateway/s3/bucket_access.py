@@ -54,8 +54,7 @@ async def load_tags(
     store: ObjectStore, bucket: str, key: str, version_id: str | None
 ) -> Mapping[str, str]:
     """The tags of an object; none, when there is no such object."""
-    get = getattr(store, "get_object_tags", None)
     try:
-        return {} if get is None else await get(bucket, key, version_id)
+        return (await store.head_object(bucket, key, version_id or "")).attributes.tags
     except RequestError:
         return {}

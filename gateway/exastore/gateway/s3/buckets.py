@@ -9,7 +9,6 @@ from exastore.gateway.s3.acl import ENFORCED, OWNERSHIPS, Acl, acl_of_headers
 from exastore.gateway.s3.bucket_access import ACL, OWNERSHIP, change_document
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
-from exastore.gateway.s3.stubs import is_absent, is_off
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
@@ -44,12 +43,15 @@ async def list_buckets(call: Call) -> Response:
 
 async def create_bucket(call: Call) -> Response:
     check_bucket_name(call.bucket)
-    if (call.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true":
-        raise RequestError("NotImplemented", "Object lock is not implemented.")
     # A location may name a pool of the cluster; where there are none, any is accepted.
     location = xml.parse_location(await call.document())
     acl, ownership = _lists_of_new_bucket(call)
-    await call.store.create_bucket(call.bucket, owner=call.owner, location=location)
+    await call.store.create_bucket(
+        call.bucket,
+        owner=call.owner,
+        location=location,
+        object_lock=(call.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true",
+    )
     if ownership is not None:
         await change_document(call.store, call.bucket, OWNERSHIP, ownership.encode())
     if acl is not None and acl.grants:
@@ -99,13 +101,4 @@ BUCKET_OPERATIONS: dict[str, Operation] = {
     "HeadBucket": head_bucket,
     "DeleteBucket": delete_bucket,
     "GetBucketLocation": get_bucket_location,
-    "GetBucketVersioning": is_off("VersioningConfiguration"),
-    "GetBucketLifecycleConfiguration": is_absent(
-        "NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"
-    ),
-    "GetObjectLockConfiguration": is_absent(
-        "ObjectLockConfigurationNotFoundError",
-        "Object Lock configuration does not exist for this bucket",
-    ),
-    "GetBucketTagging": is_absent("NoSuchTagSet", "The TagSet does not exist"),
 }

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from exastore.gateway.master_key import MasterKey
+from exastore.gateway.s3.attributes import check_version_id
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.body import RequestBody, read_document, read_promise
 from exastore.gateway.s3.guard import Access, Guard
@@ -40,6 +41,15 @@ class Call:
     @property
     def key(self) -> str:
         return self.request.key
+
+    @property
+    def version_id(self) -> str:
+        """The version that is asked for; "": the current one. Raises InvalidArgument."""
+        version_id = self.request.query.get("versionId")
+        if version_id is None:
+            return ""
+        check_version_id(version_id)
+        return version_id
 
     @property
     def owner(self) -> str:

@@ -1,7 +1,10 @@
 """S3's error codes with their statuses, and how the errors of the store become them."""
 
+from email.utils import formatdate
+
 from exastore.gateway.errors import (
     GatewayError,
+    MarkerFound,
     MetadataUnavailable,
     NoSpace,
     RequestError,
@@ -23,6 +26,7 @@ STATUS_OF_CODE = {
     "InsufficientStorage": 507,
     "InternalError": 500,
     "InvalidAccessKeyId": 403,
+    "InvalidBucketState": 409,
     "InvalidPartNumber": 416,
     "InvalidRange": 416,
     "MethodNotAllowed": 405,
@@ -34,6 +38,7 @@ STATUS_OF_CODE = {
     "NoSuchEntity": 404,
     "NoSuchKey": 404,
     "NoSuchLifecycleConfiguration": 404,
+    "NoSuchObjectLockConfiguration": 404,
     "NoSuchPublicAccessBlockConfiguration": 404,
     "NoSuchTagSet": 404,
     "NoSuchUpload": 404,
@@ -83,6 +88,15 @@ def as_request_error(error: GatewayError) -> RequestError:
     a full cluster is 507, which no SDK retries.
     """
     match error:
+        case MarkerFound():
+            headers = {
+                "x-amz-delete-marker": "true",
+                "x-amz-version-id": error.version_id,
+                "Last-Modified": formatdate(error.modified_s, usegmt=True),
+            }
+            if error.is_named:
+                headers["Allow"] = "DELETE"
+            return S3Error(error.code, error.message, headers=headers)
         case RequestError():
             return error
         case TooFewChunks():

@@ -24,7 +24,9 @@ from exastore.gateway.s3.cors import headers_for, preflight
 from exastore.gateway.s3.errors import S3Error, as_request_error, status_of
 from exastore.gateway.s3.guard import Access, BucketCache, Guard, RecordAct, denied, record_nothing
 from exastore.gateway.s3.identity import ANONYMOUS, KeySource, Kind, Principal
+from exastore.gateway.s3.lifecycle import LIFECYCLE_OPERATIONS
 from exastore.gateway.s3.listing import LISTING_OPERATIONS
+from exastore.gateway.s3.lock import LOCK_OPERATIONS
 from exastore.gateway.s3.message import Request, Response, parse_query, split_target
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.s3.multipart import MULTIPART_OPERATIONS
@@ -33,6 +35,8 @@ from exastore.gateway.s3.post import Upload, read_upload
 from exastore.gateway.s3.routing import Route, route_of
 from exastore.gateway.s3.sse import ENCRYPTION_OPERATIONS
 from exastore.gateway.s3.stubs import STUB_OPERATIONS
+from exastore.gateway.s3.tagging import TAGGING_OPERATIONS
+from exastore.gateway.s3.versions import VERSION_OPERATIONS
 from exastore.gateway.s3.website_server import serve_website
 from exastore.gateway.store import ObjectStore
 from exastore.metadata.core.clock import Clock
@@ -50,10 +54,14 @@ HANDLERS: Mapping[str, Operation] = {
     **ACCESS_OPERATIONS,
     **BUCKET_OPERATIONS,
     **ENCRYPTION_OPERATIONS,
+    **LIFECYCLE_OPERATIONS,
     **LISTING_OPERATIONS,
+    **LOCK_OPERATIONS,
     **MULTIPART_OPERATIONS,
     **OBJECT_OPERATIONS,
     **STUB_OPERATIONS,
+    **TAGGING_OPERATIONS,
+    **VERSION_OPERATIONS,
 }
 
 _logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from exastore.gateway.s3.message import Response
 from exastore.gateway.store import Listing
 
 MAX_KEYS = 1000
-NULL_VERSION = "null"
 
 Encoder = Callable[[str], str]
 
@@ -102,7 +101,7 @@ async def list_objects(call: Call) -> Response:
     if listing.truncated:
         xml.add(root, "NextMarker", encode(listing.next_start_after))
     xml.add(root, "MaxKeys", max_keys)
-    _add_common(call, root, encode)
+    add_common(call, root, encode)
     xml.add(root, "IsTruncated", listing.truncated)
     _add_page(root, listing, encode, call.owner)
     return xml.xml_response(root)
@@ -126,44 +125,15 @@ async def list_objects_v2(call: Call) -> Response:
         xml.add(root, "NextContinuationToken", encode_token(listing.next_start_after))
     xml.add(root, "KeyCount", len(listing.objects) + len(listing.common_prefixes))
     xml.add(root, "MaxKeys", max_keys)
-    _add_common(call, root, encode)
+    add_common(call, root, encode)
     xml.add(root, "IsTruncated", listing.truncated)
     wanted = call.parameter("fetch-owner") == "true"
     _add_page(root, listing, encode, call.owner if wanted else None)
     return xml.xml_response(root)
 
 
-async def list_object_versions(call: Call) -> Response:
-    """Versioning is off: every object has one version, the null version."""
-    encode, max_keys = encoder_of(call), bounded(call, "max-keys", MAX_KEYS)
-    marker = call.parameter("key-marker")
-    listing = await _list(call, marker, max_keys)
-    root = xml.document("ListVersionsResult")
-    xml.add(root, "Name", call.bucket)
-    xml.add(root, "Prefix", encode(call.parameter("prefix")))
-    xml.add(root, "KeyMarker", encode(marker))
-    xml.add(root, "VersionIdMarker", call.parameter("version-id-marker"))
-    if listing.truncated:
-        xml.add(root, "NextKeyMarker", encode(listing.next_start_after))
-        xml.add(root, "NextVersionIdMarker", NULL_VERSION)
-    xml.add(root, "MaxKeys", max_keys)
-    _add_common(call, root, encode)
-    xml.add(root, "IsTruncated", listing.truncated)
-    for info in listing.objects:
-        item = SubElement(root, "Version")
-        xml.add(item, "Key", encode(info.key))
-        xml.add(item, "VersionId", NULL_VERSION)
-        xml.add(item, "IsLatest", True)
-        xml.add(item, "LastModified", xml.iso_time(info.modified_s))
-        xml.add(item, "ETag", f'"{info.etag}"')
-        xml.add(item, "Size", info.size_bytes)
-        xml.add_owner(item, call.owner)
-        xml.add(item, "StorageClass", "STANDARD")
-    add_prefixes(root, listing.common_prefixes, encode)
-    return xml.xml_response(root)
-
-
-def _add_common(call: Call, root: Element, encode: Encoder) -> None:
+def add_common(call: Call, root: Element, encode: Encoder) -> None:
+    """Append the delimiter and the encoding that were asked for."""
     if call.parameter("delimiter"):
         xml.add(root, "Delimiter", encode(call.parameter("delimiter")))
     if call.parameter("encoding-type"):
@@ -172,6 +142,5 @@ def _add_common(call: Call, root: Element, encode: Encoder) -> None:
 
 LISTING_OPERATIONS: dict[str, Operation] = {
     "ListObjects": list_objects,
-    "ListObjectVersions": list_object_versions,
     "ListObjectsV2": list_objects_v2,
 }

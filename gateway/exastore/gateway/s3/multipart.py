@@ -11,13 +11,21 @@ from exastore.gateway.s3.attributes import (
     checksum_headers,
     parse_copy_source,
     read_attributes,
+    version_headers,
 )
 from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
 from exastore.gateway.s3.completion import check_whole_object
 from exastore.gateway.s3.conditions import check_read, read_precondition
 from exastore.gateway.s3.context import Call, Operation
-from exastore.gateway.s3.listing import MAX_KEYS, add_prefixes, bounded, encoder_of
+from exastore.gateway.s3.listing import (
+    MAX_KEYS,
+    add_common,
+    add_prefixes,
+    bounded,
+    encoder_of,
+)
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.objects import open_copy_source
 from exastore.gateway.s3.sse import (
     COPY_SOURCE,
     encryption_headers,
@@ -25,7 +33,7 @@ from exastore.gateway.s3.sse import (
     sealing_of,
     sealing_of_part,
 )
-from exastore.gateway.store import ByteRange, UploadInfo
+from exastore.gateway.store import ByteRange, UploadInfo, UploadListing
 
 _COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 
@@ -76,7 +84,7 @@ async def upload_part_copy(call: Call) -> Response:
     headers = call.request.headers
     source = parse_copy_source(headers["x-amz-copy-source"])
     sealing = await sealing_of_part(call, call.parameter("uploadId"))
-    reader = opened(call, await call.store.open_object(*source), COPY_SOURCE)
+    reader = opened(call, await open_copy_source(call, source), COPY_SOURCE)
     check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
     byte_range = _copy_range(headers.get("x-amz-copy-source-range"), reader.info.size_bytes)
     if byte_range.length > MAX_PUT_BYTES:
@@ -92,6 +100,8 @@ async def upload_part_copy(call: Call) -> Response:
     xml.add(root, "ETag", f'"{part.etag}"')
     response = xml.xml_response(root)
     response.headers |= sealing.headers
+    if reader.info.is_versioned:
+        response.headers["x-amz-copy-source-version-id"] = reader.info.version_id
     return response
 
 
@@ -138,7 +148,7 @@ async def complete_upload(call: Call) -> Response:
     for algorithm, digest in info.checksums.items():
         xml.add(root, f"Checksum{algorithm.upper()}", digest)
     response = xml.xml_response(root)
-    response.headers |= encryption_headers(info.attributes.encryption)
+    response.headers |= encryption_headers(info.attributes.encryption) | version_headers(info)
     return response
 
 
@@ -187,47 +197,33 @@ async def list_uploads(call: Call) -> Response:
     encode, max_uploads = encoder_of(call), bounded(call, "max-uploads", MAX_KEYS)
     prefix, delimiter = call.parameter("prefix"), call.parameter("delimiter")
     key_marker, id_marker = call.parameter("key-marker"), call.parameter("upload-id-marker")
-    found = await call.store.list_uploads(call.bucket, prefix=prefix)
-    uploads, prefixes = _page_of_uploads(list(found), prefix, delimiter, key_marker, id_marker)
-    truncated = len(uploads) > max_uploads
-    uploads = uploads[:max_uploads]
+    page = UploadListing((), (), False, "", "")
+    if max_uploads == 0:
+        await call.store.get_bucket(call.bucket)
+    else:
+        page = await call.store.list_uploads(
+            call.bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            key_marker=key_marker,
+            upload_id_marker=id_marker if key_marker else "",
+            max_uploads=max_uploads,
+        )
     root = xml.document("ListMultipartUploadsResult")
     xml.add(root, "Bucket", call.bucket)
     xml.add(root, "KeyMarker", encode(key_marker))
     xml.add(root, "UploadIdMarker", id_marker)
-    if truncated and uploads:
-        xml.add(root, "NextKeyMarker", encode(uploads[-1].key))
-        xml.add(root, "NextUploadIdMarker", uploads[-1].upload_id)
+    if page.truncated:
+        xml.add(root, "NextKeyMarker", encode(page.next_key_marker))
+        xml.add(root, "NextUploadIdMarker", page.next_upload_id_marker)
     xml.add(root, "Prefix", encode(prefix))
-    if delimiter:
-        xml.add(root, "Delimiter", encode(delimiter))
-    if call.parameter("encoding-type"):
-        xml.add(root, "EncodingType", call.parameter("encoding-type"))
+    add_common(call, root, encode)
     xml.add(root, "MaxUploads", max_uploads)
-    xml.add(root, "IsTruncated", truncated)
-    for upload in uploads:
+    xml.add(root, "IsTruncated", page.truncated)
+    for upload in page.uploads:
         _add_upload(root, upload, encode(upload.key), call.owner)
-    add_prefixes(root, prefixes, encode)
+    add_prefixes(root, page.common_prefixes, encode)
     return xml.xml_response(root)
-
-
-def _page_of_uploads(
-    found: list[UploadInfo], prefix: str, delimiter: str, key_marker: str, id_marker: str
-) -> tuple[list[UploadInfo], list[str]]:
-    """The uploads behind the markers, in order, and the prefixes that stand for others."""
-    uploads: list[UploadInfo] = []
-    prefixes: dict[str, None] = {}
-    marker = (key_marker.encode(), id_marker)
-    for upload in sorted(found, key=lambda it: (it.key.encode(), it.upload_id)):
-        position = (upload.key.encode(), upload.upload_id)
-        if key_marker and (position <= marker if id_marker else position[0] <= marker[0]):
-            continue
-        end = upload.key.find(delimiter, len(prefix)) if delimiter else -1
-        if end >= 0:
-            prefixes[upload.key[: end + len(delimiter)]] = None
-        else:
-            uploads.append(upload)
-    return uploads, list(prefixes)
 
 
 def _add_upload(root: Element, upload: UploadInfo, key: str, owner: str) -> None:

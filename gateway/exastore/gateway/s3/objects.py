@@ -1,24 +1,27 @@
 """Operations on objects."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from xml.etree.ElementTree import Element, SubElement
 
-from exastore.gateway.errors import RequestError
+from exastore.gateway.errors import MarkerFound, RequestError
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.attributes import (
+    CopySource,
     check_key,
-    check_version,
     checksum_headers,
     object_headers,
     overridden_headers,
     parse_copy_source,
     read_attributes,
+    version_headers,
 )
 from exastore.gateway.s3.body import StoredBody
 from exastore.gateway.s3.conditions import check_read, parse_range, read_precondition
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.errors import S3Error
+from exastore.gateway.s3.listing import MAX_KEYS
+from exastore.gateway.s3.lock import bypasses_governance
 from exastore.gateway.s3.message import Response
 from exastore.gateway.s3.sse import (
     COPY_SOURCE,
@@ -27,7 +30,14 @@ from exastore.gateway.s3.sse import (
     opened,
     sealing_of,
 )
-from exastore.gateway.store import ByteRange, ObjectInfo
+from exastore.gateway.store import (
+    ByteRange,
+    Deleted,
+    Deletion,
+    ObjectAttributes,
+    ObjectInfo,
+    ObjectReader,
+)
 
 _ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 
@@ -44,12 +54,11 @@ async def put_object(call: Call) -> Response:
         read_precondition(headers),
     )
     shown = {"ETag": f'"{info.etag}"', **checksum_headers(info.checksums), **sealing.headers}
-    return Response(headers=shown)
+    return Response(headers=shown | version_headers(info))
 
 
 async def get_object(call: Call) -> Response:
-    check_version(call.request.query.get("versionId"))
-    reader = opened(call, await call.store.open_object(call.bucket, call.key))
+    reader = opened(call, await call.store.open_object(call.bucket, call.key, call.version_id))
     response, byte_range = _describe(call, reader.info)
     if response.length:
         # The first bytes come before the headers: what cannot be read is then still an error.
@@ -87,8 +96,7 @@ class _Resumed:
 
 
 async def head_object(call: Call) -> Response:
-    check_version(call.request.query.get("versionId"))
-    info = await call.store.head_object(call.bucket, call.key)
+    info = await call.store.head_object(call.bucket, call.key, call.version_id)
     data_key_of(call, info)
     response, _ = _describe(call, info)
     return response
@@ -102,7 +110,7 @@ def _describe(call: Call, info: ObjectInfo) -> tuple[Response, ByteRange | None]
     except RequestError as error:
         if error.code == "NotModified":
             headers = object_headers(info)
-            kept = ("ETag", "Last-Modified", "Cache-Control", "Expires")
+            kept = ("ETag", "Last-Modified", "Cache-Control", "Expires", "x-amz-version-id")
             headers = {name: headers[name] for name in kept if name in headers}
             raise S3Error(error.code, error.message, headers=headers) from None
         raise
@@ -111,6 +119,11 @@ def _describe(call: Call, info: ObjectInfo) -> tuple[Response, ByteRange | None]
     part = request.query.get("partNumber")
     byte_range: ByteRange | None
     if part is not None:
+        if "range" in request.headers:
+            raise RequestError(
+                "InvalidRequest",
+                "Cannot specify both Range header and partNumber query parameter",
+            )
         byte_range = _range_of_part(part, info)
         if info.parts:
             headers["x-amz-mp-parts-count"] = str(len(info.parts))
@@ -144,43 +157,82 @@ def _range_of_part(text: str, info: ObjectInfo) -> ByteRange:
 
 async def delete_object(call: Call) -> Response:
     check_key(call.key)
-    check_version(call.request.query.get("versionId"))
-    if "if-match" in call.request.headers:
-        raise RequestError("NotImplemented", "If-Match on DeleteObject is not implemented.")
-    await call.store.delete_objects(call.bucket, [call.key])
-    return Response(204)
+    if_match = (call.header("if-match") or "").strip().strip('"')
+    deletion = Deletion(call.key, call.version_id, if_match)
+    (deleted,) = await call.store.delete_objects(
+        call.bucket, [deletion], bypass_governance=bypasses_governance(call)
+    )
+    if deleted.refused:
+        raise _refusal(deleted)
+    headers: dict[str, str] = {}
+    if deleted.version_id:
+        headers["x-amz-version-id"] = deleted.version_id
+    if deleted.delete_marker:
+        headers["x-amz-delete-marker"] = "true"
+    return Response(204, headers)
+
+
+#: Why something was not deleted, in S3's words.
+_REFUSALS = {
+    "AccessDenied": "Access Denied because object protected by object lock.",
+    "NoSuchKey": "The specified key does not exist.",
+    "PreconditionFailed": "At least one of the pre-conditions you specified did not hold",
+}
+
+
+def _refusal(deleted: Deleted) -> RequestError:
+    code = deleted.refused
+    return RequestError(code, _REFUSALS.get(code, "We encountered an internal error."))
 
 
 async def delete_objects(call: Call) -> Response:
     _demand_integrity(call)
     batch = xml.parse_delete(await call.document())
     root = xml.document("DeleteResult")
-    keys: list[str] = []
-    refused: list[tuple[str, RequestError]] = []
-    for key, version_id in zip(batch.keys, batch.version_ids, strict=True):
+    allowed: list[Deletion] = []
+    refused: list[tuple[Deletion, RequestError]] = []
+    for deletion in batch.deletions:
         try:
-            check_key(key)
-            check_version(version_id)
-            call.require_delete(key, version_id)
+            check_key(deletion.key)
+            call.require_delete(deletion.key, deletion.version_id or None)
+            if bypasses_governance(call):
+                call.access.require("s3:BypassGovernanceRetention", deletion.key)
         except RequestError as error:
-            refused.append((key, error))
+            refused.append((deletion, error))
         else:
-            keys.append(key)
-    if keys:
-        await call.store.delete_objects(call.bucket, keys)
+            allowed.append(deletion)
+    results: Sequence[Deleted] = ()
+    if allowed:
+        results = await call.store.delete_objects(
+            call.bucket, allowed, bypass_governance=bypasses_governance(call)
+        )
     else:
         await call.store.get_bucket(call.bucket)
-    if not batch.quiet:
-        for key in keys:
-            xml.add(SubElement(root, "Deleted"), "Key", key)
-    for key, refusal in refused:
-        _add_error(root, key, refusal)
+    for deletion, deleted in zip(allowed, results, strict=True):
+        if deleted.refused:
+            refused.append((deletion, _refusal(deleted)))
+        elif not batch.quiet:
+            _add_deleted(root, deletion, deleted)
+    for deletion, refusal in refused:
+        _add_error(root, deletion, refusal)
     return xml.xml_response(root)
 
 
-def _add_error(root: Element, key: str, error: RequestError) -> None:
+def _add_deleted(root: Element, deletion: Deletion, deleted: Deleted) -> None:
+    element = SubElement(root, "Deleted")
+    xml.add(element, "Key", deletion.key)
+    if deletion.version_id:
+        xml.add(element, "VersionId", deletion.version_id)
+    if deleted.delete_marker:
+        xml.add(element, "DeleteMarker", True)
+        xml.add(element, "DeleteMarkerVersionId", deleted.version_id)
+
+
+def _add_error(root: Element, deletion: Deletion, error: RequestError) -> None:
     element = SubElement(root, "Error")
-    xml.add(element, "Key", key)
+    xml.add(element, "Key", deletion.key)
+    if deletion.version_id:
+        xml.add(element, "VersionId", deletion.version_id)
     xml.add(element, "Code", error.code)
     xml.add(element, "Message", error.message)
 
@@ -205,14 +257,13 @@ async def copy_object(call: Call) -> Response:
     check_key(call.key)
     headers = call.request.headers
     source = parse_copy_source(headers["x-amz-copy-source"])
-    directive = headers.get("x-amz-metadata-directive", "COPY")
-    if directive not in ("COPY", "REPLACE"):
-        raise RequestError("InvalidArgument", "Unknown metadata directive.")
-    attributes = read_attributes(headers)
+    target = call.bucket, call.key
     sealing = await sealing_of(call)
-    reader = await call.store.open_object(*source)
+    reader = await open_copy_source(call, source)
+    attributes = _copied_attributes(headers, reader.info.attributes)
     is_sealed = sealing.encryption is not None or reader.info.attributes.encryption is not None
-    if directive == "COPY" and source == (call.bucket, call.key) and not is_sealed:
+    is_changed = is_sealed or source.version_id or _directive(headers, "metadata") == "REPLACE"
+    if source.place == target and not is_changed:
         raise RequestError(
             "InvalidRequest",
             "This copy request is illegal because it is trying to copy an object to itself "
@@ -222,42 +273,68 @@ async def copy_object(call: Call) -> Response:
     check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
     if is_sealed:
         # What is sealed for one key cannot be shared with another.
-        if directive == "COPY":
-            attributes = replace(reader.info.attributes, encryption=None)
         checksums = {} if reader.info.parts else reader.info.checksums
         body = StoredBody(opened(call, reader, COPY_SOURCE).read(), checksums)
         info = await call.store.put_object(
-            call.bucket,
-            call.key,
-            sealing.body(body),
-            sealing.attributes(attributes),
-            read_precondition(headers),
+            *target, sealing.body(body), sealing.attributes(attributes), read_precondition(headers)
         )
     else:
         info = await call.store.copy_object(
-            source,
-            (call.bucket, call.key),
-            attributes if directive == "REPLACE" else None,
+            source.place,
+            target,
+            attributes,
             read_precondition(headers),
+            source_version_id=source.version_id,
         )
+    shown = version_headers(info) | sealing.headers
+    if reader.info.is_versioned:
+        shown["x-amz-copy-source-version-id"] = reader.info.version_id
     root = xml.document("CopyObjectResult")
     xml.add(root, "LastModified", xml.iso_time(info.modified_s))
     xml.add(root, "ETag", f'"{info.etag}"')
     for algorithm, digest in info.checksums.items():
         xml.add(root, f"Checksum{algorithm.upper()}", digest)
     response = xml.xml_response(root)
-    response.headers |= sealing.headers
+    response.headers |= shown
     return response
 
 
+async def open_copy_source(call: Call, source: CopySource) -> ObjectReader:
+    """Open what a copy reads. Raises RequestError: NoSuchKey, NoSuchVersion, InvalidRequest."""
+    try:
+        return await call.store.open_object(*source)
+    except MarkerFound as marker:
+        if marker.is_named:
+            raise RequestError(
+                "InvalidRequest",
+                "The source of a copy request may not specifically refer to a delete marker by "
+                "version id.",
+            ) from None
+        raise RequestError(marker.code, marker.message) from None
+
+
+def _directive(headers: Mapping[str, str], what: str) -> str:
+    directive = headers.get(f"x-amz-{what}-directive", "COPY")
+    if directive not in ("COPY", "REPLACE"):
+        raise RequestError("InvalidArgument", f"Unknown {what} directive.")
+    return directive
+
+
+def _copied_attributes(headers: Mapping[str, str], source: ObjectAttributes) -> ObjectAttributes:
+    """The attributes of a copy; locks are never copied."""
+    given = read_attributes(headers)
+    base = given if _directive(headers, "metadata") == "REPLACE" else source
+    tags = given.tags if _directive(headers, "tagging") == "REPLACE" else source.tags
+    return replace(base, tags=tags, lock=given.lock, encryption=None)
+
+
 async def get_object_attributes(call: Call) -> Response:
-    check_version(call.request.query.get("versionId"))
     wanted = {
         name.strip() for name in (call.header("x-amz-object-attributes") or "").split(",")
     } - {""}
     if not wanted or not wanted <= _ATTRIBUTES:
         raise RequestError("InvalidArgument", "Invalid attribute name specified.")
-    info = await call.store.head_object(call.bucket, call.key)
+    info = await call.store.head_object(call.bucket, call.key, call.version_id)
     data_key_of(call, info)
     check_read(call.request.headers, info)
     root = xml.document("GetObjectAttributesResponse")
@@ -269,21 +346,43 @@ async def get_object_attributes(call: Call) -> Response:
             xml.add(checksum, f"Checksum{algorithm.upper()}", digest)
         xml.add(checksum, "ChecksumType", checksum_headers(info.checksums)["x-amz-checksum-type"])
     if "ObjectParts" in wanted and info.parts:
-        xml.add(SubElement(root, "ObjectParts"), "PartsCount", len(info.parts))
+        _add_parts(call, SubElement(root, "ObjectParts"), info)
     if "StorageClass" in wanted:
         xml.add(root, "StorageClass", "STANDARD")
     if "ObjectSize" in wanted:
         xml.add(root, "ObjectSize", info.size_bytes)
     response = xml.xml_response(root)
     response.headers["Last-Modified"] = object_headers(info)["Last-Modified"]
+    response.headers |= version_headers(info)
+    response.headers.pop("x-amz-expiration", None)
     return response
 
 
-async def get_object_tagging(call: Call) -> Response:
-    await call.store.head_object(call.bucket, call.key)
-    root = xml.document("Tagging")
-    SubElement(root, "TagSet")
-    return xml.xml_response(root)
+def _add_parts(call: Call, parent: Element, info: ObjectInfo) -> None:
+    """A page of the parts of an object, counted from 1."""
+    room = _count_header(call, "x-amz-max-parts", MAX_KEYS) or MAX_KEYS
+    marker = _count_header(call, "x-amz-part-number-marker", 0)
+    page = list(enumerate(info.parts, start=1))[marker : marker + room]
+    xml.add(parent, "PartsCount", len(info.parts))
+    xml.add(parent, "PartNumberMarker", marker)
+    xml.add(parent, "NextPartNumberMarker", page[-1][0] if page else marker)
+    xml.add(parent, "MaxParts", room)
+    xml.add(parent, "IsTruncated", marker + len(page) < len(info.parts))
+    for number, part in page:
+        item = SubElement(parent, "Part")
+        xml.add(item, "PartNumber", number)
+        xml.add(item, "Size", part.size_bytes)
+        for algorithm, digest in part.checksums.items():
+            xml.add(item, f"Checksum{algorithm.upper()}", digest)
+
+
+def _count_header(call: Call, name: str, default: int) -> int:
+    text = call.header(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise RequestError("InvalidArgument", f"{name} is not a number.")
+    return min(int(text[:9]), xml.MAX_PARTS)
 
 
 OBJECT_OPERATIONS: dict[str, Operation] = {
@@ -294,5 +393,4 @@ OBJECT_OPERATIONS: dict[str, Operation] = {
     "DeleteObjects": delete_objects,
     "CopyObject": copy_object,
     "GetObjectAttributes": get_object_attributes,
-    "GetObjectTagging": get_object_tagging,
 }

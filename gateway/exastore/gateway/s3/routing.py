@@ -96,6 +96,22 @@ OPERATIONS: dict[tuple[str, Target, str], Route] = {
     ("GET", _B, "versions"): Route("ListObjectVersions", "s3:ListBucketVersions"),
     ("GET", _B, "location"): Route("GetBucketLocation", "s3:GetBucketLocation"),
     ("GET", _B, "versioning"): Route("GetBucketVersioning", "s3:GetBucketVersioning"),
+    ("PUT", _B, "versioning"): Route("PutBucketVersioning", "s3:PutBucketVersioning"),
+    ("PUT", _B, "tagging"): Route("PutBucketTagging", "s3:PutBucketTagging"),
+    ("DELETE", _B, "tagging"): Route("DeleteBucketTagging", "s3:PutBucketTagging"),
+    ("PUT", _B, "lifecycle"): Route(
+        "PutBucketLifecycleConfiguration", "s3:PutLifecycleConfiguration"
+    ),
+    ("DELETE", _B, "lifecycle"): Route("DeleteBucketLifecycle", "s3:PutLifecycleConfiguration"),
+    ("PUT", _B, "object-lock"): Route(
+        "PutObjectLockConfiguration", "s3:PutBucketObjectLockConfiguration"
+    ),
+    ("PUT", _O, "tagging"): Route("PutObjectTagging", "s3:PutObjectTagging"),
+    ("DELETE", _O, "tagging"): Route("DeleteObjectTagging", "s3:DeleteObjectTagging"),
+    ("GET", _O, "retention"): Route("GetObjectRetention", "s3:GetObjectRetention"),
+    ("PUT", _O, "retention"): Route("PutObjectRetention", "s3:PutObjectRetention"),
+    ("GET", _O, "legal-hold"): Route("GetObjectLegalHold", "s3:GetObjectLegalHold"),
+    ("PUT", _O, "legal-hold"): Route("PutObjectLegalHold", "s3:PutObjectLegalHold"),
     ("GET", _B, "acl"): Route("GetBucketAcl", "s3:GetBucketAcl"),
     ("PUT", _B, "acl"): Route("PutBucketAcl", "s3:PutBucketAcl"),
     ("PUT", _B, "policy"): Route("PutBucketPolicy", "s3:PutBucketPolicy"),

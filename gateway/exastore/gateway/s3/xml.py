@@ -11,6 +11,7 @@ from defusedxml.ElementTree import fromstring
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.message import Response
+from exastore.gateway.store import Deletion
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
@@ -24,8 +25,7 @@ MAX_PARTS = 10_000
 class DeleteBatch:
     """What DeleteObjects asks for."""
 
-    keys: Sequence[str]
-    version_ids: Sequence[str | None]
+    deletions: Sequence[Deletion]
     quiet: bool
 
 
@@ -102,7 +102,8 @@ def malformed(code: str = "MalformedXML") -> RequestError:
     )
 
 
-def _text(element: Element, name: str) -> str | None:
+def text_of(element: Element, name: str) -> str | None:
+    """The text of a child; None: there is no such child."""
     child = element.find(name)
     return None if child is None else child.text or ""
 
@@ -110,17 +111,16 @@ def _text(element: Element, name: str) -> str | None:
 def parse_delete(body: bytes) -> DeleteBatch:
     """Read the document of DeleteObjects."""
     root = parse_document(body, "Delete")
-    keys: list[str] = []
-    version_ids: list[str | None] = []
+    deletions: list[Deletion] = []
     for element in root.findall("Object"):
-        key = _text(element, "Key")
+        key = text_of(element, "Key")
         if not key:
             raise malformed()
-        keys.append(key)
-        version_ids.append(_text(element, "VersionId"))
-    if not 1 <= len(keys) <= MAX_BATCH_KEYS:
+        etag = (text_of(element, "ETag") or "").strip().strip('"')
+        deletions.append(Deletion(key, text_of(element, "VersionId") or "", etag))
+    if not 1 <= len(deletions) <= MAX_BATCH_KEYS:
         raise malformed()
-    return DeleteBatch(keys, version_ids, (_text(root, "Quiet") or "").strip() == "true")
+    return DeleteBatch(deletions, (text_of(root, "Quiet") or "").strip() == "true")
 
 
 def parse_complete(body: bytes) -> Sequence[CompletedPart]:
@@ -128,7 +128,7 @@ def parse_complete(body: bytes) -> Sequence[CompletedPart]:
     root = parse_document(body, "CompleteMultipartUpload")
     parts: list[CompletedPart] = []
     for element in root.findall("Part"):
-        number, etag = _text(element, "PartNumber"), _text(element, "ETag")
+        number, etag = text_of(element, "PartNumber"), text_of(element, "ETag")
         if number is None or etag is None:
             raise malformed()
         try:
@@ -144,7 +144,7 @@ def parse_location(body: bytes) -> str:
     """The LocationConstraint of CreateBucket; "" when there is no document."""
     if not body.strip():
         return ""
-    return _text(parse_document(body, "CreateBucketConfiguration"), "LocationConstraint") or ""
+    return text_of(parse_document(body, "CreateBucketConfiguration"), "LocationConstraint") or ""
 
 
 def error_document(
