@@ -139,7 +139,7 @@ class ClusterStore:
         self._warm_code = ""
         #: The pool of each bucket, as it was when we last looked; of clusters with pools.
         self._pools: dict[str, str] = {}
-        self._hashers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="md5")
+        self._hashers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="md5")
         self.metadata = MetadataClient(config, clock=clock)
         self._documents = DocumentCache(
             self.metadata.get_documents,

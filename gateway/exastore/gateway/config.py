@@ -48,6 +48,9 @@ class GatewayConfig:
     chunks are lost; fewer if the code has no more to give."""
     max_in_flight_bytes: int = 32 << 20
     """Bytes of extents that one request reads ahead or writes behind; two extents at least."""
+    max_write_bytes: int = 48 << 20
+    """Bytes of extents that all requests together write behind, one extent at least. Beside these,
+    each request has the extent that it fills."""
     max_node_in_flight_bytes: int = 64 << 20
     """The most bytes of chunks under way to or from one storage node, per direction."""
     chunk_timeout_s: float = 15.0

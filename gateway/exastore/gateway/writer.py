@@ -17,6 +17,7 @@ from typing import cast
 
 import numpy as np
 
+from exastore.gateway.chunk_stream import ByteBudget
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.store import Body, BodyDigests, DigestedBody
@@ -57,6 +58,7 @@ class BodyWriter:
         self._stripes = stripes
         self._hashers = hashers
         self._metrics = metrics
+        self._write_bytes = ByteBudget(config.max_write_bytes)
         #: Buffers that no task and no thread refers to.
         self._idle: list[Uint8Array] = []
 
@@ -107,6 +109,11 @@ class BodyWriter:
     @property
     def stripes(self) -> StripeWriter:
         return self._stripes
+
+    @property
+    def write_bytes(self) -> ByteBudget:
+        """What the extents of all requests together take while they are written."""
+        return self._write_bytes
 
     @property
     def hashers(self) -> Executor:
@@ -214,6 +221,7 @@ class _Upload:
             for task in self._tasks:
                 if task.done():
                     task.result()
+        await self._writer.write_bytes.acquire(self._fill)  # given back by `_write`
         buffer, fill = self._buffer, self._fill
         self._buffer, self._fill = None, 0
         hashing: asyncio.Task[None] | None = None
@@ -246,12 +254,13 @@ class _Upload:
             self._failed = True
             raise
         finally:
+            self._writer.write_bytes.release(fill)
             self._slots.release()
         self._writer.give_buffer(buffer)
         return extent
 
 
 def _update(digests: BodyDigests, data: bytes | memoryview) -> None:
-    digests.md5.update(data)
     for each in digests.others:
         each.update(data)
+    digests.md5.update(data)  # the last: it may wait for other bodies

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from exastore.gateway.errors import RequestError
+from exastore.gateway.md5_lanes import new_md5
 from exastore.gateway.s3.auth import UNSIGNED_PAYLOAD, Identity
 from exastore.gateway.s3.checksums import (
     DEFAULT_ALGORITHM,
@@ -14,7 +15,6 @@ from exastore.gateway.s3.checksums import (
     decode_digest,
     encode_digest,
     new_checksum,
-    new_md5,
 )
 from exastore.gateway.s3.framing import FrameDecoder, FrameSigner
 from exastore.gateway.s3.message import Request, RequestStream
@@ -206,8 +206,11 @@ class RequestBody:
         """Leave the digests to the consumer. See `DigestedBody`."""
         assert not self._received_bytes, "before iteration"
         self._digests_taken = True
-        md5 = self._md5 or new_md5()
-        return BodyDigests(md5, tuple(each for each in self._running if each is not md5))
+        others = tuple(each for each in self._running if each is not self._md5)
+        md5 = new_md5(self._promise.length_bytes)
+        if self._md5 is not None:
+            self._md5 = md5
+        return BodyDigests(md5, others)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (piece := await self._stream.read()) is not None:

@@ -85,11 +85,6 @@ def composite_digest(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> byte
     return running.digest()
 
 
-def new_md5() -> Checksum:
-    """A fresh MD5, for Content-MD5 alone: S3 asks for it, nothing trusts it."""
-    return hashlib.md5(usedforsecurity=False)
-
-
 def decode_digest(text: str, digest_bytes: int) -> bytes | None:
     """The digest within base64 text; None when it is not one of `digest_bytes` bytes."""
     try:
