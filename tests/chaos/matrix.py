@@ -20,7 +20,7 @@ import boto3
 import psutil
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tests.integration.conftest import LiveCluster, wait_until
+from tests.integration.conftest import LiveCluster, exastore_here, wait_until
 
 from exastore.deploy.errors import ClusterUnhealthy
 from exastore.deploy.failpoints import Action, arm, disarm, fired_by
@@ -75,6 +75,9 @@ OPERATION_OF: dict[Phase, str | None] = {
     Phase.SLOT_CLEAN: "rebuild",
     Phase.MOVES_BEGUN: "drain",
 }
+
+#: An error there is one of the device.
+FENCING = {Phase.CHUNK_APPENDING, Phase.CHUNK_SYNCING, Phase.CHUNK_SYNCED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,9 @@ class Chaos:
         pid = fired_by(self.failpoints, phase)
         assert pid is not None
         self._revive(pid, action)
+        if action is Action.ERROR and phase in FENCING:
+            wait_until(lambda: bool(self.live.status().fenced_node_ids), "the device is fenced")
+            self._mend_fenced()
         word = self._answer(answer)
         done()
         self.heal()
@@ -237,6 +243,20 @@ class Chaos:
         elif action is Action.KILL:
             wait_until(lambda: pid not in self._pids(), "it is dead")
         self.live.info = self._local.up(ClusterOptions(), _silent).cluster
+
+    def _mend_fenced(self) -> None:
+        """What an operator does with a device that had an error: empty it, check it, use it."""
+        for node in set(self.live.status().fenced_node_ids):
+            given_up = self.live.run("cluster", "repair", node, "--apply")
+            assert given_up.code == 0, given_up.text
+            child = self._local.children()[node]
+            child.send(signal.SIGTERM)
+            wait_until(lambda child=child: not child.alive, f"{node} has stopped")  # type: ignore[misc]
+            device = self.live.directory / "data" / node
+            checked = exastore_here("node", "fsck", device, "--lift-fence", "--json")
+            assert checked.code == 0, checked.out
+            assert checked.json["fence"], "the device does not remember its error"
+            self.live.info = self._local.up(ClusterOptions(), _silent).cluster
 
     def _answer(self, answer: "Future[None] | None") -> str:
         if answer is None:

@@ -22,6 +22,7 @@ from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.compaction import compact
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import ChunkConflict, ChunkNotFound, DeviceFenced
+from exastore.storage.identity import lift_fence
 from exastore.storage.log import StoreOptions
 from exastore.storage.record import BLOCK_BYTES, ChunkKey
 
@@ -151,6 +152,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.write(key, 0, "rs-4-2", b"perhaps", crc32c(b"perhaps"))
         self.disk.next_sync_error = None
         self.store.close()
+        self.disk.locked = False
+        assert lift_fence(self.disk)
         self.store = self.open()
         if self.store.get(key) is not None:
             self.model[key] = b"perhaps"

@@ -104,6 +104,8 @@ class FakeDisk:
         self.names: dict[str, _Inode] = {}
         self.durable_names: dict[str, _Inode] = {}
         self.locked = False
+        #: From a crash until somebody takes the device again.
+        self.is_off = False
         self.index = FakeIndexFile()
         self.sync_count = 0
         #: Syncs wait while this is not set.
@@ -125,6 +127,7 @@ class FakeDisk:
     def crash(self, generator: np.random.Generator) -> None:
         """Power off: unsynced writes and names survive by chance, writes in whole sectors."""
         self.boot += 1
+        self.is_off = True
         self.syncs_may_run.set()
         self.locked = False
         names = dict(self.durable_names)
@@ -173,6 +176,7 @@ class FakeDisk:
         if self.locked:
             raise DeviceLocked(self.path, "another")
         self.locked = True
+        self.is_off = False
 
     def unlock(self) -> None:
         self.locked = False
@@ -186,6 +190,8 @@ class FakeDisk:
         return None if inode is None else bytes(inode.current)
 
     def write_small(self, name: str, data: bytes) -> None:
+        if self.is_off:
+            raise OSError(errno.EIO, "the power is off")
         inode = _Inode(bytearray(data), bytearray(data))
         self.names[name] = self.durable_names[name] = inode
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.support.fake_disk import FakeDisk
 
-from exastore.storage.chunk_store import ChunkStore
+from exastore.storage.chunk_store import READ_FAILURE_COUNT_MAX, ChunkStore
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import (
     ChunkCorrupt,
@@ -17,6 +17,7 @@ from exastore.storage.errors import (
     NoSpace,
     StorageError,
 )
+from exastore.storage.identity import lift_fence
 from exastore.storage.log import StoreOptions, segment_name
 from exastore.storage.record import FIXED_BYTES, ChunkKey
 from exastore.storage.segment import HEAD_BYTES
@@ -365,4 +366,42 @@ def test_a_file_system_without_holes_keeps_the_space_and_works() -> None:
         assert store.delete([key(number)]) == 1
         used.append(store.used_bytes)
     assert used[1] > used[0] + 100_000
+    store.close()
+
+
+def test_a_fenced_device_takes_writes_again_when_an_operator_says_so_and_not_before() -> None:
+    disk = FakeDisk()
+    store = open_store(disk)
+    put(store, 1, b"before")
+    disk.next_sync_error = io_error()
+    with pytest.raises(DeviceFenced):
+        put(store, 2, b"lost")
+    store.close()
+
+    store = open_store(disk)
+    assert store.fence_reason is not None
+    assert "bad sector" in store.fence_reason
+    with pytest.raises(DeviceFenced, match="bad sector"):
+        put(store, 3, b"refused")
+    assert store.read(key(1)).data == b"before"
+    store.close()
+
+    assert lift_fence(disk)
+    assert not lift_fence(disk)
+    store = open_store(disk)
+    put(store, 3, b"taken")
+    assert store.read(key(3)).data == b"taken"
+    store.close()
+
+
+def test_a_device_that_fails_many_reads_is_fenced() -> None:
+    disk = FakeDisk()
+    store = open_store(disk)
+    put(store, 1, b"x")
+    for count in range(1, READ_FAILURE_COUNT_MAX + 1):
+        disk.next_read_error = io_error()
+        with pytest.raises(DeviceReadFailed):
+            store.read(key(1))
+        assert (store.fence_reason is not None) == (count == READ_FAILURE_COUNT_MAX)
+    assert store.read(key(1)).data == b"x", "what can be read is served"
     store.close()

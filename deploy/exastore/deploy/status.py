@@ -128,6 +128,16 @@ class StatusView:
             device.state in ("up", "draining") for node in self.nodes for device in node.devices
         )
 
+    @property
+    def fenced_node_ids(self) -> list[str]:
+        """Nodes with a device that had an I/O error and takes no writes; one entry a device."""
+        return [
+            node.id
+            for node in self.nodes
+            for device in node.devices
+            if device.fenced and device.state not in ("up", "draining")
+        ]
+
     def device(self, index: int) -> DeviceView:
         """The device with this index."""
         return next(d for node in self.nodes for d in node.devices if d.index == index)
@@ -137,8 +147,10 @@ class StatusView:
         if not self.ready:
             joined = sum(len(node.devices) for node in self.nodes)
             return f"{joined} of {self.bootstrap_device_count} devices have joined"
-        if self.up_device_count < node_count:
-            return f"{self.up_device_count} of {node_count} devices are up"
+        # A fenced device is there, and waits for an operator: its cluster does not wait for it.
+        found = self.up_device_count + len(self.fenced_node_ids)
+        if found < node_count:
+            return f"{found} of {node_count} devices are up"
         return ""
 
     def to_json(self) -> dict[str, object]:

@@ -7,7 +7,9 @@ Laws:
 3. Nothing is returned that did not pass its CRCs and its identity.
 4. After an error of a write or an fsync nothing is written any more (fenced); reads go on. The
    kernel may drop dirty pages after a failed fsync and report success next time, so nothing is
-   ever retried.
+   ever retried. Nor after a restart: the device says so in a file, which an operator removes.
+5. A read that fails is told and counted; after `READ_FAILURE_COUNT_MAX` of them the device is
+   fenced, too.
 
 Theory of operation: callers append under one lock, so records lie in order and a crash leaves at
 most one torn tail. One flusher thread fsyncs and then acknowledges everything appended before the
@@ -47,7 +49,7 @@ from exastore.storage.errors import (
     StorageError,
     TransferCorrupt,
 )
-from exastore.storage.identity import identify
+from exastore.storage.identity import fence_of, identify, note_fence
 from exastore.storage.index_file import Entry, PgUsage, SegmentUsage
 from exastore.storage.log import Purpose, StoreOptions
 from exastore.storage.record import (
@@ -67,6 +69,9 @@ from exastore.storage.runs import ByteRun, block_spans, cut_runs
 from exastore.storage.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
+
+#: Reads that the system may fail before a device counts as broken.
+READ_FAILURE_COUNT_MAX = 8
 
 
 class StoredChunk(NamedTuple):
@@ -143,7 +148,8 @@ class ChunkStore:
         self._in_flight: dict[ChunkKey, _Pending] = {}
         #: End of the log as of the last record in `_pending`.
         self._written = Position(0, 0)
-        self._fence_reason: str | None = None
+        self._fence_reason: str | None = fence_of(disk)
+        self._read_failure_count = 0
         self._closing = False
         self._log, self._index, self.recovery = recover(disk, device_uuid, options)
         #: The index, which knows the durable chunks, speaks of all records before this place.
@@ -489,6 +495,7 @@ class ChunkStore:
             start = entry.offset_bytes + entry.header_bytes
             blocks = [file.pread(span.length_bytes, start + span.offset_bytes) for span in spans]
         except OSError as error:
+            self._note_read_failure(error)
             raise DeviceReadFailed(f"segment {entry.segment}: {error}") from error
         try:
             header = decode_header(head, place)
@@ -567,9 +574,20 @@ class ChunkStore:
                 return
             self._fence_reason = reason
         try:
+            note_fence(self._disk, reason)
+        except OSError:
+            _log.exception("%s is fenced, but cannot say so", self._disk.path)
+        try:
             self._observer.fenced(reason)
         except Exception:  # what matters is that waiting writers are told
             _log.exception("the observer of a fenced device failed")
+
+    def _note_read_failure(self, error: OSError) -> None:
+        with self._state:
+            self._read_failure_count += 1
+            count = self._read_failure_count
+        if count >= READ_FAILURE_COUNT_MAX:
+            self._fence(f"{count} reads failed, the last: {error}")
 
     def _check_writable(self) -> None:
         if self._closing:

@@ -1,4 +1,7 @@
-"""What makes a folder a device: `device.json` with its uuid and the version of its format."""
+"""What makes a folder a device: `device.json` with its uuid and the version of its format.
+
+A device that had an I/O error has a `fenced.json`, too: no writes until an operator lifts it.
+"""
 
 import json
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from exastore.storage.errors import DeviceUnusable
 
 DEVICE_FILE = "device.json"
 DEVICE_FORMAT_VERSION = 1
+FENCE_FILE = "fenced.json"
 
 
 def identify(disk: Disk, new_uuid: Callable[[], bytes]) -> bytes:
@@ -34,3 +38,39 @@ def identify(disk: Disk, new_uuid: Callable[[], bytes]) -> bytes:
             f" {DEVICE_FORMAT_VERSION}"
         )
     return device_uuid
+
+
+def fence_of(disk: Disk) -> str | None:
+    """Why the device takes no writes, as noted by an earlier run; None: it takes them.
+
+    A note that cannot be read counts: somebody had a reason to write it.
+    """
+    text = disk.read_small(FENCE_FILE)
+    if text is None:
+        return None
+    try:
+        reason = json.loads(text)["reason"]
+        return None if reason is None else str(reason)
+    except (ValueError, KeyError, TypeError):
+        return f"{FENCE_FILE} cannot be read"
+
+
+def note_fence(disk: Disk, reason: str) -> None:
+    """Remember over restarts that the device had an error. Raises OSError."""
+    disk.write_small(FENCE_FILE, json.dumps({"reason": reason}).encode() + b"\n")
+
+
+def lift_fence(disk: Disk) -> bool:
+    """Let the device take writes from its next start on; whether it was fenced.
+
+    Raises:
+        DeviceLocked: a node serves the device.
+    """
+    disk.lock()
+    try:
+        is_fenced = fence_of(disk) is not None
+        if is_fenced:  # written, not removed: that is durable in one step
+            disk.write_small(FENCE_FILE, json.dumps({"reason": None}).encode() + b"\n")
+        return is_fenced
+    finally:
+        disk.unlock()

@@ -159,6 +159,12 @@ class StorageNode:
             "device %s: %d chunks in %d segments",
             store.path, store.chunk_count, recovery.segment_count,
         )  # fmt: skip
+        if store.fence_reason is not None:
+            _log.error(
+                "device %s had an error before and takes no writes: %s; check it with "
+                "`exastore node fsck %s`, which also lifts the fence (--lift-fence)",
+                store.path, store.fence_reason, store.path,
+            )  # fmt: skip
         for segment, item in recovery.damage:
             _log.error("device %s, segment %d is damaged: %s", store.path, segment, item)
         for segment, item in recovery.torn:

@@ -75,10 +75,14 @@ def node_fsck(
         bool,
         typer.Option("--rebuild-index", help="Then drop the index; the next start makes it anew."),
     ] = False,
+    lift_fence: Annotated[
+        bool,
+        typer.Option("--lift-fence", help="Then let a device that had an error take writes again."),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Check a device whose node is stopped: every record, and the index. Exit code 1: problems."""
-    from exastore.storage import fsck
+    from exastore.storage import fsck, identity
     from exastore.storage.disk import PosixDisk
     from exastore.storage.errors import DeviceLocked, StorageError
 
@@ -90,14 +94,20 @@ def node_fsck(
             report = fsck.check_device(disk, done)
         if rebuild_index:
             fsck.rebuild_index(disk)
+        fence = identity.fence_of(disk)
+        if lift_fence:
+            identity.lift_fence(disk)
     except DeviceLocked as error:
         raise BadInput(str(error), hint="stop the node that serves the device") from error
     except (StorageError, OSError) as error:
         raise BadInput(f"{device} cannot be checked: {error}") from error
     if json_output:
-        print_json(asdict(report))
+        print_json({**asdict(report), "fence": fence})
     else:
         print_fsck(report)
+        if fence is not None:
+            state = "lifted" if lift_fence else "kept: --lift-fence lets it take writes again"
+            out.print(f"fenced: {fence} ({state})", markup=False)
     if report.problem_count:
         raise typer.Exit(1)
 
