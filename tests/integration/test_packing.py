@@ -101,6 +101,8 @@ def test_small_objects_are_packed_whatever_dies_and_cost_what_the_code_says(
     again = live.run("cluster", "gc", "--older-than-s", "1", "--json")
     assert again.json["orphan_chunks"] == 0, again.json
     assert live.run("cluster", "scrub").code == 0
+    assert "100% of what was packed" in live.run("cluster", "pack").text
+    assert "nothing refers to 0 of them" in live.run("cluster", "gc").text
     check_all(s3, "small", kept)
 
     # With a node dead its objects are decoded; deleted ones make room.

@@ -150,7 +150,9 @@ class TrashCollector:
         for work in works:
             for extent in work.batch.extents:
                 assert message is not None, "quiet PGs are those of a map"
-                for index, device in enumerate(message.pgs[extent.pg].device_indexes):
+                # Copies of small objects lie in the first slots of their group alone.
+                devices = message.pgs[extent.pg].device_indexes[: len(extent.chunk_crc32c)]
+                for index, device in enumerate(devices):
                     chunks[device].append(
                         common_pb2.ChunkId(pg=extent.pg, stripe_id=extent.stripe_id, index=index)
                     )
