@@ -102,6 +102,34 @@ def test_a_batch_is_decided_key_by_key(front: Front, bucket: str) -> None:
     assert front.client("ANN").get_object(Bucket=bucket, Key="k")
 
 
+def test_the_tags_of_an_object_decide_and_those_of_a_copys_target_do_not(
+    front: Front, bucket: str
+) -> None:
+    ann, eve = front.client("ANN"), front.client("EVE")
+    put_policy(
+        front,
+        bucket,
+        {
+            "Principal": {"AWS": "evil"},
+            "Action": ["s3:GetObject", "s3:DeleteObject"],
+            "Condition": {"StringEquals": {"s3:ExistingObjectTag/class": "open"}},
+        },
+    )
+    assert code_of(eve.get_object, Bucket=bucket, Key="k") == "AccessDenied"
+    own = f"{bucket}-eve"
+    eve.create_bucket(Bucket=own)
+    eve.put_object(Bucket=own, Key="bait", Body=b"", Tagging="class=open")
+    copy = {"Bucket": own, "Key": "bait", "CopySource": {"Bucket": bucket, "Key": "k"}}
+    assert code_of(eve.copy_object, **copy) == "AccessDenied"
+    ann.put_object(Bucket=bucket, Key="open", Body=b"1", Tagging="class=open")
+    assert eve.get_object(Bucket=bucket, Key="open")["Body"].read() == b"1"
+    eve.copy_object(**{**copy, "CopySource": {"Bucket": bucket, "Key": "open"}})
+    batch = {"Objects": [{"Key": "open"}]}
+    refused = eve.delete_objects(Bucket=bucket, Delete=batch)["Errors"]
+    assert [error["Code"] for error in refused] == ["AccessDenied"]
+    eve.delete_object(Bucket=bucket, Key="open")
+
+
 def test_traffic_is_the_owners_and_acts_are_recorded(front: Front, bucket: str) -> None:
     put_policy(front, bucket, {})
     size = 123_457  # No other request has so many bytes.

@@ -73,8 +73,7 @@ class Call:
 
     def require_delete(self, key: str, version_id: str | None) -> None:
         """Raise AccessDenied unless the caller may delete this; for batches of keys."""
-        named = version_id is not None
-        self.access.require("s3:DeleteObjectVersion" if named else "s3:DeleteObject", key)
+        self.access.require_delete(key, version_id)
 
     def header(self, name: str) -> str | None:
         """A header by its lower-case name."""

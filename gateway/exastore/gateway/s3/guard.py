@@ -122,19 +122,26 @@ class Access:
         self._tags: Mapping[str, str] = {}
         self._facts: Facts | None = None
 
-    def may(self, action: str, key: str = "", *, bucket: BucketAccess | None = None) -> bool:
+    def may(self, action: str, key: str = "") -> bool:
         """Whether an action may be done with the bucket, or with an object of it."""
         if self.principal.kind is Kind.ROOT:
             return True
-        where = bucket or self.bucket
-        name = where.name if where is not None else self.request.bucket or "*"
+        name = self.bucket.name if self.bucket is not None else self.request.bucket or "*"
         resource = f"{name}/{key}" if key else name
-        return may(self.principal, where, action, resource, self._gathered)
+        return may(self.principal, self.bucket, action, resource, self._gathered)
 
-    def require(self, action: str, key: str = "", *, bucket: BucketAccess | None = None) -> None:
+    def require(self, action: str, key: str = "") -> None:
         """Raises RequestError: AccessDenied."""
-        if not self.may(action, key, bucket=bucket):
+        if not self.may(action, key):
             raise denied()
+
+    def require_delete(self, key: str, version_id: str | None) -> None:
+        """As `require`, for one of a batch of keys, whose tags nobody looked up."""
+        if self.asks_for_tags and self.principal.kind is not Kind.ROOT:
+            raise RequestError(
+                "AccessDenied", "A policy asks for the tags of objects: delete them one by one."
+            )
+        self.require("s3:DeleteObject" if version_id is None else "s3:DeleteObjectVersion", key)
 
     @property
     def asks_for_tags(self) -> bool:
@@ -182,18 +189,23 @@ class Guard:
             return access
         bucket = self.buckets.cached(name) or await self.buckets.get(name)
         access = Access(request, principal, identity, bucket, now_s)
-        if request.key and access.asks_for_tags:
-            version = request.query.get("versionId")
-            access.know_tags(await self._load_tags(name, request.key, version))
+        if request.key:
+            await self._learn_tags(access, name, request.key, request.query.get("versionId"))
         if operation == "DeleteObjects":
-            return access  # Decided key by key.
+            return access  # Decided key by key, by `Access.require_delete`.
         action = route.action
         if "versionId" in request.query:
             action = _VERSIONED.get(action, action)
         access.require(action, request.key)
         if request.key:
-            await self._require_more(access, request, operation)
+            self._require_more(access, request)
+            if operation in _COPIES:
+                await self._require_source(request, principal, identity, now_s)
         return access
+
+    async def _learn_tags(self, access: Access, bucket: str, key: str, version: str | None) -> None:
+        if access.asks_for_tags:
+            access.know_tags(await self._load_tags(bucket, key, version))
 
     async def _check_list(self, request: Request) -> None:
         """Refuse a list for an object that is not its owner's alone: objects have no others."""
@@ -204,14 +216,18 @@ class Guard:
                 "NotImplemented", "Objects have no lists of their own: use a bucket policy."
             )
 
-    async def _require_more(self, access: Access, request: Request, operation: str) -> None:
-        headers = request.headers
+    def _require_more(self, access: Access, request: Request) -> None:
         for header, action in _EXTRA_ACTIONS.items():
-            if header in headers:
+            if header in request.headers:
                 access.require(action, request.key)
-        if operation in _COPIES:
-            header = headers.get("x-amz-copy-source", "")
-            source = parse_copy_source(header)
-            bucket = await self.buckets.get(source[0])
-            action = "s3:GetObjectVersion" if "?versionId=" in header else "s3:GetObject"
-            access.require(action, source[1], bucket=bucket)
+
+    async def _require_source(
+        self, request: Request, principal: Principal, identity: Identity, now_s: float
+    ) -> None:
+        """A copy reads its source: with the rights, and by the tags, that hold there."""
+        source = parse_copy_source(request.headers.get("x-amz-copy-source", ""))
+        bucket = await self.buckets.get(source.bucket)
+        access = Access(request, principal, identity, bucket, now_s)
+        await self._learn_tags(access, source.bucket, source.key, source.version_id or None)
+        named = "s3:GetObjectVersion" if source.version_id else "s3:GetObject"
+        access.require(named, source.key)
