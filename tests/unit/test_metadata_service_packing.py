@@ -222,6 +222,28 @@ async def test_a_sparse_stripe_is_packed_anew_and_an_empty_one_goes() -> None:
     assert await cluster.is_sound()
 
 
+async def test_packed_objects_move_with_their_bucket_and_are_let_go_there() -> None:
+    cluster = await formed(partitions=("cold=memory:",))
+    place = await cluster.service.names.get_bucket(pb.GetBucketRequest(name="bucket"))
+    target = "cold" if place.partition == "main" else "main"
+    for number in range(FULL + 2):
+        await cluster.put_small(number)
+    await cluster.background.packer.run_round()
+    await cluster.service.mover.move_bucket(pb.MoveBucketRequest(bucket="bucket", target=target))
+    while (await cluster.service.mover.list_moves(pb.ListMovesRequest())).moves:
+        await cluster.step()
+        await cluster.service.mover.run_round()
+    status = await cluster.packing()
+    assert (status.object_count, status.unpacked_object_count) == (FULL, 2)
+    engine = cluster.service.names.partitions.named(target).engine
+    assert (await engine.read(lambda txn: check.check_bucket(txn, "bucket"))).is_sound
+    await cluster.background.packer.pack_now()
+    await cluster.delete_small(*range(FULL + 2))
+    assert (await cluster.packing()).stripe_count == 0
+    await cluster.empty_trash()
+    assert cluster.stored() == 0
+
+
 async def test_only_the_holder_of_the_lease_packs_and_collects() -> None:
     first = await formed()
     second = Cluster(6, engine=first.engine, clock=first.clock, nodes=first.nodes, holder="other")

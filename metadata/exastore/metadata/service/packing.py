@@ -95,7 +95,7 @@ class Packer:
         async with self._turn:
             await self._pack_all(self._config.pack_wait_s)
         now_s = self._clock.monotonic_s()
-        if now_s - self._counted_s >= _COUNT_S:
+        if self._partitions.all[0].lease.is_held and now_s - self._counted_s >= _COUNT_S:
             self._counted_s = now_s
             await self.count()
 
