@@ -56,6 +56,7 @@ proto: setup ## generate the gRPC stubs from the .proto files
 
 docs: setup ## write the pages that are made from code
 	$(BIN)/python -m exastore.deploy.metrics_reference > docs/metrics.md
+	$(BIN)/python -m tests.integration.clients.matrix > docs/clients.md
 
 lint: setup ## ruff, mypy, pyright, import contracts, spelling
 	$(BIN)/ruff check .
