@@ -4,8 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exastore.sim._reference import mix64 as plain_mix64
-from exastore.sim.streams import bits64, mix64, trial_key, uniform, weibull
+from exastore.sim._reference_draws import mix64 as plain_mix64
+from exastore.sim.physics import LAW, PIECE, build_physics, life_s
+from exastore.sim.scenario import load_scenario
+from exastore.sim.streams import bits64, mix64, trial_key, uniform
 
 words = st.integers(0, 2**64 - 1)
 small = st.integers(0, 2**31 - 1)
@@ -42,7 +44,19 @@ def test_addresses_give_numbers_inside_the_unit_interval(
 
 def test_lives_have_the_mean_of_their_law() -> None:
     key = np.uint64(trial_key(1, 2))
-    lives = [weibull(key, 1, device, 0, 10.0, 1.0) for device in range(20_000)]
-    assert abs(np.mean(lives) - 10.0) < 4 * 10.0 / np.sqrt(20_000)
-    worn = [weibull(key, 1, device, 0, 10.0, 2.0) for device in range(20_000)]
-    assert abs(np.mean(worn) - 10.0 * np.sqrt(np.pi) / 2) < 0.15
+    laws = np.zeros(3, LAW)
+    laws["scale_s"], laws["shape"] = [10.0, 10.0, 0.0], [1.0, 2.0, 0.0]
+    laws["end_piece"][2] = 2
+    # A hazard of 1 up to age 1, then of 0.1: mean 1 - exp(-1) + 10 exp(-1).
+    pieces = np.array([(0.0, 1.0, 0.0), (1.0, 0.1, 1.0)], PIECE)
+    tables = build_physics(load_scenario("tiny"))._replace(laws=laws, pieces=pieces)
+
+    def mean(law: int, age_s: float) -> float:
+        return float(np.mean([life_s(tables, key, law, i, 0, age_s) for i in range(20_000)]))
+
+    assert abs(mean(0, 0.0) - 10.0) < 4 * 10.0 / np.sqrt(20_000)
+    assert abs(mean(0, 25.0) - 10.0) < 4 * 10.0 / np.sqrt(20_000)
+    assert abs(mean(1, 0.0) - 10.0 * np.sqrt(np.pi) / 2) < 0.15
+    assert mean(1, 20.0) < 3.0
+    assert abs(mean(2, 0.0) - (1 - np.exp(-1) + 10 * np.exp(-1))) < 0.2
+    assert abs(mean(2, 1.0) - 10.0) < 0.3

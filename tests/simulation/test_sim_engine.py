@@ -1,28 +1,45 @@
 """The engine against its plain twin, against itself, and against arithmetic."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from exastore.sim import Scenario, durability, parse_scenario, place, run
+from exastore.sim import (
+    Scenario,
+    ScenarioError,
+    durability,
+    load_scenario,
+    parse_scenario,
+    place,
+    run,
+)
 from exastore.sim._reference import ReferenceTrial
+from exastore.sim.build import (
+    build_model,
+    build_state,
+    load_state,
+    save_state,
+    validate_state,
+    with_more_room,
+)
 from exastore.sim.codes import engine_code
-from exastore.sim.engine import NEEDS_ROOM, run_until
+from exastore.sim.engine import DONE, NEEDS_ROOM, NO_LIMIT, run_until
 from exastore.sim.heap import ENTITY_BITS
+from exastore.sim.physics import build_physics
 from exastore.sim.run import Placement, simulate
 from exastore.sim.state import (
+    CHUNK_RUNS_RETURNED,
     LOG_COUNT,
     LOSS_COUNT,
     MISSING_SLOTS,
     TIMELINE_COLUMNS,
     UNAVAILABLE_PGS,
     State,
-    build_model,
-    build_state,
-    device_lists,
-    validate_state,
-    with_more_room,
 )
 
 ROUGH = """
@@ -49,8 +66,10 @@ user_bytes = 30_000_000_000_000
 detection_delay_s = {detection}
 write_bandwidth_bytes_per_s = {write}
 read_bandwidth_bytes_per_s = {read}
+{links}
 [run]
 years = {years}
+{more}
 """
 DEFAULTS: dict[str, float | str] = {
     "code": "rs-4-2",
@@ -64,6 +83,8 @@ DEFAULTS: dict[str, float | str] = {
     "write": 20e6,
     "read": 20e6,
     "years": 3.0,
+    "links": "",
+    "more": "",
 }
 
 
@@ -75,12 +96,8 @@ def rough(**changes: float | str) -> Scenario:
 def end_state(
     scenario: Scenario, placement: Placement, *, seed: int, trial: int = 0, log_events: int = 0
 ) -> State:
-    model = build_model(scenario, seed=seed, trial=trial)
-    device_count = placement.topology.device_count
-    slots, count = device_lists(placement.pg_devices, device_count, int(model["shift"]))
-    state = simulate(
-        scenario, placement, slots, count, seed=seed, trial=trial, log_events=log_events
-    )
+    model = build_model(scenario, build_physics(scenario), seed=seed, trial=trial)
+    state = simulate(scenario, placement, seed=seed, trial=trial, log_events=log_events)
     validate_state(model, state, scenario.code)
     return state
 
@@ -89,6 +106,59 @@ def column(state: State, name: str) -> float:
     return float(state.timeline[:, TIMELINE_COLUMNS.index(name)].sum())
 
 
+MODELS = """
+[[model]]
+share = 2
+afr_per_year = 0.3
+life_shape = 1.13
+age_max_years = 4.0
+[[model]]
+hazard_from_years = [0.0, 0.25, 3.0]
+hazard_afr_per_year = [0.6, 0.1, 0.5]
+age_min_years = 0.1
+age_max_years = 5.0
+[[model]]
+share = 0.5
+afr_per_year = 0.9
+"""
+INCIDENTS = """
+[[incident]]
+name = "rack"
+level = "rack"
+per_year = 2.0
+durations_s = [600.0, 4000.0, 90000.0]
+duration_shares = [0.6, 0.3, 0.1]
+duration_law = "fixed"
+[[incident]]
+name = "power"
+level = "power"
+racks_per_domain = 3
+per_year = 0.5
+duration_s = 20000.0
+hit_share = 0.8
+death_share = 0.05
+gives_up = false
+[[incident]]
+name = "burst"
+level = "cluster"
+per_year = 4.0
+duration_s = 9000.0
+burst_min = 2
+burst_max = 6
+rack_affinity = 0.7
+[[incident]]
+name = "upgrades"
+level = "rack"
+every_years = 0.5
+duration_s = 1200.0
+duration_law = "fixed"
+[[incident]]
+name = "operators"
+level = "node"
+per_year = 0.1
+duration_s = 100.0
+death_share = 0.5
+"""
 CASES: dict[str, dict[str, float | str]] = {
     "many-failures": {},
     "no-spare-rack": {"racks": 6, "afr": 0.9},
@@ -100,54 +170,164 @@ CASES: dict[str, dict[str, float | str]] = {
     "lrc": {"code": "lrc-6-2-2", "racks": 11, "afr": 0.9, "write": 2e6, "read": 4e6, "years": 2.0},
     "lrc-loses-data": {"code": "lrc-4-2-1", "racks": 7, "afr": 0.95, "write": 1e6, "years": 2.0},
     "clay": {"code": "clay-4-2-5", "afr": 0.8, "read": 5e6},
+    "late-returns": {"outage_mean": 60_000.0, "outages": 8.0, "write": 3e6, "afr": 0.2},
+    "narrow-links": {
+        "afr": 0.8,
+        "links": "node_bandwidth_bytes_per_s = 6e6\nrack_bandwidth_bytes_per_s = 9e6\n"
+        "zone_bandwidth_bytes_per_s = 20e6",
+    },
+    "models": {"more": MODELS, "years": 4.0, "outages": 5.0},
+    "incidents": {"more": INCIDENTS, "afr": 0.2, "outages": 5.0, "write": 4e6, "racks": 10},
+    "lrc-and-incidents": {
+        "more": INCIDENTS,
+        "code": "lrc-4-2-1",
+        "racks": 10,
+        "write": 2e6,
+        "years": 2.0,
+    },
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_engine_equals_its_plain_twin_event_for_event(case: str) -> None:
-    scenario = rough(**CASES[case])
-    placement = place(scenario, seed=5)
-    state = end_state(scenario, placement, seed=5, trial=2, log_events=200_000)
-    model = build_model(scenario, seed=5, trial=2)
+def both(scenario: Scenario, *, seed: int, trial: int) -> tuple[State, ReferenceTrial]:
+    """The ends of a trial by the engine and by its twin, which are equal event for event."""
+    placement = place(scenario, seed=seed)
+    state = end_state(scenario, placement, seed=seed, trial=trial, log_events=200_000)
+    model = build_model(scenario, build_physics(scenario), seed=seed, trial=trial)
     twin = ReferenceTrial(
-        model, placement.columns, placement.topology, placement.pg_devices, scenario.code
+        scenario, model, placement.columns, placement.topology, placement.pg_devices
     )
     twin.run()
-
     logged = state.log[: int(state.counter[LOG_COUNT])]
     mask = (1 << ENTITY_BITS) - 1
     events = [
         (float(event["time_s"]), int(event["code"]) >> ENTITY_BITS, int(event["code"]) & mask)
         for event in logged
     ]
-    assert len(events) > 500
     assert events == twin.events
     assert (state.pg_devices == twin.rows).all()
     assert (state.device_state == twin.state).all()
     losses = state.losses[: int(state.counter[LOSS_COUNT])]
-    assert list(zip(losses["time_s"].tolist(), losses["code"].tolist(), strict=True)) == twin.losses
+    found = zip(losses["time_s"].tolist(), losses["code"].tolist(), strict=True)
+    assert sorted(found) == sorted(twin.losses)
     for name, total in twin.totals.items():
         assert column(state, name) == pytest.approx(total, rel=1e-9), name
+    return state, twin
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_engine_equals_its_plain_twin_event_for_event(case: str) -> None:
+    state, twin = both(rough(**CASES[case]), seed=5, trial=2)
+    assert len(twin.events) > 500
     if case in {"slow-repair-loses-data", "lrc-loses-data"}:
         assert twin.losses
+    if case == "late-returns":
+        assert state.counter[CHUNK_RUNS_RETURNED] > 100
 
 
-@pytest.mark.parametrize("case", ["lrc", "lrc-loses-data"])
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    afr=st.floats(0.0, 0.95),
+    outages=st.floats(0.0, 40.0),
+    outage_mean=st.floats(100.0, 1e5),
+    write=st.floats(1e6, 5e7),
+    detection=st.floats(0.0, 5e4),
+    replacement=st.floats(0.0, 5e5),
+    racks=st.integers(6, 12),
+    more=st.sampled_from(["", INCIDENTS, MODELS, MODELS + INCIDENTS]),
+    trial=st.integers(0, 2**30),
+)
+def test_engine_equals_its_twin_in_any_scenario(trial: int, **changes: float | str) -> None:
+    both(rough(years=0.4, **changes), seed=trial % 97, trial=trial)
+
+
+def test_a_trace_is_played_back_as_it_is(tmp_path: Path) -> None:
+    rows = [("2020-01-01", f"S{i}", 0) for i in range(48)] + [
+        ("2020-01-02", "S5", 1),
+        ("2020-03-01", "S7", 1),
+        ("2020-03-01", "S900", 1),
+    ]
+    text = "date,serial_number,model,capacity_bytes,failure\n" + "\n".join(
+        f"{day},{serial},M,1,{failure}" for day, serial, failure in rows
+    )
+    (tmp_path / "trace.csv").write_text(text + "\n", "utf-8")
+    scenario = rough(outages=0.0, years=1.0)
+    device = replace(scenario.device, trace=str(tmp_path / "trace.csv"))
+    _, twin = both(replace(scenario, device=device), seed=1, trial=0)
+    failed = [(time / 86_400, device) for time, kind, device in twin.events if kind == 6]
+    assert failed == [(2.0, 5), (61.0, 7)]
+
+
+def test_a_trace_without_its_columns_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("day,failed\n1,1\n", "utf-8")
+    scenario = rough()
+    device = replace(scenario.device, trace=str(tmp_path / "trace.csv"))
+    with pytest.raises(ScenarioError, match=r"device\.trace.*date, serial_number, failure"):
+        run(replace(scenario, device=device), trials=1)
+
+
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_any_work() -> None:
+    scenario = load_scenario("100eib")
+    with pytest.raises(ScenarioError, match=r"placement\.pg_count: 72000000 PGs.*fewer PGs"):
+        run(scenario, trials=1000, workers=1000)
+
+
+def test_losses_need_data_that_is_gone_not_nodes_that_are_given_up() -> None:
+    # All racks but two are away for a day: everything is unavailable, and nothing is lost.
+    outage = """
+[[incident]]
+name = "site"
+level = "zone"
+every_years = 0.4
+duration_s = 86400.0
+duration_law = "fixed"
+hit_share = 0.6
+"""
+    trial = run(rough(afr=0.0, outages=0.0, years=1.0, more=outage), trials=1, seed=1)
+    (row,) = trial.trials.to_pylist()
+    assert row["unavailable_pg_hours"] > 1000 and row["pgs_lost"] == 0
+
+
+@pytest.mark.parametrize("case", ["lrc", "lrc-loses-data", "many-failures", "incidents"])
 def test_the_patterns_of_losses_are_judged_right_at_every_step(case: str) -> None:
-    scenario = rough(**(CASES[case] | {"outages": 150.0, "outage_mean": 20_000.0}))
+    changes: dict[str, float | str] = {"outages": 150.0, "outage_mean": 20_000.0, "years": 0.5}
+    scenario = rough(**(CASES[case] | changes))
     placement = place(scenario, seed=5)
-    model = build_model(scenario, seed=5, trial=0)
-    shift, device_count = int(model["shift"]), placement.topology.device_count
-    slots, count = device_lists(placement.pg_devices, device_count, shift)
-    state = build_state(model, placement.topology, placement.pg_devices, slots, count)
+    physics = build_physics(scenario)
+    model = build_model(scenario, physics, seed=5, trial=0)
+    state = build_state(model, physics, placement.topology, placement.pg_devices)
     code = engine_code(scenario.code)
-    most = 0
-    for until_s in np.linspace(0.0, float(model["horizon_s"]), 400)[1:]:
-        while run_until(placement.columns, code, model, state, until_s) == NEEDS_ROOM:
-            state = with_more_room(state)
+    horizon_s = float(model["horizon_s"])
+    most, checks, done = 0, 0, -1
+    while done != DONE:
+        # After every event at first, then every so often.
+        limit = 1 if checks < 150 else 400
+        done = run_until(placement.columns, code, physics, model, state, horizon_s, limit)
+        if done == NEEDS_ROOM:
+            state = with_more_room(model, state)
         validate_state(model, state, scenario.code)
         most = max(most, int(state.counter[UNAVAILABLE_PGS]))
-    assert most > 3 and column(state, "unavailable_episodes") > 20
+        checks += 1
+    assert most > 0 and column(state, "unavailable_episodes") > 5
+
+
+def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path: Path) -> None:
+    scenario = rough(more=INCIDENTS)
+    placement = place(scenario, seed=5)
+    physics = build_physics(scenario)
+    model = build_model(scenario, physics, seed=5, trial=0)
+    horizon_s = float(model["horizon_s"])
+    whole = end_state(scenario, placement, seed=5)
+    state = build_state(model, physics, placement.topology, placement.pg_devices)
+    for until_s in (horizon_s / 3, horizon_s):
+        while (
+            run_until(placement.columns, None, physics, model, state, until_s, NO_LIMIT)
+            == NEEDS_ROOM
+        ):
+            state = with_more_room(model, state)
+        save_state(state, tmp_path / "state.npz")
+        state = load_state(tmp_path / "state.npz")
+    assert (state.pg_devices == whole.pg_devices).all()
+    assert np.allclose(state.timeline, whole.timeline, rtol=1e-12)
 
 
 def log_hash(seed: int, trial: int) -> str:

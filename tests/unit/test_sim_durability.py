@@ -17,7 +17,7 @@ from exastore.sim.durability import (
     nines,
     window_loss,
 )
-from exastore.sim.scenario import YEAR_S
+from exastore.sim.units import YEAR_S
 
 
 @pytest.mark.parametrize(

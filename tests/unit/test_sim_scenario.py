@@ -38,7 +38,7 @@ def line_number(text: str, start: str) -> int:
     )
 
 
-@pytest.mark.parametrize("name", ["1eib", "tiny"])
+@pytest.mark.parametrize("name", ["1eib", "10eib", "100eib", "tiny"])
 def test_presets_are_valid_and_can_be_written_back(name: str) -> None:
     assert name in preset_names()
     scenario = load_scenario(name)
@@ -176,3 +176,67 @@ def test_more_data_than_fits_says_how_many_devices_it_takes() -> None:
 def test_two_semantic_errors_come_together() -> None:
     text = TINY.replace("racks_per_zone = 12", "racks_per_zone = 2")
     assert [problem.key for problem in problems(text)] == ["placement.domain", "data.user_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "words"),
+    [
+        ('[[incident]]\nname = "a"\nlevel = "rack"', "incident.0.per_year", "rate above 0 or"),
+        (
+            '[[incident]]\nname = "a"\nlevel = "rack"\nper_year = -1.0',
+            "incident.0.per_year",
+            "not -1.0",
+        ),
+        (
+            '[[incident]]\nname = "a"\nlevel = "rack"\nper_year = 1.0\nduration_s = 0.0',
+            "incident.0.duration_s",
+            "greater than 0",
+        ),
+        (
+            '[[incident]]\nname = "a"\nlevel = "node"\nper_year = 1.0\ndurations_s = [60.0]',
+            "incident.0.duration_shares",
+            "one for each",
+        ),
+        (
+            '[[incident]]\nname = "a"\nlevel = "cluster"\nper_year = 1.0\nburst_max = 99999',
+            "incident.0.burst_max",
+            "36 nodes",
+        ),
+        ('[[incident]]\nname = "a"\nlevel = "rack"\nduration = 5', "incident.0.duration", "key"),
+        ("[[model]]\nhazard_from_years = [0.0, 1.0]", "model.0.hazard_afr_per_year", "0 rates"),
+        (
+            "[[model]]\nhazard_from_years = [1.0]\nhazard_afr_per_year = [0.1]",
+            "model.0.hazard_from_years",
+            "begin with 0",
+        ),
+        ("[[model]]\nage_min_years = 3.0", "model.0.age_max_years", "below age_min_years"),
+    ],
+)
+def test_wrong_incidents_and_models_are_named_with_line_value_and_remedy(
+    more: str, key: str, words: str
+) -> None:
+    text = TINY + "\n" + more
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text)
+    (problem,) = caught.value.problems
+    assert problem.key == key and words in problem.text
+    assert problem.line > len(TINY.splitlines())
+
+
+def test_incidents_and_models_can_be_written_back() -> None:
+    more = """
+[[model]]
+share = 2.0
+hazard_from_years = [0.0, 1.5]
+hazard_afr_per_year = [0.1, 0.01]
+[[incident]]
+name = "rack"
+level = "rack"
+per_year = 0.5
+durations_s = [60.0, 600.0]
+duration_shares = [0.9, 0.1]
+gives_up = false
+"""
+    scenario = parse_scenario(TINY + more)
+    assert len(scenario.model) == len(scenario.incident) == 1
+    assert parse_scenario(scenario_toml(scenario)) == scenario

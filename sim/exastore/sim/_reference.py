@@ -7,7 +7,7 @@ queue, rules and sums are written anew. `exastore.sim.engine` describes the mode
 
 import heapq
 from collections import Counter, defaultdict
-from math import inf, log
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,26 @@ import numpy as np
 from exastore.erasure import TooFewChunks, codec
 from exastore.metadata.core.placement import PlacementColumns, choose_replacement
 from exastore.metadata.core.redundancy import redundancy_of, repair_plan_for
-from exastore.metadata.core.repair import repair_priority
+from exastore.metadata.core.repair import repair_priority, returns_home
 from exastore.metadata.core.topology import DeviceState, Int32Array, Topology
+from exastore.sim._reference_draws import AGE, DEATH, GAP, LAW, REPLACEMENT, YEAR_S, Draws
+from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
+from exastore.sim.trace import trace_events
 
-_WORD = 2**64 - 1
-_KINDS = ("node_up", "replaced", "rebuilt", "retry", "detected", "node_out", "failed", "node_down")
-_LIFE, _UPTIME, _OUTAGE, _REPLACEMENT = 1, 2, 3, 4
-
+_KINDS = (
+    "node_up",
+    "replaced",
+    "rebuilt",
+    "retry",
+    "detected",
+    "node_out",
+    "failed",
+    "incident",
+    "node_down",
+)
 #: A chunk run: (PG, index).
 Slot = tuple[int, int]
-
-
-def mix64(x: int) -> int:
-    """splitmix64 on Python's integers."""
-    x = (x + 0x9E3779B97F4A7C15) & _WORD
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-    return x ^ (x >> 31)
 
 
 class ReferenceTrial:
@@ -40,21 +42,26 @@ class ReferenceTrial:
 
     def __init__(
         self,
+        scenario: Scenario,
         model: Records,
         columns: PlacementColumns,
         topology: Topology,
         table: Int32Array,
-        code: str,
     ) -> None:
-        self.code = codec(code)
+        self.scenario = scenario
+        self.code = codec(scenario.code)
         self.model: dict[str, Any] = {name: model[name].item() for name in model.dtype.names}
         self.columns = columns
         self.node_of = [int(node) for node in topology.device_node]
+        self.rack_of = [int(rack) for rack in topology.node_rack]
+        self.zone_of = [int(topology.rack_zone[rack]) for rack in self.rack_of]
         self.rows = table.copy()
-        device_count, node_count = topology.device_count, len(topology.node_rack)
-        self.key = mix64(mix64(self.model["seed"]) ^ self.model["trial"])
+        device_count, self.node_count = topology.device_count, len(topology.node_rack)
+        self.draws = Draws(scenario, self.model["seed"], self.model["trial"])
         self.state = np.full(device_count, DeviceState.UP, np.uint8)
         self.dead = ["alive"] * device_count
+        self.lives = [0] * device_count
+        self.fails_at = [inf] * device_count
         self.held: list[list[Slot]] = [[] for _ in range(device_count)]
         for pg, row in enumerate(table.tolist()):
             for index, device in enumerate(row):
@@ -64,12 +71,20 @@ class ReferenceTrial:
         self.work: dict[int, tuple[Slot, float, list[int], float]] = {}
         self.retrying: set[int] = set()
         self.streams = Counter[int]()
-        self.away: dict[int, float] = {}
-        self.let_go: set[int] = set()
+        self.links = Counter[tuple[str, int]]()
+        #: By node: when it returns, and since when it is away.
+        self.away: dict[int, tuple[float, float]] = {}
+        self.gives_up: set[int] = set()
+        self.out: dict[int, str] = {}
+        #: By node: until when, whether it is given up, whether it dies.
+        self.pending: dict[int, tuple[float, bool, bool]] = {}
         self.waiting: list[Slot] = []
         self.missing: set[Slot] = set()
+        self.gone: set[Slot] = set()
+        #: By slot: the device that was given up with it, and which life of it that was.
+        self.homes: dict[Slot, tuple[int, int]] = {}
         self.lost_pgs: set[int] = set()
-        self.draws = Counter[tuple[int, int]]()
+        self.befallen = Counter[int]()
         self.choices = 0
         self.plan_now = False
         self.heap: list[tuple[float, int, int]] = []
@@ -77,10 +92,33 @@ class ReferenceTrial:
         self.losses: list[tuple[float, int]] = []
         self.totals: defaultdict[str, float] = defaultdict(float)
         self.now = 0.0
+        self._begin(device_count)
+
+    def _begin(self, device_count: int) -> None:
+        models = self.scenario.models
+        total = sum(model.share for model in models)
+        self.law_of: list[int] = []
         for device in range(device_count):
-            self._schedule_failure(device)
-        for node in range(node_count):
-            self._schedule_outage(node)
+            share = self.draws.uniform(LAW, self.node_of[device], 0)
+            until, law = 0.0, 0
+            for i, model in enumerate(models):
+                until += model.share / total
+                law = i
+                if until >= share:
+                    break
+            self.law_of.append(law)
+            model = models[law]
+            low, high = model.age_min_years * YEAR_S, model.age_max_years * YEAR_S
+            age = low + self.draws.uniform(AGE, device, 0) * (high - low) if high else 0.0
+            self._schedule_failure(device, age)
+        if self.scenario.device.trace:
+            for time, device in trace_events(self.scenario):
+                if time <= self.model["horizon_s"]:
+                    self._push("failed", device, time)
+        for number, incident in enumerate(self.scenario.incidents):
+            size = self.scenario.nodes_per_domain(incident)
+            for domain in range(-(-self.node_count // size)):
+                self._schedule_incident(number, domain, 0.0)
 
     def run(self) -> None:
         """Run to the horizon."""
@@ -102,38 +140,43 @@ class ReferenceTrial:
     def _push(self, kind: str, entity: int, time: float) -> None:
         heapq.heappush(self.heap, (time, _KINDS.index(kind), entity))
 
-    def _bits(self, stream: int, entity: int, draw: int) -> int:
-        return mix64(mix64(self.key ^ (stream << 56 | entity)) ^ draw)
-
-    def _weibull(self, stream: int, entity: int, draw: int, scale: float, shape: float) -> float:
-        x = -log(((self._bits(stream, entity, draw) >> 11) + 0.5) * 2.0**-53)
-        return scale * x if shape == 1.0 else scale * x ** (1.0 / shape)
-
-    def _next_draw(self, stream: int, entity: int) -> int:
-        self.draws[stream, entity] += 1
-        return self.draws[stream, entity] - 1
-
-    def _schedule_failure(self, device: int) -> None:
-        scale, shape = self.model["life_scale_s"], self.model["life_shape"]
-        if scale == inf:
-            return
-        draw = self._next_draw(_LIFE, device)
-        time = self.now + self._weibull(_LIFE, device, draw, scale, shape)
+    def _schedule_failure(self, device: int, age: float) -> None:
+        self.lives[device] += 1
+        time = self.now + self.draws.life_s(
+            device, self.law_of[device], self.lives[device] - 1, age
+        )
+        self.fails_at[device] = time
         if time <= self.model["horizon_s"]:
             self._push("failed", device, time)
 
-    def _schedule_outage(self, node: int) -> None:
-        mean = self.model["uptime_mean_s"]
-        if mean == inf:
+    def _schedule_incident(self, number: int, domain: int, after: float) -> None:
+        incident = self.scenario.incidents[number]
+        entity = number << 28 | domain
+        draw = self.befallen[entity]
+        self.befallen[entity] += 1
+        if incident.every_years > 0:
+            count = -(-self.node_count // self.scenario.nodes_per_domain(incident))
+            time = incident.every_years * YEAR_S * (draw + domain / count)
+        elif incident.per_year == 0:
             return
-        draw = self._next_draw(_UPTIME, node)
-        time = self.now + self._weibull(_UPTIME, node, draw, mean, 1.0)
+        else:
+            time = after + YEAR_S / incident.per_year * self.draws.exponential(GAP, entity, draw)
         if time <= self.model["horizon_s"]:
-            self._push("node_down", node, time)
+            self._push("incident", entity, time)
 
-    def _outage_s(self, node: int) -> float:
-        draw = self.draws[_UPTIME, node] - 1
-        return self._weibull(_OUTAGE, node, draw, self.model["outage_mean_s"], 1.0)
+    def _incident(self, entity: int) -> None:
+        number, domain = entity >> 28, entity & ((1 << 28) - 1)
+        incident = self.scenario.incidents[number]
+        draw = self.befallen[entity] - 1
+        up = self.now + self.draws.duration_s(number, entity, draw)
+        for node in self.draws.hit_nodes(number, domain, draw):
+            address = number << 28 | node
+            dies = self.draws.uniform(DEATH, address, draw) < incident.death_share
+            if node not in self.pending:
+                self._push("node_down", node, self.now)
+            until, gives_up, died = self.pending.get(node, (0.0, False, False))
+            self.pending[node] = (max(until, up), gives_up or incident.gives_up, died or dies)
+        self._schedule_incident(number, domain, up)
 
     def _devices(self, node: int) -> list[int]:
         return [device for device, its in enumerate(self.node_of) if its == node]
@@ -153,22 +196,47 @@ class ReferenceTrial:
     def _lose(self, slot: Slot) -> None:
         self.missing.add(slot)
         self.totals["chunk_runs_lost"] += 1
+
+    def _destroy(self, slot: Slot) -> None:
+        self.gone.add(slot)
         pg = slot[0]
-        gone = [index for index in range(self.code.n) if (pg, index) in self.missing]
+        gone = [index for index in range(self.code.n) if (pg, index) in self.gone]
         if not self.code.decodable(gone) and pg not in self.lost_pgs:
             self.lost_pgs.add(pg)
             self.losses.append((self.now, pg))
 
     def _stop_work(self, device: int) -> None:
         if device in self.work:
-            slot, _, sources, _ = self.work.pop(device)
-            self.streams.subtract(sources)
+            slot = self._release(device)
             self.queue[device].append(slot)
+
+    def _release(self, device: int) -> Slot:
+        """Ends the reads of a rebuild; its slot."""
+        slot, _, sources, _ = self.work.pop(device)
+        self.streams.subtract(sources)
+        self.links.subtract(self._links(device, sources))
+        return slot
+
+    def _links(self, target: int, sources: list[int]) -> list[tuple[str, int]]:
+        """The links that a rebuild uses, those into the target once."""
+        used: list[tuple[str, int]] = []
+        to = self.node_of[target]
+        for source in sources:
+            node = self.node_of[source]
+            if node != to:
+                used += [("node out", node), ("node in", to)]
+            if self.rack_of[node] != self.rack_of[to]:
+                used += [("rack out", self.rack_of[node]), ("rack in", self.rack_of[to])]
+            if self.zone_of[node] != self.zone_of[to]:
+                used += [("zone out", self.zone_of[node]), ("zone in", self.zone_of[to])]
+        into = {link for link in used if link[0].endswith("in")}
+        return [link for link in used if link not in into] + sorted(into)
 
     def _evacuate(self, device: int) -> None:
         for slot in self.held[device]:
             if slot not in self.missing:
                 self._lose(slot)
+                self.homes[slot] = (device, self.lives[device])
         self._stop_work(device)
         self.waiting += self.held[device] + self.queue[device]
         self.held[device], self.queue[device] = [], []
@@ -180,7 +248,7 @@ class ReferenceTrial:
             row = self.rows[pg]
             row[index] = -1
             address = (pg << self.model["shift"]) | index
-            seed = self._bits(_REPLACEMENT, address, self.choices) >> 32
+            seed = self.draws.bits(REPLACEMENT, address, self.choices) >> 32
             self.choices += 1
             target = int(choose_replacement(self.columns, self.state, row, index, pg, seed))
             if target < 0:
@@ -220,27 +288,43 @@ class ReferenceTrial:
             ]
             rate = min(rate, *budgets)
             self.streams.update(sources)
+            used = self._links(device, sources)
+            for link in used if self.model["has_links"] else ():
+                budget = self.model[f"{link[0].split()[0]}_bytes_per_s"]
+                part = share * len(sources) if link[0].endswith("in") else share
+                rate = min(rate, budget / part / (self.links[link] + 1))
+            self.links.update(used)
         done = self.now + self.model["slot_bytes"] / rate
         self.work[device] = (slot, done, sources, share)
         self._push("rebuilt", device, done)
 
     def _failed(self, device: int) -> None:
+        played = bool(self.scenario.device.trace)
+        if self.dead[device] == "alive" and (played or self.fails_at[device] == self.now):
+            self._kill(device)
+
+    def _kill(self, device: int) -> None:
         self.totals["device_failures"] += 1
         self.dead[device] = "unnoticed"
         for slot in self.held[device]:
             self._lose(slot)
+        for slot in self.held[device]:
+            self._destroy(slot)
+        for slot, home in sorted(self.homes.items()):
+            if home == (device, self.lives[device]):
+                self._destroy(slot)
         self._stop_work(device)
         self._push("detected", device, self.now + self.model["detection_delay_s"])
 
     def _detected(self, device: int) -> None:
+        self._evacuate(device)
         self.dead[device] = "known"
         self.state[device] = DeviceState.OUT
-        self._evacuate(device)
         self._push("replaced", device, self.now + self.model["replacement_delay_s"])
 
     def _replaced(self, device: int) -> None:
         self.dead[device] = "alive"
-        self._schedule_failure(device)
+        self._schedule_failure(device, 0.0)
         if self.node_of[device] in self.away:
             self.state[device] = DeviceState.DOWN
             return
@@ -249,56 +333,104 @@ class ReferenceTrial:
 
     def _node_down(self, node: int) -> None:
         self.totals["node_outages"] += 1
-        outage_s = self._outage_s(node)
-        self.away[node] = self.now + outage_s
-        for device in self._devices(node):
-            if self.dead[device] != "known":
-                self.state[device] = DeviceState.DOWN
-        self._push("node_up", node, self.now + outage_s)
-        if outage_s > self.model["out_after_s"]:
-            self._push("node_out", node, self.now + self.model["out_after_s"])
+        up, gives_up, dies = self.pending.pop(node)
+        before = self.away[node][0] if node in self.away else 0.0
+        if node not in self.away:
+            self.away[node] = (up, self.now)
+            self.gives_up.discard(node)
+            for device in self._devices(node):
+                if self.dead[device] != "known":
+                    self.state[device] = DeviceState.DOWN
+        if gives_up:
+            self.gives_up.add(node)
+        down = self.away[node][1]
+        if up > before:
+            self.away[node] = (up, down)
+            self._push("node_up", node, up)
+        out = down + self.model["out_after_s"]
+        if node in self.gives_up and self.out.get(node) != "evacuated" and max(up, before) > out:
+            self._push("node_out", node, max(self.now, out))
+        if dies:
+            for device in self._devices(node):
+                if self.dead[device] == "alive":
+                    self._kill(device)
 
     def _node_out(self, node: int) -> None:
-        self.totals["node_outs"] += 1
-        rate = min(self.model["write_bytes_per_s"], self.model["read_bytes_per_s"])
-        alive = [device for device in self._devices(node) if self.dead[device] == "alive"]
-        for device in alive:
-            self.state[device] = DeviceState.OUT
-        if self.now + self.model["slot_bytes"] / rate > self.away[node]:
-            self.let_go.add(node)
+        if node not in self.away or self.out.get(node) == "evacuated":
             return
-        for device in alive:
-            self._evacuate(device)
+        up, down = self.away[node]
+        if self.now < down + self.model["out_after_s"]:
+            return
+        alive = [device for device in self._devices(node) if self.dead[device] == "alive"]
+        if node not in self.out:
+            self.totals["node_outs"] += 1
+            for device in alive:
+                self.state[device] = DeviceState.OUT
+        rate = min(self.model["write_bytes_per_s"], self.model["read_bytes_per_s"])
+        self.out[node] = "let go"
+        if self.now + self.model["slot_bytes"] / rate <= up:
+            self.out[node] = "evacuated"
+            for device in alive:
+                self._evacuate(device)
 
     def _node_up(self, node: int) -> None:
+        if node not in self.away or self.away[node][0] != self.now:
+            return
         del self.away[node]
         for device in self._devices(node):
             if self.dead[device] != "known":
                 self.state[device] = DeviceState.UP
-        self.let_go.discard(node)
-        self._schedule_outage(node)
+        if self.out.pop(node, "") == "evacuated":
+            self._come_home(node)
         for device in self._devices(node):
             self._start(device)
         self.plan_now = True
+
+    def _come_home(self, node: int) -> None:
+        targets: list[int] = []
+        for slot, (home, life) in sorted(self.homes.items()):
+            there = self.dead[home] == "alive" and self.lives[home] == life
+            pg, index = slot
+            if self.node_of[home] != node or not there:
+                continue
+            if not returns_home(self.columns, self.state, self.rows[pg], index, home):
+                continue
+            target = int(self.rows[pg, index])
+            self.rows[pg, index] = home
+            if target >= 0:
+                targets.append(target)
+                if target in self.work and self.work[target][0] == slot:
+                    self._release(target)
+                else:
+                    self.queue[target].remove(slot)
+            else:
+                self.waiting.remove(slot)
+            self._regain(slot, home)
+        for target in targets:
+            self._start(target)
+
+    def _regain(self, slot: Slot, device: int) -> None:
+        self.held[device].append(slot)
+        self.missing.discard(slot)
+        self.gone.discard(slot)
+        self.homes.pop(slot, None)
+        pg = slot[0]
+        if not any((pg, index) in self.missing for index in range(self.rows.shape[1])):
+            self.lost_pgs.discard(pg)
 
     def _rebuilt(self, device: int) -> None:
         slot, done, sources, share = self.work.get(device, ((0, 0), -1.0, [], 0.0))
         if done != self.now:
             return
         if self.state[device] != DeviceState.UP:
-            again = self.away[self.node_of[device]]
+            again = self.away[self.node_of[device]][0]
             self.work[device] = (slot, again, sources, share)
             self._push("rebuilt", device, again)
             return
-        del self.work[device]
-        self.streams.subtract(sources)
+        self._release(device)
         self.totals["rebuilds"] += 1
         self.totals["read_bytes"] += len(sources) * share * self.model["slot_bytes"]
-        self.held[device].append(slot)
-        self.missing.discard(slot)
-        pg = slot[0]
-        if not any((pg, index) in self.missing for index in range(self.rows.shape[1])):
-            self.lost_pgs.discard(pg)
+        self._regain(slot, device)
         self._start(device)
 
     def _retry(self, device: int) -> None:

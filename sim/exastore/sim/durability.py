@@ -13,7 +13,8 @@ import numpy as np
 
 from exastore.sim.codes import survival_shares
 from exastore.sim.results import Results
-from exastore.sim.scenario import YEAR_S, Scenario
+from exastore.sim.scenario import Scenario
+from exastore.sim.units import YEAR_S
 
 #: Confidence of every interval here.
 CONFIDENCE = 0.95

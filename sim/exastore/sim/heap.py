@@ -1,8 +1,16 @@
-"""A four-way heap of events ordered by (time, code): a total order, so replays cannot differ."""
+"""Four-way heaps of events ordered by (time, code): a total order, so replays cannot differ.
+
+There are two. The far one holds what is drawn years ahead, the lives of devices and the next
+incidents: a million entries at 100 EiB, of which one is popped per failure. The near one holds what
+is under way, rebuilds and returns: some thousands, which stay in the second-level cache, for nearly
+all events pass through it. The earlier of the two tops is the next event.
+"""
+
+from math import inf
 
 from exastore.erasure.jit import njit
 from exastore.metadata.core.topology import Int64Array
-from exastore.sim.state import HEAP_SIZE, Records
+from exastore.sim.state import FAR_SIZE, NEAR_SIZE, Records, State
 
 #: Bits of an event's code below its kind.
 ENTITY_BITS = 40
@@ -15,10 +23,9 @@ def event_code(kind: int, entity: int) -> int:
 
 
 @njit
-def heap_push(heap: Records, counter: Int64Array, time: float, code: int) -> None:
-    """Add an event; the caller has seen to the room."""
-    i = counter[HEAP_SIZE]
-    counter[HEAP_SIZE] = i + 1
+def _push(heap: Records, counter: Int64Array, size_at: int, time: float, code: int) -> None:
+    i = counter[size_at]
+    counter[size_at] = i + 1
     while i > 0:
         parent = (i - 1) >> 2
         parent_time = heap[parent].time_s
@@ -32,11 +39,9 @@ def heap_push(heap: Records, counter: Int64Array, time: float, code: int) -> Non
 
 
 @njit
-def heap_pop(heap: Records, counter: Int64Array) -> tuple[float, int]:
-    """Take the earliest event away."""
-    first_time, first_code = heap[0].time_s, heap[0].code
-    size = counter[HEAP_SIZE] - 1
-    counter[HEAP_SIZE] = size
+def _pop(heap: Records, counter: Int64Array, size_at: int) -> None:
+    size = counter[size_at] - 1
+    counter[size_at] = size
     time, code = heap[size].time_s, heap[size].code
     i = 0
     while True:
@@ -56,4 +61,43 @@ def heap_pop(heap: Records, counter: Int64Array) -> tuple[float, int]:
         i = best
     heap[i].time_s = time
     heap[i].code = code
-    return first_time, first_code
+
+
+@njit
+def push_near(state: State, time: float, code: int) -> None:
+    """Add an event that comes soon; the caller has seen to the room."""
+    _push(state.near, state.counter, NEAR_SIZE, time, code)
+
+
+@njit
+def push_far(state: State, time: float, code: int) -> None:
+    """Add an event that is far off; the caller has seen to the room."""
+    _push(state.far, state.counter, FAR_SIZE, time, code)
+
+
+@njit
+def _near_is_first(state: State) -> bool:
+    if state.counter[NEAR_SIZE] == 0 or state.counter[FAR_SIZE] == 0:
+        return bool(state.counter[NEAR_SIZE] > 0)
+    near, far = state.near[0], state.far[0]
+    return bool(near.time_s < far.time_s or (near.time_s == far.time_s and near.code < far.code))
+
+
+@njit
+def next_time(state: State) -> float:
+    """When the next event is; inf if there is none."""
+    if state.counter[NEAR_SIZE] == 0 and state.counter[FAR_SIZE] == 0:
+        return inf
+    return float(state.near[0].time_s if _near_is_first(state) else state.far[0].time_s)
+
+
+@njit
+def pop_event(state: State) -> tuple[float, int]:
+    """Take the earliest event away; there must be one."""
+    if _near_is_first(state):
+        time, code = state.near[0].time_s, state.near[0].code
+        _pop(state.near, state.counter, NEAR_SIZE)
+    else:
+        time, code = state.far[0].time_s, state.far[0].code
+        _pop(state.far, state.counter, FAR_SIZE)
+    return time, code

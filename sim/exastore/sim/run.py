@@ -5,6 +5,7 @@ placement without copies or child processes. Every trial addresses its random nu
 number, so tables are the same bits for any number of workers.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from exastore.metadata.core.balance import balance_of, rule_violations, slots_per_device
+from exastore.metadata.core.balance import balance_of, row_violations, slots_per_device
 from exastore.metadata.core.balancer import (
     BalanceReport,
     apply_balance_to_rows,
@@ -23,11 +24,13 @@ from exastore.metadata.core.balancer import (
 )
 from exastore.metadata.core.placement import (
     PlacementColumns,
+    all_up,
     place_with_columns,
     placement_columns,
 )
-from exastore.metadata.core.topology import Int32Array, Int64Array, Topology
-from exastore.sim.build import build_model, build_state, with_more_room
+from exastore.metadata.core.policy import Copysets, PlacementPolicy, RandomDeclustered
+from exastore.metadata.core.topology import NO_DEVICE, Int32Array, Int64Array, Topology
+from exastore.sim.build import build_model, build_state, check_memory, with_more_room
 from exastore.sim.codes import engine_code
 from exastore.sim.engine import NEEDS_ROOM, NO_LIMIT, run_until
 from exastore.sim.errors import Problem, ScenarioError
@@ -51,6 +54,10 @@ from exastore.sim.units import YEAR_S
 Progress = Callable[[str, float, float], None]
 #: Placement is done in blocks of so many PGs, so that progress shows.
 _PLACEMENT_BLOCK = 16_384
+#: Slots of a block of a policy that deals.
+_DEAL_SLOTS = 2**22
+#: Rows that one thread checks at a time.
+_CHECK_BLOCK = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +93,10 @@ def place(scenario: Scenario, *, seed: int = 0, progress: Progress | None = None
     topology = scenario.topology()
     columns = placement_columns(topology, scenario.placement.rule)
     pg_count = scenario.placement.pg_count
-    table = np.empty((pg_count, scenario.n), np.int32)
-    for first in range(0, pg_count, _PLACEMENT_BLOCK):
-        report("placing", float(first), float(pg_count))
-        count = min(_PLACEMENT_BLOCK, pg_count - first)
-        table[first : first + count] = place_with_columns(
-            columns, count, scenario.n, seed=seed, first_pg=first
-        )
-    report("placing", float(pg_count), float(pg_count))
+    if scenario.placement.policy == "straw2":
+        table = _draw(scenario, columns, seed, report)
+    else:
+        table = _deal(scenario, columns, seed, report)
     if pg_count and int(table.min()) < 0:
         text = "placement finds no device for some chunk that keeps the rule"
         raise ScenarioError(scenario.name, [Problem("placement.domain", text)])
@@ -104,8 +107,59 @@ def place(scenario: Scenario, *, seed: int = 0, progress: Progress | None = None
         balancing = report_balance(columns, table, plan)
         table = apply_balance_to_rows(table, plan)
         report("balancing", 1.0, 1.0)
-    broken = int(rule_violations(topology, scenario.placement.rule, table).sum())
+    broken = _violation_count(columns, table)
     return Placement(topology, columns, table, broken, balancing)
+
+
+def _draw(scenario: Scenario, columns: PlacementColumns, seed: int, report: Progress) -> Int32Array:
+    """The table by straw2, in blocks, so that progress shows."""
+    pg_count = scenario.placement.pg_count
+    table = np.empty((pg_count, scenario.n), np.int32)
+    for first in range(0, pg_count, _PLACEMENT_BLOCK):
+        report("placing", float(first), float(pg_count))
+        count = min(_PLACEMENT_BLOCK, pg_count - first)
+        table[first : first + count] = place_with_columns(
+            columns, count, scenario.n, seed=seed, first_pg=first
+        )
+    report("placing", float(pg_count), float(pg_count))
+    return table
+
+
+def _deal(scenario: Scenario, columns: PlacementColumns, seed: int, report: Progress) -> Int32Array:
+    """The table by a policy, in blocks in which every device is as often as its share.
+
+    A block is a deck of about one slot of each device, or of `_DEAL_SLOTS`: decks of 10^9 cards
+    take more memory than the table. Blocks are independent, so threads deal them side by side.
+    """
+    placement, n = scenario.placement, scenario.n
+    pg_count = placement.pg_count
+    state = all_up(scenario.cluster.device_count)
+    policy: PlacementPolicy = RandomDeclustered()
+    per_block = max(_DEAL_SLOTS, scenario.cluster.device_count) // n
+    if placement.policy == "copyset":
+        policy, per_block = Copysets(placement.scatter_width), pg_count
+    table = np.full((pg_count, n), NO_DEVICE, np.int32)
+    firsts = range(0, pg_count, per_block)
+
+    def deal(number: int) -> None:
+        rows = table[firsts[number] : firsts[number] + per_block]
+        policy.fill(columns, state, (seed + number * 0x9E3779B1) & 0xFFFFFFFF, rows)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for number, _ in enumerate(pool.map(deal, range(len(firsts)))):
+            report("placing", float(min(pg_count, (number + 1) * per_block)), float(pg_count))
+    return table
+
+
+def _violation_count(columns: PlacementColumns, table: Int32Array) -> int:
+    """How many rows break the rule: all are looked at, side by side."""
+    firsts = range(0, len(table), _CHECK_BLOCK)
+
+    def count(first: int) -> int:
+        return int(row_violations(table[first : first + _CHECK_BLOCK], columns).sum())
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return sum(pool.map(count, firsts))
 
 
 def run(
@@ -139,14 +193,15 @@ def run(
     clock = monotonic_s or (lambda: 0.0)
     report = progress or _silent
     started_s = clock()
+    check_memory(scenario, workers=min(workers, trials))
     placement = place(scenario, seed=seed, progress=progress)
     placed_s = clock()
+    initial = _balance_table(-1, placement.pg_devices, placement.topology.device_count)
     finished = _run_trials(scenario, placement, trials, seed, workers, report)
     tables = {
         name: pa.concat_tables([one[name] for one in finished])
         for name in ("trials", "timeline", "degraded_time", "redundancy", "losses")
     }
-    initial = _balance_table(-1, placement.pg_devices, placement.topology.device_count)
     return Results(
         scenario=scenario,
         provenance=provenance(
@@ -182,14 +237,17 @@ def _run_trials(
                 report("simulating", trial * years + year, total)
 
             finished[trial] = run_trial(
-                scenario, placement, seed=seed, trial=trial, on_year=tell
+                scenario,
+                placement,
+                seed=seed,
+                trial=trial,
+                takes_table=trials == 1,
+                on_year=tell,
             )
     else:
         with ThreadPoolExecutor(workers) as pool:
             waiting = {
-                pool.submit(
-                    run_trial, scenario, placement, seed=seed, trial=trial
-                ): trial
+                pool.submit(run_trial, scenario, placement, seed=seed, trial=trial): trial
                 for trial in range(trials)
             }
             try:
@@ -210,13 +268,19 @@ def simulate(
     seed: int,
     trial: int,
     log_events: int = 0,
+    takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
 ) -> State:
-    """The state at the end of one trial."""
+    """The state at the end of one trial; `takes_table`: the placement's table is not kept."""
     physics = build_physics(scenario)
     model = build_model(scenario, physics, seed=seed, trial=trial)
     state = build_state(
-        model, physics, placement.topology, placement.pg_devices, log_events=log_events
+        model,
+        physics,
+        placement.topology,
+        placement.pg_devices,
+        log_events=log_events,
+        takes_table=takes_table,
     )
     code = engine_code(scenario.code)
     horizon_s = float(model["horizon_s"])
@@ -239,11 +303,12 @@ def run_trial(
     *,
     seed: int,
     trial: int,
+    takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
 ) -> dict[str, Table]:
     """One trial, as its rows of every table."""
     state = simulate(
-        scenario, placement, seed=seed, trial=trial, on_year=on_year
+        scenario, placement, seed=seed, trial=trial, takes_table=takes_table, on_year=on_year
     )
     topology = placement.topology
     return {
@@ -269,7 +334,6 @@ def _trial_row(scenario: Scenario, placement: Placement, state: State, trial: in
     timeline: dict[str, Any] = dict(zip(TIMELINE_COLUMNS, state.timeline.T, strict=True))
     topology = placement.topology
     balance = balance_of(state.pg_devices, topology.device_weight)
-    broken = rule_violations(topology, scenario.placement.rule, state.pg_devices)
     lost = int(state.counter[CHUNK_RUNS_LOST])
     sums = ("device_failures", "node_outages", "node_outs", "rebuilds", "pgs_lost")
     row: dict[str, Any] = {name: [int(timeline[name].sum())] for name in sums}
@@ -295,7 +359,7 @@ def _trial_row(scenario: Scenario, placement: Placement, state: State, trial: in
         "slots_stddev": [balance.stddev],
         "slots_min": [balance.minimum],
         "slots_max": [balance.maximum],
-        "violations": [int(broken.sum())],
+        "violations": [_violation_count(placement.columns, state.pg_devices)],
         "violations_at_start": [placement.violations],
         "events": [int(state.counter[EVENTS])],
     }

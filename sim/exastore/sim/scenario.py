@@ -10,163 +10,26 @@ from functools import cache
 from importlib import resources
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from exastore.metadata.core.topology import DomainLevel, PlacementRule, Topology
+from exastore.metadata.core.topology import Topology
 from exastore.sim.codes import code_shape
 from exastore.sim.errors import Problem, ScenarioError
+from exastore.sim.sections import (
+    ClusterSection,
+    DataSection,
+    DeviceSection,
+    IncidentSection,
+    ModelSection,
+    NodeSection,
+    PlacementSection,
+    RepairSection,
+    RunSection,
+    Text,
+)
 from exastore.sim.toml_lines import line_of, syntax_error_line
-
-#: Seconds in a year of 365.25 days, the year of every rate here.
-YEAR_S = 365.25 * 86_400.0
-
-Count = Annotated[int, Field(strict=True, ge=1)]
-Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSection:
-    """A regular tree of failure domains."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    racks_per_zone: Count
-    nodes_per_rack: Count
-    devices_per_node: Count
-    region_count: Count = 1
-    zones_per_region: Count = 1
-
-    @property
-    def zone_count(self) -> int:
-        return self.region_count * self.zones_per_region
-
-    @property
-    def rack_count(self) -> int:
-        return self.zone_count * self.racks_per_zone
-
-    @property
-    def node_count(self) -> int:
-        return self.rack_count * self.nodes_per_rack
-
-    @property
-    def device_count(self) -> int:
-        return self.node_count * self.devices_per_node
-
-    def domain_count(self, level: DomainLevel) -> int:
-        """How many failure domains there are at `level`."""
-        counts = (self.device_count, self.node_count, self.rack_count, self.zone_count)
-        return (*counts, self.region_count)[level]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSection:
-    """One device model for the whole cluster.
-
-    Attributes:
-        capacity_bytes: Bytes of one device.
-        afr_per_year: Share of devices that fail in a year; the rate is -ln(1 - AFR) per year.
-        life_shape: Shape of the Weibull law of life; 1 is the exponential law.
-        afr_horizon_years: For a shape other than 1: the AFR holds as the mean over this many
-            years, so that survival to that age is (1 - AFR) ** years.
-        replacement_delay_s: From detection until an empty device is in the failed one's place.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    capacity_bytes: Count
-    afr_per_year: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0136
-    life_shape: Annotated[float, Field(strict=True, gt=0, le=10)] = 1.0
-    afr_horizon_years: Positive = 5.0
-    replacement_delay_s: Seconds = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSection:
-    """Transient outages: the node is away, its data comes back with it.
-
-    Attributes:
-        outages_per_year: Mean outages of one node in a year of uptime; 0 for none. The default
-            is one in 4.3 months (Ford et al., OSDI 2010).
-        outage_mean_s: Mean length; the law is exponential. 900 / ln(10) s puts 90 % of outages
-            under 15 minutes (same source).
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    outages_per_year: Annotated[float, Field(strict=True, ge=0, le=8_766)] = 12 / 4.3
-    outage_mean_s: Positive = 390.865
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementSection:
-    """How chunks are spread.
-
-    Attributes:
-        pg_count: Placement groups; about 100 slots per device balance to a tenth.
-        domain: The failure domain that holds at most `max_per_domain` chunks of a stripe.
-        balanced: Whether the balancer evens out the placement before time zero, as a new cluster
-            does. During the run nothing is balanced.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    pg_count: Count
-    domain: Literal["device", "node", "rack", "zone", "region"] = "rack"
-    max_per_domain: Count = 1
-    balanced: Annotated[bool, Field(strict=True)] = True
-
-    @property
-    def rule(self) -> PlacementRule:
-        return PlacementRule(DomainLevel[self.domain.upper()], self.max_per_domain)
-
-
-@dataclass(frozen=True, slots=True)
-class DataSection:
-    """What the cluster holds.
-
-    Attributes:
-        user_bytes: Bytes of user data, before coding, constant over the run.
-        max_fill: Largest share of the raw capacity that user data and parity may take.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    user_bytes: Count
-    max_fill: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class RepairSection:
-    """When and how fast lost chunks are rebuilt.
-
-    Attributes:
-        detection_delay_s: From the failure of a device until the cluster knows it for dead.
-        out_after_s: A node away for this long is given up and its chunks are rebuilt.
-        write_bandwidth_bytes_per_s: What one device takes in for rebuilding.
-        read_bandwidth_bytes_per_s: What one device gives to the rebuilds that read from it.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    detection_delay_s: Seconds = 60.0
-    out_after_s: Seconds = 900.0
-    write_bandwidth_bytes_per_s: Positive = 50e6
-    read_bandwidth_bytes_per_s: Positive = 50e6
-
-
-@dataclass(frozen=True, slots=True)
-class RunSection:
-    """How much is simulated; the command line may say otherwise."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    years: Annotated[float, Field(strict=True, gt=0, le=1_000)] = 10.0
-    trials: Count = 1
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +38,8 @@ class Scenario:
 
     Attributes:
         code: Name of the code, such as "rs-10-4".
+        model: Models of devices; none: the law of life of `device` for all.
+        incident: What takes nodes away, beside the outages of `node`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -189,6 +54,43 @@ class Scenario:
     node: NodeSection = field(default_factory=NodeSection)
     repair: RepairSection = field(default_factory=RepairSection)
     run: RunSection = field(default_factory=RunSection)
+    model: tuple[ModelSection, ...] = ()
+    incident: tuple[IncidentSection, ...] = ()
+
+    @property
+    def models(self) -> tuple[ModelSection, ...]:
+        """The models of devices, the one of `device` if no others are given."""
+        device = self.device
+        only = ModelSection(
+            afr_per_year=device.afr_per_year,
+            life_shape=device.life_shape,
+            afr_horizon_years=device.afr_horizon_years,
+        )
+        return self.model or (only,)
+
+    @property
+    def incidents(self) -> tuple[IncidentSection, ...]:
+        """All incidents, the outages of single nodes among them."""
+        outage = IncidentSection(
+            name="node",
+            level="node",
+            per_year=self.node.outages_per_year,
+            duration_s=self.node.outage_mean_s,
+        )
+        return (outage, *self.incident)
+
+    def nodes_per_domain(self, incident: IncidentSection) -> int:
+        """Nodes of one domain of the incident's level."""
+        cluster = self.cluster
+        per_zone = cluster.nodes_per_rack * cluster.racks_per_zone
+        return {
+            "node": 1,
+            "rack": cluster.nodes_per_rack,
+            "power": cluster.nodes_per_rack * incident.racks_per_domain,
+            "zone": per_zone,
+            "region": per_zone * cluster.zones_per_region,
+            "cluster": cluster.node_count,
+        }[incident.level]
 
     @property
     def k(self) -> int:
@@ -319,9 +221,60 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
                 f" it takes {devices:,} devices, the cluster has {scenario.cluster.device_count:,}",
             )
         )
+    found += _law_problems(scenario)
+    found += _incident_problems(scenario)
     slot_limit = 2**31
     if placement.pg_count << max(1, (n - 1).bit_length()) > slot_limit:
         found.append(("placement.pg_count", f"{placement.pg_count} PGs of {n} are too many"))
+    return found
+
+
+def _law_problems(scenario: Scenario) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for i, model in enumerate(scenario.model):
+        key = f"model.{i}"
+        ages, rates = model.hazard_from_years, model.hazard_afr_per_year
+        if len(ages) != len(rates):
+            text = f"has {len(rates)} rates for {len(ages)} ages; give one for each age"
+            found.append((f"{key}.hazard_afr_per_year", text))
+        elif ages and (ages[0] != 0 or list(ages) != sorted(set(ages))):
+            text = f"is {list(ages)}; ages must begin with 0 and grow"
+            found.append((f"{key}.hazard_from_years", text))
+        if model.age_max_years < model.age_min_years:
+            text = f"is {model.age_max_years}, below age_min_years = {model.age_min_years}"
+            found.append((f"{key}.age_max_years", f"{text}; give the older age here"))
+    if scenario.device.trace and scenario.model:
+        text = "plays failures back, so that [[model]] sections have no effect; leave one of both"
+        found.append(("device.trace", text))
+    return found
+
+
+def _incident_problems(scenario: Scenario) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for i, incident in enumerate(scenario.incident):
+        key = f"incident.{i}"
+        if (incident.per_year > 0) == (incident.every_years > 0):
+            text = (
+                f"is {incident.per_year} and every_years is {incident.every_years}; give a rate"
+                " above 0 or a period above 0, not both"
+            )
+            found.append((f"{key}.per_year", text))
+        if incident.durations_s and len(incident.durations_s) != len(incident.duration_shares):
+            text = (
+                f"has {len(incident.duration_shares)} shares for {len(incident.durations_s)}"
+                " durations; give one for each"
+            )
+            found.append((f"{key}.duration_shares", text))
+        if incident.level == "cluster":
+            if not incident.burst_min <= incident.burst_max <= scenario.cluster.node_count:
+                text = (
+                    f"is {incident.burst_max}; it must be from burst_min = {incident.burst_min} to"
+                    f" the cluster's {scenario.cluster.node_count} nodes"
+                )
+                found.append((f"{key}.burst_max", text))
+            if incident.every_years > 0:
+                text = f"is {incident.every_years}, but a burst has no calendar; give per_year"
+                found.append((f"{key}.every_years", text))
     return found
 
 
@@ -332,14 +285,22 @@ def scenario_toml(scenario: Scenario) -> str:
     for item in fields(scenario):
         value = getattr(scenario, item.name)
         if is_dataclass(value):
-            body = [f"{sub.name} = {_toml(getattr(value, sub.name))}" for sub in fields(value)]
-            sections.append("\n".join([f"[{item.name}]", *body]))
+            sections.append("\n".join([f"[{item.name}]", *_body(value)]))
+        elif isinstance(value, tuple):
+            rows = value
+            sections += ["\n".join([f"[[{item.name}]]", *_body(row)]) for row in rows]
         else:
             top.append(f"{item.name} = {_toml(value)}")
     return "\n\n".join(["\n".join(top), *sections]) + "\n"
 
 
+def _body(section: Any) -> list[str]:
+    return [f"{item.name} = {_toml(getattr(section, item.name))}" for item in fields(section)]
+
+
 def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in cast(tuple[object, ...], value))}]"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'"{escaped}"'

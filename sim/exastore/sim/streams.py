@@ -8,14 +8,24 @@ splitmix64 (Steele, Lea, Flood, OOPSLA 2014), applied once per word of the addre
 from math import log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exastore.erasure.jit import njit
 
 #: Which random quantity a draw belongs to.
 STREAM_DEVICE_LIFE = 1
-STREAM_NODE_UPTIME = 2
-STREAM_NODE_OUTAGE = 3
+STREAM_GAP = 2
+STREAM_DURATION = 3
 STREAM_REPLACEMENT = 4
+STREAM_DURATION_ROW = 5
+STREAM_AGE = 6
+STREAM_LAW = 7
+STREAM_HIT = 8
+STREAM_DEATH = 9
+STREAM_BURST_SIZE = 10
+STREAM_BURST_PLACE = 11
+
+Uint16Array = NDArray[np.uint16]
 
 
 @njit
@@ -47,9 +57,6 @@ def uniform(key: np.uint64, stream: int, entity: int, draw: int) -> float:
 
 
 @njit
-def weibull(
-    key: np.uint64, stream: int, entity: int, draw: int, scale: float, shape: float
-) -> float:
-    """A Weibull variate by inversion; shape 1 is the exponential law with mean `scale`."""
-    x = -log(uniform(key, stream, entity, draw))
-    return scale * x if shape == 1.0 else scale * x ** (1.0 / shape)
+def exponential(key: np.uint64, stream: int, entity: int, draw: int) -> float:
+    """An exponential variate of mean 1 by inversion."""
+    return -log(uniform(key, stream, entity, draw))

@@ -1,0 +1,300 @@
+"""Makes the columns of a trial, widens, checks and keeps them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from exastore.erasure.jit import njit
+from exastore.metadata.core.balance import slots_per_device
+from exastore.metadata.core.redundancy import remaining_of_rows
+from exastore.metadata.core.topology import DeviceState, Int32Array, Int64Array, Topology
+from exastore.sim.codes import code_shape
+from exastore.sim.degraded import grown, new_table
+from exastore.sim.errors import Problem, ScenarioError
+from exastore.sim.physics import Physics, draw_laws
+from exastore.sim.scenario import Scenario
+from exastore.sim.state import (
+    DEGRADED_ENTRIES,
+    DEGRADED_PGS,
+    DEVICE,
+    EVENT,
+    FREE_RUN,
+    LOSS_LOG,
+    MISSING_PGS,
+    MISSING_SLOTS,
+    MODEL,
+    NODE,
+    NONE,
+    OUT_OF_REACH,
+    RUN,
+    RUN_COUNT,
+    SLOT_COUNT_MAX,
+    TIMELINE_COLUMNS,
+    TOUCHED_MAX,
+    TOUCHED_SHARED,
+    UNAVAILABLE_PGS,
+    UNREADABLE_PGS,
+    WAITING_HEAD,
+    WAITING_TAIL,
+    Records,
+    State,
+)
+from exastore.sim.units import YEAR_S
+
+
+def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) -> Records:
+    """The constants of one trial: a record of MODEL."""
+    model = np.zeros(1, MODEL)[0]
+    code, repair = code_shape(scenario.code), scenario.repair
+    model["k"], model["m"] = code.k, code.m
+    model["source_count"] = code.k if code.any_k else code.n - 1
+    model["limit"] = code.m if code.is_counted else OUT_OF_REACH
+    model["shift"] = max(1, (scenario.n - 1).bit_length())
+    model["is_shared"] = scenario.placement.pg_count > TOUCHED_MAX
+    model["touched_mask"] = (TOUCHED_SHARED if model["is_shared"] else TOUCHED_MAX) - 1
+    model["seed"] = seed
+    model["trial"] = trial
+    model["horizon_s"] = scenario.run.years * YEAR_S
+    model["is_trace"] = len(physics.traced) > 0
+    hits = np.maximum(
+        np.where(physics.incidents["burst_max"] > 0, 0, physics.incidents["nodes_per_domain"]),
+        physics.incidents["burst_max"],
+    )
+    model["hit_max"] = hits.max(initial=0)
+    model["replacement_delay_s"] = scenario.device.replacement_delay_s
+    model["detection_delay_s"] = repair.detection_delay_s
+    model["out_after_s"] = repair.out_after_s
+    model["slot_bytes"] = scenario.slot_bytes
+    model["write_bytes_per_s"] = repair.write_bandwidth_bytes_per_s
+    model["read_bytes_per_s"] = repair.read_bandwidth_bytes_per_s
+    links = ("node", "rack", "zone")
+    for name in links:
+        budget = getattr(repair, f"{name}_bandwidth_bytes_per_s")
+        model[f"{name}_bytes_per_s"] = budget or np.inf
+        model["has_links"] |= budget > 0
+    model["bucket_s"] = YEAR_S / 12
+    return model
+
+
+@njit
+def _fill_lists(pg_devices: Int32Array, shift: int, slots: Int32Array, count: Int32Array) -> None:
+    for pg in range(pg_devices.shape[0]):
+        for index in range(pg_devices.shape[1]):
+            device = pg_devices[pg, index]
+            if device >= 0:
+                slots[device, count[device]] = (pg << shift) | index
+                count[device] += 1
+
+
+def device_lists(
+    pg_devices: Int32Array, device_count: int, shift: int
+) -> tuple[Int32Array, Int32Array]:
+    """Slots by device, as (slots, slot_count), with room for half as many again as the most."""
+    per_device: Int64Array = slots_per_device(pg_devices, device_count)
+    room = min(len(pg_devices), int(per_device.max(initial=0)) * 3 // 2 + 8)
+    slots = np.empty((device_count, room), dtype=np.int32)
+    count = np.zeros(device_count, dtype=np.int32)
+    _fill_lists(pg_devices, shift, slots, count)
+    return slots, count
+
+
+def _free_runs(count: int, first: int) -> Records:
+    """Free records, linked from the first on; they stand at `first` of the whole array."""
+    runs = np.full(count, NONE, np.int32).view(np.int32)
+    records = np.zeros(count, RUN)
+    for name in ("slot", "target", "home"):
+        records[name] = runs
+    records["next"] = np.arange(first + 1, first + count + 1)
+    records["next"][-1] = NONE
+    return records
+
+
+def build_state(
+    model: Records,
+    physics: Physics,
+    topology: Topology,
+    pg_devices: Int32Array,
+    *,
+    log_events: int = 0,
+    takes_table: bool = False,
+) -> State:
+    """A healthy cluster at time 0.
+
+    Args:
+        model: The constants.
+        physics: The laws of life, for the models of the devices.
+        topology: The failure domains, devices in the order of their nodes, nodes of equal size.
+        pg_devices: Shape (P, n). The placement; every slot must have a device.
+        log_events: How many events to keep in the log.
+        takes_table: Whether the state may change `pg_devices` itself instead of a copy.
+    """
+    assert int(pg_devices.min(initial=0)) >= 0, "placement left a slot without a device"
+    assert (np.diff(topology.device_node) >= 0).all(), "devices are not in the order of their nodes"
+    n = pg_devices.shape[1]
+    device_count, node_count = topology.device_count, len(topology.node_rack)
+    slots, slot_count = device_lists(pg_devices, device_count, int(model["shift"]))
+    counter = np.zeros(MISSING_PGS + n + 1, np.int64)
+    counter[WAITING_HEAD] = counter[WAITING_TAIL] = NONE
+    counter[SLOT_COUNT_MAX] = slot_count.max(initial=0)
+    devices = np.zeros(device_count, DEVICE)
+    devices["node"] = topology.device_node
+    devices["slot_count"] = slot_count
+    devices["law"] = draw_laws(
+        physics, topology, seed=int(model["seed"]), trial=int(model["trial"])
+    )
+    for name in ("queue_head", "queue_tail", "active"):
+        devices[name] = NONE
+    nodes = np.zeros(node_count, NODE)
+    bounds = np.searchsorted(topology.device_node, np.arange(node_count + 1))
+    nodes["first_device"], nodes["end_device"] = bounds[:-1], bounds[1:]
+    nodes["rack"] = topology.node_rack
+    nodes["zone"] = topology.rack_zone[topology.node_rack]
+    domain_count = int(physics.incidents["domain_count"].sum())
+    link_count = 2 * (node_count + len(topology.rack_zone) + len(topology.zone_region))
+    buckets = int(np.ceil(model["horizon_s"] / model["bucket_s"] - 1e-9))
+    return State(
+        clock=np.zeros(1),
+        near=np.zeros(1024, EVENT),
+        # At the start every device and domain may add an event; untouched pages cost nothing.
+        far=np.zeros(device_count + domain_count + len(physics.traced) + 1024, EVENT),
+        counter=counter,
+        devices=devices,
+        nodes=nodes,
+        degraded=new_table(1024),
+        runs=_free_runs(1024, 0),
+        touched=np.zeros(int(model["touched_mask"]) + 1, np.uint16),
+        pg_devices=pg_devices if takes_table else pg_devices.copy(),
+        device_state=np.full(device_count, DeviceState.UP, np.uint8),
+        streams=np.zeros(device_count, np.uint16),
+        links=np.zeros(link_count, np.int32),
+        slots=slots,
+        sources=np.full((1024, int(model["source_count"])), NONE, np.int32),
+        incident_draw=np.zeros(domain_count, np.int32),
+        timeline=np.zeros((buckets, len(TIMELINE_COLUMNS))),
+        missing_s=np.zeros(n + 1),
+        losses=np.zeros(LOSS_LOG, EVENT),
+        log=np.zeros(log_events, EVENT),
+    )
+
+
+def with_more_room(model: Records, state: State) -> State:
+    """The same state with more room in the first column that lacks it."""
+    from exastore.sim.engine import lacks_room
+
+    what = lacks_room(model, state)
+    if what == 1:
+        device_count, room = state.slots.shape
+        slots = np.empty((device_count, min(len(state.pg_devices), room * 9 // 8 + 8)), np.int32)
+        slots[:, :room] = state.slots
+        return state._replace(slots=slots)
+    if what == 2:
+        return state._replace(near=np.concatenate([state.near, np.zeros_like(state.near)]))
+    if what == 3:
+        return state._replace(far=np.concatenate([state.far, np.zeros_like(state.far)]))
+    if what == 4:
+        return state._replace(degraded=grown(state.degraded))
+    more = _free_runs(len(state.runs), len(state.runs))
+    more["next"][-1] = state.counter[FREE_RUN]
+    state.counter[FREE_RUN] = len(state.runs)
+    return state._replace(
+        runs=np.concatenate([state.runs, more]),
+        sources=np.concatenate([state.sources, np.full_like(state.sources, NONE)]),
+    )
+
+
+def memory_bytes(scenario: Scenario, *, workers: int) -> int:
+    """What a run holds at most: the table, and of each trial its own, its inverse and devices.
+
+    One trial alone takes over the table. See `state` for the parts.
+    """
+    slots = scenario.placement.pg_count * scenario.n
+    trial = 6 * slots + 150 * scenario.cluster.device_count
+    tables = 1 if workers == 1 else 1 + workers
+    return 4 * slots * tables + trial * workers + 200 * 2**20
+
+
+def check_memory(scenario: Scenario, *, workers: int) -> None:
+    """Refuses a run that does not fit, before any work.
+
+    Raises:
+        ScenarioError: It needs more than this machine has to give now.
+    """
+    needed = memory_bytes(scenario, workers=workers)
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return  # another system: let it try
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    if needed > free:
+        text = (
+            f"{scenario.placement.pg_count} PGs of {scenario.n} take {needed / 2**30:.1f} GiB with"
+            f" {workers} worker(s), but {free / 2**30:.1f} GiB are free; use fewer PGs, fewer"
+            " workers or a machine with more memory"
+        )
+        raise ScenarioError(scenario.name, [Problem("placement.pg_count", text)])
+
+
+def save_state(state: State, path: Path) -> None:
+    """Write a checkpoint: the columns as numpy's .npz. Going on from it gives the same bits."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **state._asdict())
+    partial.replace(path)
+
+
+def load_state(path: Path) -> State:
+    """Read what `save_state` wrote."""
+    with np.load(path, allow_pickle=False) as columns:
+        return State(**{name: columns[name] for name in State._fields})
+
+
+def validate_state(model: Records, state: State, code: str) -> None:
+    """Check the invariants of `state` in plain numpy; `code` is the scenario's."""
+    pg_count, n = state.pg_devices.shape
+    shift = int(model["shift"])
+    table = state.degraded[state.degraded["pg"] != NONE]
+    assert len(table) == state.counter[DEGRADED_ENTRIES]
+    assert len(np.unique(table["pg"])) == len(table)
+    assert ((table["missing"] != 0) | (table["unavailable"] != 0)).all()
+    assert (table["gone"] & ~table["missing"] == 0).all()
+    missing = np.zeros((pg_count, n), np.bool_)
+    missing[table["pg"]] = (table["missing"][:, None] >> np.arange(n)) & 1 == 1
+    node = state.devices["node"][state.pg_devices]
+    away = (state.nodes["up_at_s"] > 0)[node] & ~missing
+    assert (state.device_state[state.pg_devices][~missing & ~away] == DeviceState.UP).all()
+    unreadable = (missing | away).sum(axis=1)
+    touched = np.bincount(
+        np.arange(pg_count) & int(model["touched_mask"]), unreadable, len(state.touched)
+    )
+    assert (touched == state.touched).all()
+    assert int(missing.sum()) == state.counter[MISSING_SLOTS]
+    assert int(missing.any(axis=1).sum()) == state.counter[DEGRADED_PGS]
+    seen = unreadable.sum() if model["is_shared"] else (unreadable > 0).sum()
+    assert int(seen) == state.counter[UNREADABLE_PGS]
+    if code_shape(code).is_counted:
+        unavailable = unreadable > model["limit"]
+    else:
+        unavailable = remaining_of_rows(code, missing | away, code_shape(code).m) < 0
+    flagged = np.zeros(pg_count, np.bool_)
+    flagged[table["pg"]] = table["unavailable"] == 1
+    assert (unavailable == flagged).all()
+    assert int(unavailable.sum()) == state.counter[UNAVAILABLE_PGS]
+    _validate_lists(state, shift, missing)
+
+
+def _validate_lists(state: State, shift: int, missing: np.ndarray) -> None:
+    pg_count, n = missing.shape
+    listed = np.zeros((pg_count, n), np.int64)
+    for device, count in enumerate(state.devices["slot_count"]):
+        mine = state.slots[device, :count]
+        pg, slot = mine >> shift, mine & ((1 << shift) - 1)
+        assert (state.pg_devices[pg, slot] == device).all()
+        assert state.devices["dead"][device] == 1 or not missing[pg, slot].any()
+        if state.devices["dead"][device] == 0:
+            listed[pg, slot] += 1
+    assert (listed[~missing] == 1).all() and not listed[missing].any()
+    used = state.runs[state.runs["slot"] != NONE]
+    assert len(used) <= state.counter[RUN_COUNT]
+    assert missing[used["slot"] >> shift, used["slot"] & ((1 << shift) - 1)].all()
+    sources = state.sources[state.sources != NONE]
+    assert (np.bincount(sources, minlength=len(state.streams)) == state.streams).all()
+    assert (state.links >= 0).all()

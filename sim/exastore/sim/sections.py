@@ -1,0 +1,244 @@
+"""The sections of a scenario: frozen dataclasses whose field names end in their unit.
+
+`docs/simulator.md` documents every field for users; the docstrings here are its source.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from exastore.metadata.core.topology import DomainLevel, PlacementRule
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSection:
+    """A regular tree of failure domains."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    racks_per_zone: Count
+    nodes_per_rack: Count
+    devices_per_node: Count
+    region_count: Count = 1
+    zones_per_region: Count = 1
+
+    @property
+    def zone_count(self) -> int:
+        return self.region_count * self.zones_per_region
+
+    @property
+    def rack_count(self) -> int:
+        return self.zone_count * self.racks_per_zone
+
+    @property
+    def node_count(self) -> int:
+        return self.rack_count * self.nodes_per_rack
+
+    @property
+    def device_count(self) -> int:
+        return self.node_count * self.devices_per_node
+
+    def domain_count(self, level: DomainLevel) -> int:
+        """How many failure domains there are at `level`."""
+        counts = (self.device_count, self.node_count, self.rack_count, self.zone_count)
+        return (*counts, self.region_count)[level]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """One model of device of several; whole nodes have one model.
+
+    A bad batch is a model with a small share and a large AFR; an older generation is one with ages.
+
+    Attributes:
+        share: Of the nodes, relative to the other models.
+        afr_per_year: As in `DeviceSection`.
+        life_shape: As there.
+        afr_horizon_years: As there.
+        age_min_years: Ages at time zero are uniform between this and `age_max_years`.
+        age_max_years: See there. Replacements are new.
+        hazard_from_years: Ages at which the hazard changes, the first 0: a bathtub, or rates by age
+            as found in the field. Empty: the Weibull law.
+        hazard_afr_per_year: The AFR from each of these ages on; the last one stays.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    share: Positive = 1.0
+    afr_per_year: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0136
+    life_shape: Annotated[float, Field(strict=True, gt=0, le=10)] = 1.0
+    afr_horizon_years: Positive = 5.0
+    age_min_years: Seconds = 0.0
+    age_max_years: Seconds = 0.0
+    hazard_from_years: tuple[Seconds, ...] = ()
+    hazard_afr_per_year: tuple[Annotated[float, Field(strict=True, ge=0, lt=1)], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentSection:
+    """Something that takes nodes away; see `docs/simulator.md` for published ones.
+
+    Attributes:
+        name: For people.
+        level: The domain it befalls: "node", "rack", "power" (`racks_per_domain` racks), "zone",
+            "region", or "cluster": a burst over nodes of all of it.
+        per_year: Mean number in one such domain per year without it; 0 if by calendar.
+        every_years: By calendar instead: once per period in each domain, one after the other.
+        duration_s: Length if there is one only.
+        duration_law: "exponential": drawn with that mean; "fixed": just so long.
+        durations_s: Lengths to choose from, instead of `duration_s`.
+        duration_shares: How often each is chosen, relative to the others.
+        hit_share: Of the domain's nodes, how many are hit.
+        death_share: Of those hit, how many lose their devices for good.
+        gives_up: Whether the cluster gives nodes up at the out-timer; if not it waits.
+        racks_per_domain: Of level "power".
+        burst_min: Nodes of a burst, at least; uniform up to `burst_max`.
+        burst_max: Nodes of a burst, at most.
+        rack_affinity: How often the next node of a burst is in the rack of the one before.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Text
+    level: Literal["node", "rack", "power", "zone", "region", "cluster"]
+    per_year: Annotated[float, Field(strict=True, ge=0, le=1e6)] = 0.0
+    every_years: Seconds = 0.0
+    duration_s: Positive = 3600.0
+    duration_law: Literal["exponential", "fixed"] = "exponential"
+    durations_s: tuple[Positive, ...] = ()
+    duration_shares: tuple[Positive, ...] = ()
+    hit_share: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    death_share: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
+    gives_up: Annotated[bool, Field(strict=True)] = True
+    racks_per_domain: Count = 1
+    burst_min: Count = 2
+    burst_max: Count = 2
+    rack_affinity: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSection:
+    """The devices. With `[[model]]` sections, the laws of life here are not used.
+
+    Attributes:
+        capacity_bytes: Bytes of one device.
+        afr_per_year: Share of devices that fail in a year; the rate is -ln(1 - AFR) per year.
+        life_shape: Shape of the Weibull law of life; 1 is the exponential law.
+        afr_horizon_years: For a shape other than 1: the AFR holds as the mean over this many
+            years, so that survival to that age is (1 - AFR) ** years.
+        replacement_delay_s: From detection until an empty device is in the failed one's place.
+        trace: A CSV or Parquet file of failures that are played back instead of drawn; see
+            `trace`. "": none.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    capacity_bytes: Count
+    afr_per_year: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0136
+    life_shape: Annotated[float, Field(strict=True, gt=0, le=10)] = 1.0
+    afr_horizon_years: Positive = 5.0
+    replacement_delay_s: Seconds = 86_400.0
+    trace: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSection:
+    """Transient outages: the node is away, its data comes back with it.
+
+    Attributes:
+        outages_per_year: Mean outages of one node in a year of uptime; 0 for none. The default
+            is one in 4.3 months (Ford et al., OSDI 2010).
+        outage_mean_s: Mean length; the law is exponential. 900 / ln(10) s puts 90 % of outages
+            under 15 minutes (same source).
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    outages_per_year: Annotated[float, Field(strict=True, ge=0, le=8_766)] = 12 / 4.3
+    outage_mean_s: Positive = 390.865
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSection:
+    """How chunks are spread.
+
+    Attributes:
+        pg_count: Placement groups; about 100 slots per device balance to a tenth.
+        domain: The failure domain that holds at most `max_per_domain` chunks of a stripe.
+        policy: How rows are made: "straw2", CRUSH's draws; "random-declustered", dealt from a
+            shuffled deck, even by itself and many times as fast; "copyset". All three are the
+            cluster's own; replacements are chosen by straw2 whatever the policy.
+        scatter_width: Of "copyset": peers that share data with a device.
+        balanced: Whether the balancer evens out the placement before time zero, as a new cluster
+            does. During the run nothing is balanced.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    pg_count: Count
+    domain: Literal["device", "node", "rack", "zone", "region"] = "rack"
+    max_per_domain: Count = 1
+    policy: Literal["straw2", "random-declustered", "copyset"] = "straw2"
+    scatter_width: Count = 100
+    balanced: Annotated[bool, Field(strict=True)] = True
+
+    @property
+    def rule(self) -> PlacementRule:
+        return PlacementRule(DomainLevel[self.domain.upper()], self.max_per_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """What the cluster holds.
+
+    Attributes:
+        user_bytes: Bytes of user data, before coding, constant over the run.
+        max_fill: Largest share of the raw capacity that user data and parity may take.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    user_bytes: Count
+    max_fill: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class RepairSection:
+    """When and how fast lost chunks are rebuilt.
+
+    Attributes:
+        detection_delay_s: From the failure of a device until the cluster knows it for dead.
+        out_after_s: A node away for this long is given up and its chunks are rebuilt.
+        write_bandwidth_bytes_per_s: What one device takes in for rebuilding.
+        read_bandwidth_bytes_per_s: What one device gives to the rebuilds that read from it.
+        node_bandwidth_bytes_per_s: What a node's link gives to rebuilds, each way; 0: no limit.
+        rack_bandwidth_bytes_per_s: What a rack's uplink gives, each way; 0: no limit.
+        zone_bandwidth_bytes_per_s: What a zone's link to the others gives, each way; 0: no limit.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    detection_delay_s: Seconds = 60.0
+    out_after_s: Seconds = 900.0
+    write_bandwidth_bytes_per_s: Positive = 50e6
+    read_bandwidth_bytes_per_s: Positive = 50e6
+    node_bandwidth_bytes_per_s: Seconds = 0.0
+    rack_bandwidth_bytes_per_s: Seconds = 0.0
+    zone_bandwidth_bytes_per_s: Seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """How much is simulated; the command line may say otherwise."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    years: Annotated[float, Field(strict=True, gt=0, le=1_000)] = 10.0
+    trials: Count = 1
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
