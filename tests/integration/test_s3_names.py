@@ -227,6 +227,9 @@ def test_a_completed_upload_is_a_version(s3: Any, versioned: str) -> None:
     upload = s3.create_multipart_upload(Bucket=versioned, Key="k", Tagging="a=b")["UploadId"]
     place = {"Bucket": versioned, "Key": "k", "UploadId": upload}
     etag = s3.upload_part(**place, PartNumber=1, Body=b"part")["ETag"]
+    wrong = {"Parts": [{"PartNumber": 1, "ETag": etag, "ChecksumCRC32": "AAAAAA=="}]}
+    code = refusal(s3.complete_multipart_upload, **place, MultipartUpload=wrong)
+    assert code == ("InvalidPart", 400)
     parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
     done = s3.complete_multipart_upload(**place, MultipartUpload=parts)
     again = s3.complete_multipart_upload(**place, MultipartUpload=parts)
@@ -413,6 +416,9 @@ def test_locks_need_a_bucket_that_has_them(s3: Any, bucket: str, locked: str) ->
     held = {"ObjectLockLegalHoldStatus": "ON"}
     code = refusal(put, s3=s3, bucket=bucket, key="k", body=b"x", **held)
     assert code == ("InvalidRequest", 400)
+    past = {"ObjectLockMode": "GOVERNANCE", "ObjectLockRetainUntilDate": in_future(days=-1)}
+    code = refusal(put, s3=s3, bucket=locked, key="k", body=b"x", **past)
+    assert code == ("InvalidArgument", 400)
     configuration = {"ObjectLockEnabled": "Enabled"}
     arguments = {"Bucket": bucket, "ObjectLockConfiguration": configuration}
     assert refusal(s3.put_object_lock_configuration, **arguments)[0] == "InvalidBucketState"

@@ -47,6 +47,14 @@ async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> dict
     chosen = [stored[part.number] for part in parts if part.number in stored]
     if [part.etag for part in chosen] != [part.etag for part in parts]:
         return {}
+    for named, part in zip(parts, chosen, strict=True):
+        for algorithm, text in named.checksums.items():
+            if algorithm in part.checksums and part.checksums[algorithm] != text:
+                raise RequestError(
+                    "InvalidPart",
+                    "One or more of the specified parts could not be found. The part may not have "
+                    "been uploaded, or the specified entity tag may not match the part's.",
+                )
     if size is not None and size != str(sum(part.size_bytes for part in chosen)):
         raise RequestError(
             "InvalidRequest", "The provided x-amz-mp-object-size is not the size of the parts."

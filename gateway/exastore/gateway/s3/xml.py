@@ -1,6 +1,6 @@
 """S3's XML: written with the standard library, read with defusedxml: it comes from strangers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
@@ -35,6 +35,8 @@ class CompletedPart:
 
     number: int
     etag: str
+    checksums: Mapping[str, str]
+    """Algorithm in lower case to what the client says is the part's; may be empty."""
 
 
 def document(name: str) -> Element:
@@ -132,12 +134,21 @@ def parse_complete(body: bytes) -> Sequence[CompletedPart]:
         if number is None or etag is None:
             raise malformed()
         try:
-            parts.append(CompletedPart(int(number), etag.strip().strip('"')))
+            parts.append(CompletedPart(int(number), etag.strip().strip('"'), _checksums(element)))
         except ValueError:
             raise malformed() from None
     if not 1 <= len(parts) <= MAX_PARTS:
         raise malformed()
     return parts
+
+
+def _checksums(element: Element) -> dict[str, str]:
+    """The checksums that children name: ChecksumCRC32 and the like."""
+    return {
+        child.tag.removeprefix("Checksum").lower(): child.text or ""
+        for child in element
+        if child.tag.startswith("Checksum")
+    }
 
 
 def parse_location(body: bytes) -> str:

@@ -485,6 +485,9 @@ class MemoryStore:
     def _install(self, info: ObjectInfo, data: bytes) -> ObjectInfo:
         """Make a version the newest of its key."""
         bucket, key = self._bucket(info.bucket), info.key
+        held = info.attributes.lock
+        if held.mode and held.retain_until_s <= self._now_s():
+            raise RequestError("InvalidArgument", "The retain until date must be in the future!")
         default = bucket.info.lock
         if default is not None and default.mode and not info.attributes.lock.mode:
             until_s = self._now_s() + (default.days + 365 * default.years) * 86_400

@@ -38,8 +38,7 @@ def put_lock(
     versions.unindex(space, holder, record)
     if request.HasField("retention"):
         new = request.retention
-        if new.mode != _NONE and new.retain_until_s <= now_s:
-            raise InvalidArgument("the retain until date must be in the future")
+        versions.check_retention(new, now_s)
         if _shrinks(record.lock, new, now_s, bypass=request.bypass_governance):
             raise ObjectLocked(request.key, "its retention may only grow")
         record.lock.mode = new.mode

@@ -131,6 +131,7 @@ def commit_object(
     check_id("version id", new.version_id)
     check_size("an object", new.size_bytes, new.inline_data, new.extents)
     check_tags(new.tags)
+    versions.check_retention(new.lock, now_s)
     space = open_to_write(txn, new.bucket)
     held = (space.base + rows.current(key), space.base + rows.result(new.version_id))
     current_value, result_value = txn.multi_get(held)

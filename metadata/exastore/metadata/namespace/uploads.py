@@ -91,6 +91,7 @@ def create_upload(
     check_object_key(request.key)
     check_id("upload id", request.upload_id)
     check_tags(request.attributes.tags)
+    versions.check_retention(request.attributes.lock, now_s)
     space = open_to_write(txn, request.bucket)
     holder = rows.upload(request.key, request.upload_id)
     known = space.get(holder)

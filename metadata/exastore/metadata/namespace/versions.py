@@ -13,7 +13,7 @@ Laws:
 
 from exastore.metadata.kv.contract import counter_bytes, counter_value
 from exastore.metadata.namespace import lifecycle, packed, requests, rows, trash, usage
-from exastore.metadata.namespace.errors import NoObjectLock, NoSuchVersion
+from exastore.metadata.namespace.errors import InvalidArgument, NoObjectLock, NoSuchVersion
 from exastore.metadata.namespace.space import Space, Terms
 from exastore.proto.v1 import lock_pb2, metadata_pb2
 
@@ -91,6 +91,12 @@ def is_locked(record: Record, now_s: float, *, bypass: bool = False) -> bool:
         return True
     is_retained = held.mode != lock_pb2.LOCK_MODE_NONE and held.retain_until_s > now_s
     return is_retained and not (bypass and held.mode == lock_pb2.LOCK_MODE_GOVERNANCE)
+
+
+def check_retention(held: lock_pb2.ObjectLock, now_s: float) -> None:
+    """Raises InvalidArgument for a retention that is over before it begins."""
+    if held.mode != lock_pb2.LOCK_MODE_NONE and held.retain_until_s <= now_s:
+        raise InvalidArgument("the retain until date must be in the future")
 
 
 def _lock_by_default(space: Space, record: Record, now_s: float) -> None:
