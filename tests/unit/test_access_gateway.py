@@ -112,8 +112,11 @@ def test_what_is_sealed_opens_with_its_key_and_for_its_purpose_alone(tmp_path: P
     path.write_text(new_key_line() + old)
     rotated = read_master_key(path)
     assert rotated.open(sealed, "access key A") == b"secret", "the older key still opens"
+    assert not rotated.is_newest(sealed)
+    assert rotated.is_newest(rotated.seal(b"s", "p"))
+    assert key.open(rotated.seal(b"s", "p"), "p") == b"s", "what it did not know, it reads again"
     with pytest.raises(MasterKeyError, match="not in the file"):
-        key.open(rotated.seal(b"s", "p"), "p")
+        key.open(MasterKey({b"other-id": bytes(32)}).seal(b"s", "p"), "p")
     for wrong, purpose in (
         (sealed, "access key B"),
         (sealed[:-1] + bytes((sealed[-1] ^ 1,)), "access key A"),

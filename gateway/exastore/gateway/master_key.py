@@ -32,14 +32,26 @@ class MasterKey:
     Args:
         keys: By id of 8 bytes; the first one seals.
         new_nonce: Gives so many random bytes; a nonce that comes twice breaks the cipher.
+        read_again: Gives the keys of now, when one is asked for that was not among them.
     """
 
     def __init__(
-        self, keys: dict[bytes, bytes], new_nonce: Callable[[int], bytes] = os.urandom
+        self,
+        keys: dict[bytes, bytes],
+        new_nonce: Callable[[int], bytes] = os.urandom,
+        read_again: Callable[[], dict[bytes, bytes]] | None = None,
     ) -> None:
+        self._read_again = read_again
+        self._new_nonce = new_nonce
+        self._take(keys)
+
+    def _take(self, keys: dict[bytes, bytes]) -> None:
         self._ciphers = {key_id: AESGCM(key) for key_id, key in keys.items()}
         self._first = next(iter(keys))
-        self._new_nonce = new_nonce
+
+    def is_newest(self, sealed: bytes) -> bool:
+        """Whether the first key sealed this."""
+        return sealed[1 : 1 + _ID_BYTES] == self._first
 
     def seal(self, value: bytes, purpose: str) -> bytes:
         """The value, readable only with the key, for this purpose."""
@@ -53,7 +65,11 @@ class MasterKey:
         Raises:
             MasterKeyError: It was sealed with another key or for another purpose, or is damaged.
         """
-        cipher = self._ciphers.get(sealed[1 : 1 + _ID_BYTES])
+        key_id = sealed[1 : 1 + _ID_BYTES]
+        if key_id not in self._ciphers and self._read_again is not None:
+            # Another process was told of a new key first.
+            self._take(self._read_again())
+        cipher = self._ciphers.get(key_id)
         if sealed[:1] != _VERSION or cipher is None:
             raise MasterKeyError("a secret was sealed with a master key that is not in the file")
         try:
@@ -69,7 +85,12 @@ def new_key_line() -> str:
 
 
 def read_master_key(path: Path) -> MasterKey:
-    """Read the file.
+    """Read the file, and again when it has a key that it had not. Raises as `read_keys`."""
+    return MasterKey(read_keys(path), read_again=lambda: read_keys(path))
+
+
+def read_keys(path: Path) -> dict[bytes, bytes]:
+    """Read the file's keys by their ids, the first one first.
 
     Raises:
         MasterKeyError: It cannot be read, others may read it, or it is not of this form.
@@ -93,4 +114,4 @@ def read_master_key(path: Path) -> MasterKey:
         keys[identity] = key
     if not keys:
         raise MasterKeyError(f"the master key file {path} holds no key")
-    return MasterKey(keys)
+    return keys

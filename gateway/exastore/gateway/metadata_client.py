@@ -26,6 +26,8 @@ from exastore.proto.v1 import (
     lock_pb2_grpc,
     metadata_pb2,
     metadata_pb2_grpc,
+    sealing_pb2,
+    sealing_pb2_grpc,
 )
 
 Request = TypeVar("Request")
@@ -34,6 +36,7 @@ Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
 AccessStub: TypeAlias = "access_pb2_grpc.AccessServiceAsyncStub"
 DocumentStub: TypeAlias = "documents_pb2_grpc.DocumentServiceAsyncStub"
 LockStub: TypeAlias = "lock_pb2_grpc.LockServiceAsyncStub"
+SealingStub: TypeAlias = "sealing_pb2_grpc.SealingServiceAsyncStub"
 
 
 class MetadataClient:
@@ -61,6 +64,9 @@ class MetadataClient:
         ]
         self._lock_stubs: list[LockStub] = [
             lock_pb2_grpc.LockServiceStub(channel) for channel in self._channels
+        ]
+        self._sealing_stubs: list[SealingStub] = [
+            sealing_pb2_grpc.SealingServiceStub(channel) for channel in self._channels
         ]
         #: Index of the server asked first.
         self._current = 0
@@ -161,6 +167,11 @@ class MetadataClient:
 
     async def put_lock(self, request: lock_pb2.PutLockRequest) -> None:
         await self._call_at(lambda index: self._lock_stubs[index].PutLock, request)
+
+    async def replace_wrapped_key(self, request: sealing_pb2.ReplaceWrappedKeyRequest) -> bool:
+        stubs = self._sealing_stubs
+        answer = await self._call_at(lambda index: stubs[index].ReplaceWrappedKey, request)
+        return answer.replaced
 
     async def list_versions(
         self, request: metadata_pb2.ListVersionsRequest

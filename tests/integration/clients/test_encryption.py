@@ -62,3 +62,21 @@ def test_the_aws_cli_takes_keys(bucket: Bucket, tmp_path: Path) -> None:
     aws("s3", "cp", source, url, "--sse-c", "AES256", "--sse-c-key", KEY, quiet)
     aws("s3", "cp", url, back, "--sse-c", "AES256", "--sse-c-key", KEY, quiet)
     assert back.read_bytes() == source.read_bytes()
+
+
+def test_a_new_master_key_wraps_anew_without_touching_data(bucket: Bucket) -> None:
+    data = some_bytes(200_000)
+    options = {"Bucket": bucket.name, "ServerSideEncryption": "AES256"}
+    for key in ("before-1", "before-2"):
+        bucket.s3.put_object(Key=key, Body=data, **options)
+    before = bucket.s3.head_object(Bucket=bucket.name, Key="before-1")
+    assert bucket.cluster.run("key", "rotate", "--json").json["key_count"] >= 2
+    done = bucket.cluster.run("key", "rewrap", "--json").json
+    assert done["rewrapped"] == done["sealed"] >= 2
+    assert bucket.content == {"before-1": data, "before-2": data}, (
+        "running gateways read the new key"
+    )
+    after = bucket.s3.head_object(Bucket=bucket.name, Key="before-1")
+    assert (after["ETag"], after["LastModified"]) == (before["ETag"], before["LastModified"])
+    again = bucket.cluster.run("key", "rewrap", "--json").json
+    assert (again["rewrapped"], again["sealed"]) == (0, done["sealed"])

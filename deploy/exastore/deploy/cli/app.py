@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from exastore.deploy.cli import bench, bucket, cluster, demo, object, service, sim, upkeep, user
+from exastore.deploy.cli import (
+    bench,
+    bucket,
+    cluster,
+    demo,
+    key,
+    object,
+    service,
+    sim,
+    upkeep,
+    user,
+)
 from exastore.deploy.cli.output import print_error
 from exastore.deploy.errors import DeployError, ExitCode
 from exastore.deploy.version import version
@@ -22,6 +33,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(bucket.app, name="bucket")
 upkeep.add_to(cluster.app)
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(key.app, name="key")
 app.add_typer(object.app, name="object")
 app.add_typer(sim.app, name="sim")
 app.add_typer(user.app, name="user")

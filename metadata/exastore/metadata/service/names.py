@@ -15,6 +15,7 @@ from exastore.metadata.namespace import (
     listing,
     lock,
     objects,
+    sealing,
     space,
     uploads,
     usage,
@@ -33,7 +34,7 @@ from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.partitions import Partition, Partitions, is_map_current
 from exastore.metadata.service.tenants import Tenants
-from exastore.proto.v1 import common_pb2, lock_pb2, metadata_pb2
+from exastore.proto.v1 import common_pb2, lock_pb2, metadata_pb2, sealing_pb2
 
 T = TypeVar("T")
 
@@ -254,6 +255,14 @@ class NamespaceService:
         return await self.partitions.transact(
             request.bucket, lambda txn: objects.put_tags(txn, request, self.terms)
         )
+
+    async def replace_wrapped_key(
+        self, request: sealing_pb2.ReplaceWrappedKeyRequest
+    ) -> sealing_pb2.ReplaceWrappedKeyResponse:
+        replaced = await self.partitions.transact(
+            request.bucket, lambda txn: sealing.replace_wrapped_key(txn, request, self.terms)
+        )
+        return sealing_pb2.ReplaceWrappedKeyResponse(replaced=replaced)
 
     async def put_lock(self, request: lock_pb2.PutLockRequest) -> lock_pb2.PutLockResponse:
         now_s = self._clock.now_s()

@@ -19,6 +19,7 @@ from exastore.proto.v1 import (
     documents_pb2_grpc,
     lock_pb2_grpc,
     metadata_pb2_grpc,
+    sealing_pb2_grpc,
     upkeep_pb2_grpc,
 )
 
@@ -40,6 +41,7 @@ def add_to_server(
     batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, handlers)
     documents_pb2_grpc.add_DocumentServiceServicer_to_server(adapter.document_servicer(), handlers)
     lock_pb2_grpc.add_LockServiceServicer_to_server(adapter.lock_servicer(), handlers)
+    sealing_pb2_grpc.add_SealingServiceServicer_to_server(adapter.sealing_servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
     upkeep_pb2_grpc.add_UpkeepServiceServicer_to_server(adapter.upkeep_servicer(), handlers)
 
@@ -140,6 +142,14 @@ class _Adapter:
         methods: dict[str, Any] = {"PutLock": self._unary("PutLock", self._service.names.put_lock)}
         servicer = type("LockServicer", (lock_pb2_grpc.LockServiceServicer,), methods)()
         assert isinstance(servicer, lock_pb2_grpc.LockServiceServicer)
+        return servicer
+
+    def sealing_servicer(self) -> sealing_pb2_grpc.SealingServiceServicer:
+        """The same for SealingService."""
+        replace = self._unary("ReplaceWrappedKey", self._service.names.replace_wrapped_key)
+        methods: dict[str, Any] = {"ReplaceWrappedKey": replace}
+        servicer = type("SealingServicer", (sealing_pb2_grpc.SealingServiceServicer,), methods)()
+        assert isinstance(servicer, sealing_pb2_grpc.SealingServiceServicer)
         return servicer
 
     def access_servicer(self) -> access_pb2_grpc.AccessServiceServicer:
