@@ -24,7 +24,10 @@ FAST = (
 def start(new_cluster: NewCluster, folder: Path, patch: pytest.MonkeyPatch, *options: str) -> Chaos:
     folder.mkdir()
     patch.setenv(VARIABLE, str(folder))
-    return Chaos(new_cluster("--down-after-s", "1", "--trash-grace-s", "0", *options), folder)
+    return Chaos(
+        new_cluster("--down-after-s", "1", "--out-after-s", "6", "--trash-grace-s", "0", *options),
+        folder,
+    )
 
 
 def test_every_phase_has_an_operation_that_passes_it() -> None:

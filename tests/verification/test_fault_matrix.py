@@ -42,7 +42,10 @@ def test_every_phase_survives_every_fault(
     folder.mkdir()
     monkeypatch.setenv(VARIABLE, str(folder))
     options = ("--nodes", "8", "--code", "rs-4-2", "--pg-count", "16")
-    chaos = Chaos(new_cluster("--down-after-s", "1", "--trash-grace-s", "0", *options), folder)
+    chaos = Chaos(
+        new_cluster("--down-after-s", "1", "--out-after-s", "6", "--trash-grace-s", "0", *options),
+        folder,
+    )
     for phase, action in CASES:
         outcome = chaos.run(phase, action)
         print(outcome, flush=True)

@@ -48,6 +48,8 @@ from exastore.gateway.master_key import new_key_line
 
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 10.0
+#: A gateway ends the requests in flight first, which may be long ones.
+RESTART_GRACE_S = 60.0
 POLL_S = 0.05
 
 Progress = Callable[[str], None]
@@ -182,6 +184,21 @@ class LocalCluster:
                     path.unlink(missing_ok=True)
             self.paths.cluster_json.unlink(missing_ok=True)
             return sorted(running), killed
+
+    def restart(self, name: str, progress: Progress) -> None:
+        """Stop one process, which finishes what is in flight, and start it again.
+
+        Raises:
+            BadInput: No process of that name runs.
+            As `up` does.
+        """
+        with self._locked():
+            child = self.children().get(name)
+            if child is None:
+                raise BadInput(f"{name} does not run", hint="exastore cluster up starts it")
+            progress(f"{name}: stopping")
+            self._stop([child], grace_s=RESTART_GRACE_S)
+        self.up(ClusterOptions(), lambda text: progress(f"{name}: {text}"))
 
     def _stop(self, children: list[Child], *, grace_s: float = STOP_GRACE_S) -> list[str]:
         clock = self.clock

@@ -10,6 +10,7 @@ from rich.table import Table
 from exastore.deploy.cli import operations
 from exastore.deploy.cli.options import DEFAULT_DIR, DirOption, JsonOption
 from exastore.deploy.cli.output import binary_size, duration, err, out, print_json
+from exastore.deploy.cli.restart import restart
 from exastore.deploy.cli.scrubbing import fetch_scrub, show_scrub
 from exastore.deploy.errors import ExitCode
 from exastore.deploy.launcher import LocalCluster, Started
@@ -24,6 +25,7 @@ from exastore.deploy.status import DeviceView, StatusView, fetch_status
 
 app = typer.Typer(help="A local cluster of real processes.", no_args_is_help=True)
 operations.add_to(app)
+app.command()(restart)
 
 
 @app.command()
