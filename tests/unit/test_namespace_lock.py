@@ -82,8 +82,8 @@ async def version_ids(engine: MemoryEngine) -> list[str]:
 async def test_governance_gives_way_to_who_may_bypass_it(engine: MemoryEngine) -> None:
     version = (await put(engine, "v", 10.0, mode=GOVERNANCE, retain_until_s=100.0)).version_id
     assert await delete(engine, version, 99.0) == "OBJECT_LOCKED"
+    shorter = lock_pb2.ObjectLock(mode=GOVERNANCE, retain_until_s=50.0)
     with pytest.raises(ObjectLocked):
-        shorter = lock_pb2.ObjectLock(mode=GOVERNANCE, retain_until_s=50.0)
         await put_lock(engine, version, 20.0, retention=shorter)
     await put_lock(engine, version, 20.0, retention=shorter, bypass_governance=True)
     assert await delete(engine, version, 49.0) == "OBJECT_LOCKED"
@@ -131,9 +131,13 @@ async def test_lock_and_versioning_go_together(engine: MemoryEngine) -> None:
         await configure(engine, versioning=pb.VERSIONING_SUSPENDED)
     with pytest.raises(InvalidBucketState):
         await configure(engine, lock=lock_pb2.BucketLock(enabled=False))
-    for wrong in ({"mode": GOVERNANCE}, {"days": 1}, {"mode": GOVERNANCE, "days": 1, "years": 1}):
+    for wrong in (
+        lock_pb2.BucketLock(enabled=True, mode=GOVERNANCE),
+        lock_pb2.BucketLock(enabled=True, days=1),
+        lock_pb2.BucketLock(enabled=True, mode=GOVERNANCE, days=1, years=1),
+    ):
         with pytest.raises(InvalidArgument):
-            await configure(engine, lock=lock_pb2.BucketLock(enabled=True, **wrong))
+            await configure(engine, lock=wrong)
     plain = MemoryEngine()
     await new_bucket(plain)
     with pytest.raises(InvalidBucketState):
