@@ -110,9 +110,8 @@ def preflight(document: bytes | None, headers: Mapping[str, str]) -> Response:
             return Response(200, found)
     raise RequestError(
         "AccessForbidden",
-        "CORSResponse: This CORS request is not allowed. This is usually because the evalution of "
-        "Origin, request method / Access-Control-Request-Method or Access-Control-Request-Headers "
-        "are not whitelisted by the resource's CORS spec.",
+        "CORSResponse: This CORS request is not allowed: no rule of the bucket lets this origin send "
+        "this method with these headers.",
     )
 
 
