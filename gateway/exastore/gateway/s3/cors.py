@@ -110,8 +110,8 @@ def preflight(document: bytes | None, headers: Mapping[str, str]) -> Response:
             return Response(200, found)
     raise RequestError(
         "AccessForbidden",
-        "CORSResponse: This CORS request is not allowed: no rule of the bucket lets this origin send "
-        "this method with these headers.",
+        "CORSResponse: This CORS request is not allowed: no rule of the bucket lets this origin "
+        "send this method with these headers.",
     )
 
 
