@@ -183,12 +183,12 @@ def test_documents_are_read_with_and_without_namespace() -> None:
     assert xml.parse_delete(plain.encode()).quiet is False
 
 
-def test_parts_are_read_with_their_checksums_ignored() -> None:
+def test_parts_are_read_with_their_checksums() -> None:
     body = (
         "<CompleteMultipartUpload><Part><ChecksumCRC32>AAAAAA==</ChecksumCRC32>"
         "<ETag>&quot;e&quot;</ETag><PartNumber>7</PartNumber></Part></CompleteMultipartUpload>"
     )
-    assert xml.parse_complete(body.encode()) == [xml.CompletedPart(7, "e")]
+    assert xml.parse_complete(body.encode()) == [xml.CompletedPart(7, "e", {"crc32": "AAAAAA=="})]
 
 
 BOMB = (

@@ -5,12 +5,13 @@ from datetime import datetime
 from email.utils import formatdate
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
+from xml.etree.ElementTree import Element
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.body import stored_content_encoding
 from exastore.gateway.s3.errors import S3Error
 from exastore.gateway.s3.message import is_header_text
-from exastore.gateway.s3.xml import iso_time
+from exastore.gateway.s3.xml import add, iso_time
 from exastore.gateway.store import NO_LOCK, ObjectAttributes, ObjectInfo, ObjectLock
 
 MAX_KEY_BYTES = 1024
@@ -95,17 +96,7 @@ def read_attributes(headers: Mapping[str, str]) -> ObjectAttributes:
 def _read_tags(header: str) -> dict[str, str]:
     """The tags of x-amz-tagging, which is written as a query."""
     try:
-        pairs = (
-            parse_qsl(
-                header,
-                keep_blank_values=True,
-                encoding="utf-8",
-                errors="strict",
-                strict_parsing=True,
-            )
-            if header
-            else []
-        )
+        pairs = parse_qsl(header, keep_blank_values=True, errors="strict")
     except ValueError:
         pairs = [("", "")] * 2
     tags = dict(pairs)
@@ -191,9 +182,20 @@ def checksum_headers(checksums: Mapping[str, str]) -> dict[str, str]:
     """The headers that show an object's checksums."""
     headers = {f"x-amz-checksum-{name}": digest for name, digest in checksums.items()}
     if headers:
-        composite = any("-" in digest for digest in checksums.values())
-        headers["x-amz-checksum-type"] = "COMPOSITE" if composite else "FULL_OBJECT"
+        headers["x-amz-checksum-type"] = _type_of(checksums)
     return headers
+
+
+def add_checksums(parent: Element, checksums: Mapping[str, str]) -> None:
+    """Append an object's checksums and their type to a document."""
+    for algorithm, digest in checksums.items():
+        add(parent, f"Checksum{algorithm.upper()}", digest)
+    if checksums:
+        add(parent, "ChecksumType", _type_of(checksums))
+
+
+def _type_of(checksums: Mapping[str, str]) -> str:
+    return "COMPOSITE" if any("-" in digest for digest in checksums.values()) else "FULL_OBJECT"
 
 
 def overridden_headers(query: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element, SubElement
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.attributes import (
+    add_checksums,
     check_key,
     checksum_headers,
     parse_copy_source,
@@ -145,8 +146,7 @@ async def complete_upload(call: Call) -> Response:
     xml.add(root, "Bucket", call.bucket)
     xml.add(root, "Key", call.key)
     xml.add(root, "ETag", f'"{info.etag}"')
-    for algorithm, digest in info.checksums.items():
-        xml.add(root, f"Checksum{algorithm.upper()}", digest)
+    add_checksums(root, info.checksums)
     response = xml.xml_response(root)
     response.headers |= encryption_headers(info.attributes.encryption) | version_headers(info)
     return response

@@ -8,6 +8,7 @@ from exastore.gateway.errors import MarkerFound, RequestError
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.attributes import (
     CopySource,
+    add_checksums,
     check_key,
     checksum_headers,
     object_headers,
@@ -292,8 +293,7 @@ async def copy_object(call: Call) -> Response:
     root = xml.document("CopyObjectResult")
     xml.add(root, "LastModified", xml.iso_time(info.modified_s))
     xml.add(root, "ETag", f'"{info.etag}"')
-    for algorithm, digest in info.checksums.items():
-        xml.add(root, f"Checksum{algorithm.upper()}", digest)
+    add_checksums(root, info.checksums)
     response = xml.xml_response(root)
     response.headers |= shown
     return response
@@ -341,10 +341,7 @@ async def get_object_attributes(call: Call) -> Response:
     if "ETag" in wanted:
         xml.add(root, "ETag", info.etag)
     if "Checksum" in wanted and info.checksums:
-        checksum = SubElement(root, "Checksum")
-        for algorithm, digest in info.checksums.items():
-            xml.add(checksum, f"Checksum{algorithm.upper()}", digest)
-        xml.add(checksum, "ChecksumType", checksum_headers(info.checksums)["x-amz-checksum-type"])
+        add_checksums(SubElement(root, "Checksum"), info.checksums)
     if "ObjectParts" in wanted and info.parts:
         _add_parts(call, SubElement(root, "ObjectParts"), info)
     if "StorageClass" in wanted:
