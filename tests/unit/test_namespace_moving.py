@@ -22,6 +22,7 @@ from exastore.metadata.namespace.errors import (
     MoverReplaced,
     NoSuchBucket,
     NoSuchKey,
+    QuotaExceeded,
 )
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
@@ -421,7 +422,58 @@ async def test_a_tenants_quota_holds_over_all_partitions(site: Site) -> None:
             stored += 1
     used = await names.get_usage(pb.GetUsageRequest(tenant="me"))
     assert used.object_count == stored
-    assert 18 <= stored <= 20
+    assert 19 <= stored <= 21
+
+
+async def test_no_race_of_writers_with_shares_and_moves_goes_beyond_a_tenants_quota(
+    site: Site,
+) -> None:
+    writer = (await site.server()).names
+    # It does the background work; before each of its transactions the writer writes into both.
+    service = await site.server(fragile=True)
+    await writer.create_bucket(pb.CreateBucketRequest(name="far-away", owner="me", partition=OTHER))
+    count = refused = 0
+
+    async def write() -> None:
+        nonlocal count, refused
+        for bucket in (BUCKET, "far-away"):
+            count += 1
+            item = an_object(f"k{count}", f"v{count}", inline=b"x" * 10)
+            item.bucket = bucket
+            try:
+                await writer.commit_object(pb.CommitObjectRequest(object=item))
+            except (QuotaExceeded, BucketMoving):
+                refused += 1
+
+    async def used() -> pb.Usage:
+        return await writer.get_usage(pb.GetUsageRequest(tenant="me"))
+
+    site.meanwhile = write
+    highest = 0
+    for limit in (60, 90, 40, 150, 150, 151, 300):
+        before = (await used()).object_count
+        quota = pb.Quota(max_objects=limit, max_bytes=10 * limit)
+        await service.names.set_tenant_quota(pb.SetTenantQuotaRequest(tenant="me", quota=quota))
+        after_set = (await used()).object_count
+        for number in range(12):
+            await service.names.tenants.level()
+            for _ in range(9):
+                await write()
+            if number == 5 and limit in (150, 300):
+                target = OTHER if limit == 150 else FIRST
+                place = await writer.get_bucket(pb.GetBucketRequest(name="far-away"))
+                if place.partition != target:
+                    await service.mover.move_bucket(
+                        pb.MoveBucketRequest(bucket="far-away", target=target)
+                    )
+                    await service.mover.carry_out("far-away")
+        now = (await used()).object_count
+        # What was written before the quota was set everywhere is not taken away.
+        assert now <= max(limit + 1, before, after_set), (limit, before, after_set, now)
+        if limit >= highest:
+            highest = limit
+            assert now >= limit - limit // 16 - 2, "what is free is given out"
+    assert refused > 20
 
 
 async def test_a_replaced_mover_cannot_write_into_the_copy() -> None:

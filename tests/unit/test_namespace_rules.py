@@ -108,7 +108,7 @@ async def test_a_tenant_has_a_quota_over_its_buckets(engine: MemoryEngine) -> No
     other = pb.CreateBucketRequest(name="other", owner="me")
     await engine.transact(lambda txn: buckets.create_bucket(txn, other, 1.0))
     quota = pb.Quota(max_objects=10)
-    await engine.transact(lambda txn: usage.set_tenant_quota(txn, "me", quota))
+    await engine.transact(lambda txn: usage.shrink_share(txn, "me", quota, 1, is_over=False))
     assert await fill(engine, 6, 1) == 6
     item = an_object("x", inline=b"1")
     item.bucket = "other"

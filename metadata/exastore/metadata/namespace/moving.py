@@ -384,7 +384,7 @@ def _move_tenant_usage(txn: Transaction, bucket: Bucket, sign: int) -> None:
         usage.add_all(
             txn,
             lambda slot: base + rows.usage(slot),
-            usage.tenant_key_of(bucket.owner),
+            bucket.owner,
             sign,
         )
 

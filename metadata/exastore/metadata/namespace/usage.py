@@ -26,6 +26,8 @@ COUNT = 6
 _ALLOTTED_BYTES, _ALLOTTED_OBJECTS, _REVISION = 6, 7, 8
 _ROW = struct.Struct("<9q")
 _EMPTY = bytes(_ROW.size)
+#: Of a share's revision: the bits below that of the whole quota.
+SHARE_BITS = 20
 
 #: Changes by slot; each has COUNT numbers.
 Deltas = Mapping[int, Sequence[int]]
@@ -102,18 +104,20 @@ def _share_out(
         row[_REVISION] = quota.revision
 
 
-def add_all(txn: Transaction, bucket_key_of: KeyOf, tenant_key_of_: KeyOf, sign: int) -> None:
-    """Add all that a bucket uses to its tenant (1), or take it off (-1), without asking quotas.
+def add_all(txn: Transaction, bucket_key_of: KeyOf, tenant: str, sign: int) -> None:
+    """Add all that a bucket uses to its tenant (1), or take it off (-1), and as much of its quota.
 
     The tenant's allotments end with it, so the next writer shares them out.
     """
+    key_of = tenant_key_of(tenant)
+    move_share(txn, tenant, read(txn, bucket_key_of), sign)
     for slot in range(SLOT_COUNT):
         used = _read(txn.get(bucket_key_of(slot)))
-        row = _read(txn.get(tenant_key_of_(slot)))
+        row = _read(txn.get(key_of(slot)))
         for place in range(COUNT):
             row[place] += sign * used[place]
         row[_REVISION] = 0
-        txn.put(tenant_key_of_(slot), _ROW.pack(*row))
+        txn.put(key_of(slot), _ROW.pack(*row))
 
 
 def read(txn: Transaction, key_of: KeyOf) -> list[int]:
@@ -147,12 +151,73 @@ def quota_of(value: bytes | None) -> metadata_pb2.Quota | None:
     return None if value is None else metadata_pb2.Quota.FromString(value)
 
 
-def set_tenant_quota(txn: Transaction, tenant: str, quota: metadata_pb2.Quota) -> None:
-    """Limit what the tenant's buckets in this engine use together; zeros take the limit away."""
+def shrink_share(
+    txn: Transaction, tenant: str, share: metadata_pb2.Quota, total_revision: int, *, is_over: bool
+) -> None:
+    """Lower what the tenant's buckets in this engine may use, never raise it.
+
+    Args:
+        share: What it should be; zeros: no limit.
+        total_revision: Of the tenant's quota that the share is part of.
+        is_over: The tenant uses more than its quota. Otherwise a share is not taken below what is
+            used by now, which others must not be given.
+    """
     known = find_tenant_quota(txn, tenant)
-    stored = metadata_pb2.Quota(max_bytes=quota.max_bytes, max_objects=quota.max_objects)
-    stored.revision = 1 if known is None else known.revision + 1
-    txn.put(rows.tenant_quota(tenant), stored.SerializeToString())
+    used = read(txn, tenant_key_of(tenant))
+    used_bytes = 0 if is_over else _bytes_of(used)
+    used_objects = 0 if is_over else used[OBJECTS]
+    stored = metadata_pb2.Quota(
+        max_bytes=_shrunk(known.max_bytes if known else 0, share.max_bytes, used_bytes),
+        max_objects=_shrunk(known.max_objects if known else 0, share.max_objects, used_objects),
+    )
+    _put_share(txn, tenant, known, stored, total_revision)
+
+
+def grow_share(
+    txn: Transaction, tenant: str, more: metadata_pb2.Quota, total_revision: int
+) -> None:
+    """Raise what the tenant's buckets in this engine may use, if the quota is still the same."""
+    known = find_tenant_quota(txn, tenant)
+    if known is None or known.revision >> SHARE_BITS != total_revision:
+        return
+    stored = metadata_pb2.Quota(
+        max_bytes=known.max_bytes + (more.max_bytes if known.max_bytes else 0),
+        max_objects=known.max_objects + (more.max_objects if known.max_objects else 0),
+    )
+    _put_share(txn, tenant, known, stored, total_revision)
+
+
+def move_share(txn: Transaction, tenant: str, bucket_used: Sequence[int], sign: int) -> None:
+    """Give a bucket that comes (1) or goes (-1) its part of the tenant's quota along."""
+    known = find_tenant_quota(txn, tenant)
+    if known is None:
+        return
+    stored = metadata_pb2.Quota()
+    if known.max_bytes:
+        stored.max_bytes = max(1, known.max_bytes + sign * _bytes_of(bucket_used))
+    if known.max_objects:
+        stored.max_objects = max(1, known.max_objects + sign * bucket_used[OBJECTS])
+    _put_share(txn, tenant, known, stored, known.revision >> SHARE_BITS)
+
+
+def _shrunk(current: int, wanted: int, used: int) -> int:
+    if not wanted:
+        return 0
+    least = max(wanted, used, 1)
+    return min(current, least) if current else least
+
+
+def _put_share(
+    txn: Transaction,
+    tenant: str,
+    known: metadata_pb2.Quota | None,
+    share: metadata_pb2.Quota,
+    total_revision: int,
+) -> None:
+    """Store a share; its revision grows, and begins with that of the whole quota."""
+    before = 0 if known is None else known.revision
+    share.revision = max(before + 1, total_revision << SHARE_BITS)
+    txn.put(rows.tenant_quota(tenant), share.SerializeToString())
 
 
 def tenant_usage(txn: Transaction, tenant: str) -> metadata_pb2.Usage:

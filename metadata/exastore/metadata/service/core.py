@@ -45,7 +45,7 @@ class MetadataService:
         self.names = NamespaceService(config, engine, self.maps, clock, self.lease)
         self.upkeep = UpkeepService(self.names.partitions, clock)
         self.documents = DocumentService(self.names.partitions)
-        self.mover = Mover(self.names.partitions, clock)
+        self.mover = Mover(self.names.partitions, clock, self.names.tenants.switching)
         self.audit = AuditLog(config.audit_file, clock)
         self.access = AccessService(engine, clock, self.audit)
 

@@ -45,8 +45,10 @@ Bucket = metadata_pb2.Bucket
 class Mover:
     """The calls about moves, and their execution in rounds."""
 
-    def __init__(self, partitions: Partitions, clock: Clock) -> None:
+    def __init__(self, partitions: Partitions, clock: Clock, switching: asyncio.Lock) -> None:
         self._partitions = partitions
+        #: Held while a bucket is between two engines: its tenant's quota is not given out then.
+        self._switching = switching
         self._clock = clock
 
     # ---- calls ----
@@ -100,7 +102,8 @@ class Mover:
         if move.phase == _CATCHING_UP:
             return await self._catch_up(move, source, target)
         if move.phase == _SWITCHING:
-            return await self._switch(move, source, target)
+            async with self._switching:
+                return await self._switch(move, source, target)
         if move.phase == _CANCELLING:
             await self._undo(move, source, target)
         elif move.phase == _CLEANING:
