@@ -174,7 +174,7 @@ class Cluster:
             answers = await self.write_all(
                 self.node_of(device),
                 [
-                    write_request(n, device, pg, stripe_id, slot, chunks[slot])
+                    write_request(n, device, pg, stripe_id, slot, chunks[slot], code=code_name)
                     for n, (stripe_id, chunks) in enumerate(stripes.items())
                 ],
             )
@@ -239,12 +239,13 @@ def write_request(
     *,
     epoch: int = 1,
     crc: int | None = None,
+    code: str = CODE,
 ) -> storage_pb2.WriteChunkRequest:
     return storage_pb2.WriteChunkRequest(
         request_id=request_id,
         device_index=device,
         chunk=chunk_id(pg, stripe_id, slot),
-        code=CODE,
+        code=code,
         epoch=epoch,
         crc32c=crc32c(data) if crc is None else crc,
         data=data,
