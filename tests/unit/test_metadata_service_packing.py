@@ -1,6 +1,7 @@
 """Packing and the collection of orphans by the metadata service, with nodes that are fakes."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -280,6 +281,23 @@ async def test_orphans_are_deleted_and_whatever_is_known_stays() -> None:
     text = generate_latest(cluster.registry).decode()
     assert "exastore_metadata_orphan_deleted_chunks_total 4.0" in text
     assert "exastore_metadata_orphan_chunks 0.0" in text
+
+
+async def test_chunks_that_the_trash_collection_deletes_meanwhile_are_no_orphans() -> None:
+    cluster = await formed()
+    await cluster.put_small(1)
+    await cluster.delete_small(1)
+    await cluster.step(100.0)
+    first_walk = cluster.background.orphans._drop_known  # where it is overtaken
+
+    async def overtaken(found: dict[bytes, Any]) -> None:
+        await cluster.background.trash.run_round()
+        await first_walk(found)
+
+    cluster.background.orphans._drop_known = overtaken  # type: ignore[method-assign]
+    report = await cluster.collect(apply=False)
+    assert report.checked_stripe_count == 1 and report.orphan_chunk_count == 0
+    assert cluster.stored() == 0
 
 
 async def test_a_write_that_is_older_than_the_grace_time_cannot_be_committed_any_more() -> None:

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _STRIPES_PER_WALK = 500_000
 _CHUNKS_PER_CALL = 4096
 _EXAMPLE_COUNT = 10
+#: Beyond the time of every stripe.
+_ANY_MS = 1 << 48
 #: No stripe is judged that is younger, whatever an operator says.
 _GRACE_MIN_S = 1.0
 
@@ -171,6 +173,7 @@ class OrphanCollector:
         if before is None or _differ(before, await self._stability()):
             report.message = "buckets or versions moved meanwhile: nothing was judged, try again"
             return
+        await self._drop_gone(found)
         for stripe_id, stripe in found.items():
             report.orphan_stripe_count += 1
             report.orphan_chunk_count += len(stripe.places)
@@ -194,6 +197,17 @@ class OrphanCollector:
                 for stripe_id in batch.stripe_ids:
                     found.pop(stripe_id, None)
                 begin = batch.next_begin
+
+    async def _drop_gone(self, found: dict[bytes, _Found]) -> None:
+        """Take off what the trash collection has deleted and forgotten meanwhile."""
+        message = self._maps.message
+        assert message is not None, "there was a map"
+        listed: dict[bytes, _Found] = {}
+        for pg in {stripe.pg for stripe in found.values()}:
+            await self._list(message, pg, _ANY_MS, listed)
+        for stripe_id in [stripe_id for stripe_id in found if stripe_id not in listed]:
+            del found[stripe_id]
+        found.update({stripe_id: listed[stripe_id] for stripe_id in found})
 
     async def _delete(self, found: dict[bytes, _Found]) -> int:
         """Delete the chunks of orphans; how many there were."""
