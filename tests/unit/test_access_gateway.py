@@ -97,6 +97,33 @@ def test_an_answer_that_is_older_than_a_change_is_not_remembered() -> None:
     asyncio.run(main())
 
 
+def test_requests_at_the_same_time_ask_once_and_all_are_answered() -> None:
+    async def main() -> None:
+        asked: list[str] = []
+        release = asyncio.Event()
+
+        async def load(name: str) -> BucketAccess:
+            asked.append(name)
+            await release.wait()
+            if name == "gone":
+                raise RequestError("NoSuchBucket", "The specified bucket does not exist")
+            return BucketAccess(name, "acme")
+
+        cache = BucketCache(load, ttl_s=1, monotonic_s=HandClock().monotonic_s)
+        tasks = [asyncio.create_task(cache.get(name)) for name in ("b", "b", "b", "gone", "gone")]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        release.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert asked == ["b", "gone"]
+        assert isinstance(found[0], asyncio.CancelledError)
+        assert found[1] == found[2] == BucketAccess("b", "acme")
+        assert all(isinstance(error, RequestError) for error in found[3:])
+        assert cache.cached("b") is not None and cache.cached("gone") is None
+
+    asyncio.run(main())
+
+
 # ---- the master key ----
 
 

@@ -4,6 +4,7 @@ What a gateway knows of a bucket is trusted for `ttl_s`; a change made through i
 once, one made through another after that time.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from exastore.gateway.errors import RequestError
@@ -73,6 +74,8 @@ class BucketCache:
         self._max_count = max_count
         #: Name -> (when asked, what was found), oldest first. Only buckets that exist.
         self._known: dict[str, tuple[float, BucketAccess]] = {}
+        #: Look-ups under way, which all who ask meanwhile wait for.
+        self._loading: dict[str, asyncio.Future[BucketAccess]] = {}
         #: Grows whenever something is forgotten, so that an older answer is not remembered.
         self._forgotten = 0
 
@@ -87,7 +90,22 @@ class BucketCache:
         found = self.cached(name)
         if found is not None:
             return found
-        asked_s, forgotten = self._monotonic_s(), self._forgotten
+        loading = self._loading.get(name)
+        if loading is None:
+            loading = asyncio.ensure_future(self._look_up(name, self._forgotten))
+            self._loading[name] = loading
+            loading.add_done_callback(lambda done: self._end(name, done))
+        # Shielded: one request that goes away does not take the answer from the others.
+        return await asyncio.shield(loading)
+
+    def _end(self, name: str, done: asyncio.Future[BucketAccess]) -> None:
+        if self._loading.get(name) is done:
+            del self._loading[name]
+        if not done.cancelled():
+            done.exception()  # Who still waits is told; nobody may be left.
+
+    async def _look_up(self, name: str, forgotten: int) -> BucketAccess:
+        asked_s = self._monotonic_s()
         found = await self._load(name)
         self._known.pop(name, None)
         if forgotten == self._forgotten:
@@ -99,6 +117,7 @@ class BucketCache:
     def forget(self, name: str) -> None:
         """What was known of a bucket is no longer true."""
         self._known.pop(name, None)
+        self._loading.pop(name, None)
         self._forgotten += 1
 
 
