@@ -40,13 +40,15 @@ def server_options(max_message_bytes: int) -> Options:
 def channel_options(max_message_bytes: int) -> Options:
     """Options of a client's channel.
 
-    Reconnects soon, for servers restart within seconds and gRPC would wait up to two minutes. Never
-    through a proxy: those that the environment names are for the outside world.
+    Reconnects soon, for servers restart within seconds and gRPC would wait up to two minutes. What
+    gRPC calls the least backoff is the time that one attempt has to connect: a busy server needs
+    more than the pause between two attempts. Never through a proxy: those that the environment
+    names are for the outside world.
     """
     return (
         *_message_options(max_message_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 3000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.enable_http_proxy", 0),
     )
