@@ -1,7 +1,7 @@
 """Calls of a metadata server in batches: the same answers as one by one, fewer messages."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from exastore.gateway.metadata_errors import reason_of
 from exastore.metadata.namespace.errors import NoSuchBucket
 from exastore.metadata.service.batches import BatchServicer
 from exastore.metadata.service.metrics import MetadataMetrics
-from exastore.proto.v1 import batch_pb2_grpc, metadata_pb2, metadata_pb2_grpc
+from exastore.proto.v1 import batch_pb2, batch_pb2_grpc, metadata_pb2, metadata_pb2_grpc
 
 GetBucket = Callable[[metadata_pb2.GetBucketRequest], Awaitable[metadata_pb2.Bucket]]
 
@@ -31,8 +31,10 @@ class CountingServicer(BatchServicer):
 
     message_count = 0
 
-    async def Exchange(self, request_iterator: Any, context: Any) -> Any:
-        async def counted() -> Any:
+    async def Exchange(
+        self, request_iterator: AsyncIterator[batch_pb2.CallBatch], context: Any
+    ) -> AsyncIterator[batch_pb2.AnswerBatch]:
+        async def counted() -> AsyncIterator[batch_pb2.CallBatch]:
             async for batch in request_iterator:
                 self.message_count += 1
                 yield batch

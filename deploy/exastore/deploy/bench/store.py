@@ -34,6 +34,7 @@ from exastore.deploy.bench.stores import (
     rss_bytes,
     seaweedfs,
 )
+from exastore.deploy.layout import is_node
 from exastore.deploy.spec import ClusterOptions
 from exastore.deploy.status import StatusView, fetch_status
 from exastore.erasure import codec
@@ -304,9 +305,7 @@ def _degraded(bench: _Bench) -> Iterator[Figure]:
     bench.get(store, "degraded", total_bytes)
     healthy = [bench.get(store, "degraded", total_bytes) for _ in range(options.rounds)]
     assert store.cluster is not None
-    children = store.cluster.children()
-    for number in range(_DEAD_NODES):
-        children[f"node-{number}"].send(SIGKILL)
+    _kill_nodes(store, _DEAD_NODES)
     _wait(store, lambda status: status.up_device_count == options.nodes - _DEAD_NODES, bench)
     degraded = [bench.get(store, "degraded", total_bytes) for _ in range(options.rounds)]
     # Started again for the parts that follow.
@@ -334,7 +333,7 @@ def _rebuild(bench: _Bench) -> Iterator[Figure]:
     shutil.rmtree(source)
     os.sync()
     assert store.cluster is not None
-    store.cluster.children()["node-0"].send(SIGKILL)
+    _kill_nodes(store, 1)
     status = _wait(
         store,
         lambda status: (
@@ -421,6 +420,13 @@ _MEASURES: Final[Mapping[str, Callable[[_Bench], Iterator[Figure]]]] = {
     "memory": _memory,
     "huge": _huge,
 }
+
+
+def _kill_nodes(store: Store, count: int) -> None:
+    assert store.cluster is not None
+    children = store.cluster.children()
+    for name in sorted(name for name in children if is_node(name))[:count]:
+        children[name].send(SIGKILL)
 
 
 def _make_files(folder: Path, count: int, size_bytes: int) -> Path:
