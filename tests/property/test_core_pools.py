@@ -74,7 +74,7 @@ def check(cluster_map: ClusterMap) -> None:
 
 def repaired(cluster_map: ClusterMap) -> ClusterMap:
     """After all repairs that can be made."""
-    plan = plan_repair(cluster_map, K)
+    plan = plan_repair(cluster_map)
     before = cluster_map.pg_devices
     moved = apply_plan(cluster_map, plan)
     check(moved)
@@ -91,7 +91,7 @@ def moved(cluster_map: ClusterMap, *, is_balancing: bool) -> ClusterMap:
     """After all moves that drain and balance."""
     for _ in range(60):
         plan = plan_moves(cluster_map, is_balancing=is_balancing)
-        batch = next_batch(cluster_map, plan, classify(cluster_map, M).readable, 1.0)
+        batch = next_batch(cluster_map, plan, classify(cluster_map).readable, 1.0)
         if not len(batch):
             break
         cluster_map = begin_moves(cluster_map, batch)
@@ -137,7 +137,7 @@ def test_repair_of_many_devices_gives_up_no_slot_that_had_a_place(
     count = cluster_map.topology.device_count
     lost = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=count // 2))
     hurt = with_device_state(cluster_map, dict.fromkeys(lost, OUT))
-    after = apply_plan(hurt, plan_repair(hurt, K))
+    after = apply_plan(hurt, plan_repair(hurt))
     check(after)
     assert (after.pg_devices != NO_DEVICE).all()
 

@@ -54,8 +54,8 @@ def cluster_maps(draw: st.DrawFn) -> ClusterMap:
 
 def check_plan(cluster_map: ClusterMap) -> ClusterMap:
     """Plans, checks the plan against the laws, applies it."""
-    plan = plan_repair(cluster_map, K)
-    health = classify(cluster_map, M)
+    plan = plan_repair(cluster_map)
+    health = classify(cluster_map)
     keys = [
         repair_priority(int(r), int(p), int(s))
         for r, p, s in zip(plan.remaining_redundancy, plan.pg, plan.slot, strict=True)
@@ -99,7 +99,7 @@ def check_previous_devices(before: ClusterMap, after: ClusterMap) -> None:
     changed = after.pg_devices != before.pg_devices
     previous = np.where(changed & was_clean, before.pg_devices, before.pg_previous)
     assert np.array_equal(after.pg_previous, previous)
-    health = classify(before, M)
+    health = classify(before)
     assert not (health.returning & ~health.lost).any()
     assert not (health.returned & (health.readable | ~health.unfinished)).any()
     rules = rule_violations(before.topology, before.rule, before.pg_devices)
@@ -123,7 +123,7 @@ def test_histories_of_failures_and_repairs_keep_every_law(
         changes = data.draw(st.dictionaries(devices, st.sampled_from(DeviceState), max_size=4))
         cluster_map = check_plan(with_device_state(cluster_map, changes))
         if data.draw(st.booleans()):
-            plan = plan_repair(cluster_map, K)
+            plan = plan_repair(cluster_map)
             cluster_map = mark_clean(cluster_map, plan.pg, plan.slot)
             validate_cluster_map(cluster_map)
         assert cluster_map.epoch >= epoch
@@ -136,9 +136,9 @@ def test_repair_heals_everything_that_has_a_place(
 ) -> None:
     device = data.draw(st.integers(0, cluster_map.topology.device_count - 1))
     cluster_map = check_plan(with_device_state(cluster_map, {device: OUT}))
-    plan = plan_repair(cluster_map, K)
+    plan = plan_repair(cluster_map)
     cluster_map = mark_clean(cluster_map, plan.pg, plan.slot)
-    health = classify(cluster_map, M)
+    health = classify(cluster_map)
     unplaced = set(plan.unplaced[:, 0].tolist())
     assert set(np.flatnonzero(~health.is_clean).tolist()) == unplaced
 
@@ -157,7 +157,7 @@ def test_devices_that_flap_get_back_what_was_not_rebuilt_and_nothing_else(
         state = data.draw(st.sampled_from([UP, DOWN, OUT]))
         cluster_map = check_plan(with_device_state(cluster_map, {device: state}))
         # Some of the rebuilds that can run end.
-        plan = plan_repair(cluster_map, K)
+        plan = plan_repair(cluster_map)
         stays = plan.source_device == plan.target_device
         ended = stays & (data.draw(st.integers(0, 3)) == plan.pg % 4)
         rebuilt[plan.pg[ended], plan.slot[ended]] = True
@@ -173,8 +173,8 @@ def test_devices_that_flap_get_back_what_was_not_rebuilt_and_nothing_else(
     never = ~rebuilt.any(axis=1)
     assert np.array_equal(settled.pg_devices[never], first_rows[never])
     unfinished = settled.pg_slot_state == SlotState.REBUILDING
-    assert not (classify(settled, M).readable & unfinished).any()
-    plan = plan_repair(settled, K)
+    assert not (classify(settled).readable & unfinished).any()
+    plan = plan_repair(settled)
     assert set(zip(plan.pg.tolist(), plan.slot.tolist(), strict=True)) <= {
         (pg, slot) for pg, slot in np.argwhere(unfinished).tolist()
     }

@@ -70,17 +70,17 @@ def history() -> list[ClusterMap]:
     maps = [small_map()]
     maps.append(with_device_state(maps[-1], {3: DeviceState.DOWN, 4: DeviceState.DOWN}))
     maps.append(with_device_state(maps[-1], {3: DeviceState.OUT}))
-    plan = plan_repair(maps[-1], 4)
+    plan = plan_repair(maps[-1])
     maps.append(apply_plan(maps[-1], plan))
     moved = plan.source_device != plan.target_device
     maps.append(mark_clean(maps[-1], plan.pg[moved][:5], plan.slot[moved][:5]))
     maps.append(with_device_state(maps[-1], {3: DeviceState.UP, 4: DeviceState.UP}))
-    maps.append(apply_plan(maps[-1], plan_repair(maps[-1], 4)))
+    maps.append(apply_plan(maps[-1], plan_repair(maps[-1])))
     maps.append(with_devices(maps[-1], 4, [2.5, 1.0]))
     maps.append(with_device_weight(maps[-1], {0: 0.0, 7: 1.25}))
     maps.append(with_device_state(maps[-1], {12: DeviceState.DRAINING}))
     balance = plan_moves(maps[-1], is_balancing=True)
-    batch = next_batch(maps[-1], balance, classify(maps[-1], 2).readable, 1.0)
+    batch = next_batch(maps[-1], balance, classify(maps[-1]).readable, 1.0)
     maps.append(begin_moves(maps[-1], batch))
     maps.append(mark_clean(maps[-1], batch.pg, batch.slot))
     return maps

@@ -32,7 +32,7 @@ from exastore.metadata.core.topology import (
     Topology,
 )
 
-K, M, N = 4, 2, 6
+N = 6
 
 
 def small_map(nodes: int = 9, pg_count: int = 60) -> ClusterMap:
@@ -43,7 +43,7 @@ def small_map(nodes: int = 9, pg_count: int = 60) -> ClusterMap:
 def begun(cluster_map: ClusterMap, *, is_balancing: bool, fraction: float = 1.0) -> ClusterMap:
     """One batch further."""
     plan = plan_moves(cluster_map, is_balancing=is_balancing)
-    batch = next_batch(cluster_map, plan, classify(cluster_map, M).readable, fraction)
+    batch = next_batch(cluster_map, plan, classify(cluster_map).readable, fraction)
     changed = begin_moves(cluster_map, batch)
     validate_cluster_map(changed)
     return changed
@@ -60,7 +60,7 @@ def worked_off(cluster_map: ClusterMap, *, is_balancing: bool, fraction: float) 
         changed = begun(cluster_map, is_balancing=is_balancing, fraction=fraction)
         if changed is cluster_map:
             return cluster_map
-        assert classify(changed, M).readable.all()
+        assert classify(changed).readable.all()
         cluster_map = finished(changed)
 
 
@@ -131,7 +131,7 @@ def test_a_pg_with_a_slot_that_cannot_be_read_waits() -> None:
 def test_a_plan_for_another_map_is_refused() -> None:
     drained = with_device_state(small_map(), {3: DeviceState.DRAINING})
     plan = plan_moves(drained, is_balancing=False)
-    batch = next_batch(drained, plan, classify(drained, M).readable, 1.0)
+    batch = next_batch(drained, plan, classify(drained).readable, 1.0)
     with pytest.raises(StalePlan):
         begin_moves(begin_moves(drained, batch), batch)
 
@@ -146,9 +146,9 @@ def one_moving(source: int = 3) -> tuple[ClusterMap, int, int, int]:
 
 def test_a_moving_slot_is_readable_and_nothing_to_repair() -> None:
     moving, pg, slot, _ = one_moving()
-    health = classify(moving, M)
+    health = classify(moving)
     assert health.readable[pg, slot]
-    assert not len(plan_repair(moving, K))
+    assert not len(plan_repair(moving))
 
 
 @pytest.mark.parametrize("who", ["source", "target"])
@@ -156,15 +156,15 @@ def test_a_short_outage_of_either_device_is_waited_out(who: str) -> None:
     moving, pg, slot, target = one_moving()
     device = 3 if who == "source" else target
     hurt = with_device_state(moving, {device: DeviceState.DOWN})
-    health = classify(hurt, M)
+    health = classify(hurt)
     assert health.waiting[pg, slot] and not health.readable[pg, slot]
-    assert not len(plan_repair(hurt, K))
+    assert not len(plan_repair(hurt))
 
 
 def test_a_move_whose_source_is_lost_becomes_a_repair_on_its_target() -> None:
     moving, pg, slot, target = one_moving()
     hurt = with_device_state(moving, {3: DeviceState.OUT})
-    plan = plan_repair(hurt, K)
+    plan = plan_repair(hurt)
     tasks = list(
         zip(plan.pg.tolist(), plan.slot.tolist(), plan.target_device.tolist(), strict=True)
     )
@@ -174,13 +174,13 @@ def test_a_move_whose_source_is_lost_becomes_a_repair_on_its_target() -> None:
     assert after.pg_devices[pg, slot] == target
     # The source returns with all older chunks: the move goes on.
     back = with_device_state(after, {3: DeviceState.UP})
-    assert classify(back, M).readable[pg, slot]
+    assert classify(back).readable[pg, slot]
 
 
 def test_a_move_whose_target_is_lost_returns_to_its_source() -> None:
     moving, pg, slot, target = one_moving()
     hurt = with_device_state(moving, {target: DeviceState.OUT})
-    after = apply_plan(hurt, plan_repair(hurt, K))
+    after = apply_plan(hurt, plan_repair(hurt))
     validate_cluster_map(after)
     assert after.pg_devices[pg, slot] == 3
     # It is verified there before it counts as clean: it misses what went to the target.
@@ -190,7 +190,7 @@ def test_a_move_whose_target_is_lost_returns_to_its_source() -> None:
 def test_a_move_that_loses_both_devices_is_rebuilt_elsewhere() -> None:
     moving, pg, slot, target = one_moving()
     hurt = with_device_state(moving, {target: DeviceState.OUT, 3: DeviceState.OUT})
-    after = apply_plan(hurt, plan_repair(hurt, K))
+    after = apply_plan(hurt, plan_repair(hurt))
     validate_cluster_map(after)
     assert after.pg_devices[pg, slot] not in (3, target)
     assert after.pg_slot_state[pg, slot] == SlotState.REBUILDING
@@ -230,7 +230,7 @@ def test_a_replacement_takes_the_same_slots_and_nothing_else_moves() -> None:
 
 def test_a_replacement_takes_over_what_is_being_rebuilt_elsewhere() -> None:
     before = with_device_state(small_map(), {4: DeviceState.OUT})
-    repaired = apply_plan(before, plan_repair(before, K))
+    repaired = apply_plan(before, plan_repair(before))
     grown = with_devices(repaired, int(before.topology.device_node[4]), [1.0])
     new = grown.topology.device_count - 1
     done_pg = int(np.flatnonzero((before.pg_devices == 4).any(axis=1))[0])
@@ -256,29 +256,29 @@ def test_a_replacement_elsewhere_takes_what_the_rule_allows() -> None:
 
 def test_what_a_device_holds_says_whether_it_may_be_removed() -> None:
     before = small_map()
-    health = classify(before, M)
+    health = classify(before)
     holding = holding_of(before, 3, health.remaining_redundancy, health.readable)
     assert holding.slot_count == (before.pg_devices == 3).sum() > 0
     assert (holding.sole_pg_count, holding.endangered_pg_count) == (0, 0)
     # With one device less, the PGs that both share have their last redundancy on 3.
     hurt = with_device_state(before, {5: DeviceState.DOWN, 8: DeviceState.DOWN})
-    health = classify(hurt, M)
+    health = classify(hurt)
     holding = holding_of(hurt, 3, health.remaining_redundancy, health.readable)
     shared = [(before.pg_devices == device).any(axis=1) for device in (3, 5, 8)]
     assert holding.sole_pg_count == np.logical_and.reduce(shared).sum()
     moving, _, _, _ = one_moving()
-    health = classify(moving, M)
+    health = classify(moving)
     holding = holding_of(moving, 3, health.remaining_redundancy, health.readable)
     assert holding.leaving_count == 1 and not holding.is_empty
     drained = worked_off(moving, is_balancing=False, fraction=0.1)
     drained = worked_off(finished(drained), is_balancing=False, fraction=0.1)
-    health = classify(drained, M)
+    health = classify(drained)
     assert holding_of(drained, 3, health.remaining_redundancy, health.readable).is_empty
 
 
 def test_a_batch_has_whole_pgs_of_a_repair_plan() -> None:
     hurt = with_device_state(small_map(), {3: DeviceState.OUT, 10: DeviceState.OUT})
-    plan = plan_repair(hurt, K)
+    plan = plan_repair(hurt)
     for count in range(1, len(plan) + 1):
         first = plan.first_moves(count)
         assert count <= len(first) or len(first) == len(plan)

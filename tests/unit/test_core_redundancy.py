@@ -177,8 +177,8 @@ def test_the_planner_repairs_the_worse_pattern_of_an_lrc_first() -> None:
     base = new_map(topology, PlacementRule(), "lrc-12-2-2", 16, 3)
     state = dict.fromkeys(range(16, 20), DeviceState.OUT)
     cluster_map = with_device_state(replace(base, pg_devices=frozen(rows)), state)
-    health = classify(cluster_map, 4)
+    health = classify(cluster_map)
     assert health.remaining_redundancy.tolist() == [2, 1, -1]
-    plan = plan_repair(cluster_map, 12)
+    plan = plan_repair(cluster_map)
     assert plan.pg.tolist() == [1, 1, 0, 0]
     assert plan.blocked.tolist() == [2]

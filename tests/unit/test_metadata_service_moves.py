@@ -59,7 +59,7 @@ def is_all_readable(cluster: Cluster) -> bool:
     columns = cluster.service.maps.columns
     assert columns is not None
     assert not rule_violations(columns.topology, columns.rule, columns.pg_devices).any()
-    if not classify(columns, 1).readable.all():
+    if not classify(columns).readable.all():
         return False
     for pg in cluster.map.pgs:
         stripe_id = f"o{pg.index}".encode().ljust(16, b"\x00")

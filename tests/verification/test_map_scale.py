@@ -31,7 +31,7 @@ from exastore.metadata.core.topology import (
 
 pytestmark = pytest.mark.verify
 
-K, N, PG_COUNT = 10, 14, 720_000
+N, PG_COUNT = 14, 720_000
 DELTA_BYTES_MAX = 10 * 1024
 PLAN_S_MAX = 2.0
 
@@ -73,11 +73,11 @@ def delta_bytes(old: ClusterMap, new: ClusterMap) -> int:
 
 def test_the_repair_of_a_failed_rack_is_planned_in_two_seconds(large: Large) -> None:
     out = large.with_rack(DeviceState.OUT)
-    plan = plan_repair(out, K)  # compiles
+    plan = plan_repair(out)  # compiles
     times_s: list[float] = []
     for _ in range(3):
         begun_s = time.perf_counter()
-        plan = plan_repair(out, K)
+        plan = plan_repair(out)
         times_s.append(time.perf_counter() - begun_s)
     assert len(plan) == np.isin(large.whole.pg_devices, large.rack).sum()
     assert not len(plan.unplaced)
@@ -90,11 +90,11 @@ def test_every_epoch_of_a_failed_rack_travels_in_ten_kibibytes(large: Large) -> 
     sizes = {"down": delta_bytes(large.whole, large.with_rack(DeviceState.DOWN))}
     current = large.with_rack(DeviceState.OUT)
     sizes["out"] = delta_bytes(large.with_rack(DeviceState.DOWN), current)
-    whole_plan = plan_repair(current, K, columns=large.columns)
+    whole_plan = plan_repair(current, columns=large.columns)
     batches: list[int] = []
     cleans: list[int] = []
     for number in range(3):  # of many alike
-        plan = whole_plan if not number else plan_repair(current, K, columns=large.columns)
+        plan = whole_plan if not number else plan_repair(current, columns=large.columns)
         batch = plan.first_moves(SLOTS_PER_EPOCH_MAX)
         assert len(batch) >= SLOTS_PER_EPOCH_MAX
         changed = apply_plan(current, batch)
@@ -133,7 +133,7 @@ def test_every_epoch_of_draining_a_rack_travels_in_ten_kibibytes(large: Large) -
     plan = plan_moves(draining, is_balancing=False, columns=large.columns)
     print(f"plan of {len(plan)} moves: {time.perf_counter() - begun_s:.1f} s with compiling")
     assert len(plan) == plan.minimum_moves and plan.outside_count == 0
-    batch = next_batch(draining, plan, classify(draining, N - K).readable, 0.05)
+    batch = next_batch(draining, plan, classify(draining).readable, 0.05)
     assert len(batch) == SLOTS_PER_EPOCH_MAX
     moving = begin_moves(draining, batch)
     begun = delta_bytes(draining, moving)

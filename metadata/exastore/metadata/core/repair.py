@@ -55,7 +55,7 @@ from exastore.metadata.core.placement import (
     placement_columns,
 )
 from exastore.metadata.core.pools import pools_of
-from exastore.metadata.core.redundancy import remaining_of_rows
+from exastore.metadata.core.redundancy import redundancy_of
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     ClusterMap,
@@ -127,8 +127,8 @@ class PgHealth:
         return self.remaining_redundancy < 0
 
 
-def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
-    """Classifies every PG of a map whose code has m parity chunks. Vectorised, O(P n)."""
+def classify(cluster_map: ClusterMap) -> PgHealth:
+    """Classifies every PG of a map. Vectorised, O(P n)."""
     rows, previous = cluster_map.pg_devices, cluster_map.pg_previous
     # One more state at the end, so that NO_DEVICE (-1) reads as OUT.
     padded_state = np.append(cluster_map.device_state, np.uint8(DeviceState.OUT))
@@ -157,7 +157,7 @@ def classify(cluster_map: ClusterMap, m: int) -> PgHealth:
         returning=is_home_back & (previous != rows),
         returned=is_home_back & (previous == rows),
         readable_count=readable_count,
-        remaining_redundancy=remaining_of_rows(cluster_map.code, ~readable, m),
+        remaining_redundancy=redundancy_of(cluster_map.code).of_rows(~readable),
     )
 
 
@@ -314,7 +314,6 @@ def _choose_targets(
 
 def plan_repair(
     cluster_map: ClusterMap,
-    k: int,
     *,
     columns: PlacementColumns | None = None,
     seed: int | None = None,
@@ -323,12 +322,11 @@ def plan_repair(
 
     Args:
         cluster_map: The map to plan for.
-        k: Chunks that suffice to read a stripe.
         columns: Of the map's topology and rule, if at hand; of no use to a map with pools.
         seed: Choice of targets; by default the map's epoch, so that a second failure of the same
             slot does not meet the same candidates.
     """
-    health = classify(cluster_map, cluster_map.pg_devices.shape[1] - k)
+    health = classify(cluster_map)
     has_lost = health.lost.any(axis=1)
     blocked = np.flatnonzero(has_lost & health.is_unreadable).astype(np.int32)
     has_home = (health.returning | health.returned).any(axis=1)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exastore.erasure import codec
 from exastore.metadata.core.balance import recovery_spread, slots_per_device
 from exastore.metadata.core.balancer import BalancePlan, apply_balance_to_rows, ideal_slots
 from exastore.metadata.core.cluster_map import with_device_state
@@ -83,7 +82,6 @@ class Operations:
     ) -> None:
         self._config = config
         self._borders = borders
-        self._code = codec(config.code)
         self._maps = maps
         self._cluster = cluster
         self._repair = repair
@@ -245,7 +243,7 @@ class Operations:
         silent = (DeviceState.DOWN, DeviceState.OUT)
         self._need_state(columns, devices, silent, "serves: use drain to empty it")
         given_up = with_device_state(columns, dict.fromkeys(devices, DeviceState.OUT))
-        tasks = await asyncio.to_thread(plan_repair, given_up, self._code.k)
+        tasks = await asyncio.to_thread(plan_repair, given_up)
         plan = self._told(given_up, _Moves(*_ends(tasks)))
         plan.minimum_move_count = plan.move_count
         plan.unplaced_count = len(tasks.unplaced)
@@ -324,14 +322,14 @@ class Operations:
                 raise Refused(f"device {device} is {state.name}: it {otherwise}")
 
     def _need_empty(self, columns: ClusterMap, device: int) -> None:
-        health = classify(columns, self._code.m)
+        health = classify(columns)
         holding = holding_of(columns, device, health.remaining_redundancy, health.readable)
         if not holding.is_empty:
             raise Refused(_why_not_removed(device, holding))
 
     def _movable(self, columns: ClusterMap, moves: SlotMoves) -> SlotMoves:
         """Those that may begin now: of PGs that are readable and in which nothing moves."""
-        is_still = classify(columns, self._code.m).readable.all(axis=1)
+        is_still = classify(columns).readable.all(axis=1)
         is_still &= ~(columns.pg_slot_state == SlotState.MOVING).any(axis=1)
         chosen = is_still[moves.pg]
         return replace(

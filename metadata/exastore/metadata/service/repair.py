@@ -13,7 +13,6 @@ can hold, and lets `SlotWork` rebuild those that have theirs, most endangered fi
 import asyncio
 import logging
 
-from exastore.erasure import codec
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.moves import SLOTS_PER_EPOCH_MAX
 from exastore.metadata.core.repair import RepairPlan, apply_plan, plan_repair
@@ -49,7 +48,6 @@ class Repairer:
     ) -> None:
         self._config = config
         self._borders = borders
-        self._k = codec(config.code).k
         self._maps = maps
         self._lease = lease
         self._metrics = metrics
@@ -119,7 +117,7 @@ class Repairer:
         assert columns is not None
         if self._plan is None or self._plan.epoch != columns.epoch:
             # The first call compiles the kernels: not in the event loop.
-            self._plan = await asyncio.to_thread(plan_repair, columns, self._k)
+            self._plan = await asyncio.to_thread(plan_repair, columns)
         return self._plan
 
     async def _apply(self, plan: RepairPlan) -> None:

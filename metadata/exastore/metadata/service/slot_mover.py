@@ -20,7 +20,6 @@ import logging
 
 import numpy as np
 
-from exastore.erasure import codec
 from exastore.metadata.core.balancer import BalancePlan
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.moves import (
@@ -74,7 +73,6 @@ class SlotMover:
     ) -> None:
         self._config = config
         self._borders = borders
-        self._m = codec(config.code).m
         self._engine = engine
         self._maps = maps
         self._lease = lease
@@ -188,7 +186,7 @@ class SlotMover:
         columns, plan = self._maps.columns, self._plan
         if columns is None or plan is None or not len(plan) or plan.epoch != columns.epoch:
             return
-        readable = classify(columns, self._m).readable
+        readable = classify(columns).readable
         choose = next_swaps if self._is_swapping else next_batch
         batch = choose(columns, plan, readable, self._config.max_misplaced_fraction)
         count = self._maps.end_of_change(batch.pg.tolist())
@@ -219,7 +217,7 @@ class SlotMover:
             return
         # A move that has lost a device is a repair, or waits for the device.
         is_moving = columns.pg_slot_state == SlotState.MOVING
-        is_moving &= classify(columns, self._m).readable
+        is_moving &= classify(columns).readable
         pgs, slots = np.nonzero(is_moving)
         devices = columns.pg_devices[pgs, slots]
         moving = zip(pgs.tolist(), slots.tolist(), devices.tolist(), strict=True)

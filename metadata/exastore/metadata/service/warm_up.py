@@ -44,6 +44,5 @@ def warm_up(config: MetadataConfig) -> None:
             pg_slot_state=frozen(np.zeros(rows.shape, dtype=np.uint8)),
             pg_epoch=frozen(np.ones(1, dtype=np.int64)),
             pg_previous=frozen(np.full(rows.shape, NO_DEVICE, dtype=np.int32)),
-        ),
-        code.k,
+        )
     )
