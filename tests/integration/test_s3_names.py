@@ -290,6 +290,20 @@ def test_uploads_are_listed_over_pages(s3: Any, bucket: str) -> None:
         s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
 
 
+def test_a_part_that_is_copied_keeps_the_objects_checksum(s3: Any, bucket: str) -> None:
+    put(s3, bucket, "k", b"0123456789")
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="l")["UploadId"]
+    place = {"Bucket": bucket, "Key": "l", "UploadId": upload}
+    source = {"CopySource": {"Bucket": bucket, "Key": "k"}, "CopySourceRange": "bytes=2-4"}
+    copied = s3.upload_part_copy(**place, PartNumber=1, **source)["CopyPartResult"]
+    parts = {"Parts": [{"PartNumber": 1, "ETag": copied["ETag"]}]}
+    s3.complete_multipart_upload(**place, MultipartUpload=parts)
+    wanted = put(s3, bucket, "m", b"234", ChecksumAlgorithm="CRC64NVME")["ChecksumCRC64NVME"]
+    found = s3.head_object(Bucket=bucket, Key="l", ChecksumMode="ENABLED")
+    assert (found["ChecksumCRC64NVME"], found["ChecksumType"]) == (wanted, "FULL_OBJECT")
+    assert body_of(s3, bucket, "l") == b"234"
+
+
 # ---- tags ----
 
 

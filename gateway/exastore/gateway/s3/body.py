@@ -288,21 +288,28 @@ def _equal(running: Checksum, expected: bytes | None) -> bool:
 
 
 class StoredBody:
-    """The `Body` of a copied part: bytes that the store itself has, and verified on reading."""
+    """The `Body` of a copy: bytes that the store itself has, and verified on reading."""
 
     def __init__(
         self,
         pieces: AsyncIterator[bytes | memoryview],
         checksums: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Args:
+        checksums: Those of the bytes, where they are known; else the default one is computed.
+        """
         self._pieces = pieces
         self._checksums = checksums
+        self._running = new_checksum(DEFAULT_ALGORITHM)
 
-    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
-        return self._pieces
+    async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        async for piece in self._pieces:
+            if not self._checksums:
+                self._running.update(piece)
+            yield piece
 
     def finish(self) -> Mapping[str, str]:
-        return self._checksums
+        return self._checksums or {DEFAULT_ALGORITHM: encode_digest(self._running.digest())}
 
 
 async def read_document(

@@ -99,6 +99,8 @@ async def upload_part_copy(call: Call) -> Response:
     root = xml.document("CopyPartResult")
     xml.add(root, "LastModified", xml.iso_time(part.modified_s))
     xml.add(root, "ETag", f'"{part.etag}"')
+    for algorithm, digest in part.checksums.items():
+        xml.add(root, f"Checksum{algorithm.upper()}", digest)
     response = xml.xml_response(root)
     response.headers |= sealing.headers
     if reader.info.is_versioned:
