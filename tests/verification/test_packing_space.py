@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -103,7 +104,7 @@ async def rig(folder: Path, *, packed_bytes: tuple[int, ...]) -> AsyncGenerator[
             store = await open_cluster_store(settings, clock=clock, registry=registry)
             stack.push_async_callback(store.close)
             made.stores[most], made.registries[most] = store, registry
-            await store.maps.view()
+            await until(partial(has_map, store))
         await next(iter(made.stores.values())).create_bucket("bucket", owner="tester")
         yield made
 
@@ -113,6 +114,10 @@ async def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen in time"
         await asyncio.sleep(0.05)
+
+
+def has_map(store: ClusterStore) -> bool:
+    return store.maps.epoch > 0
 
 
 def cpu_s() -> float:

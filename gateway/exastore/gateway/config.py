@@ -38,7 +38,7 @@ class GatewayConfig:
     """PEM file of the certificate's key."""
     inline_bytes: int = 4096
     """Objects of at most so many bytes are stored within their metadata."""
-    packed_bytes: int = 128 << 10
+    packed_bytes: int = 64 << 10
     """Larger objects of at most so many bytes are written as copies, which are packed into shared
     stripes later; 0: each object has stripes of its own."""
     chunk_bytes: int = 1 << 20
