@@ -88,7 +88,7 @@ def test_small_objects_are_packed_whatever_dies_and_cost_what_the_code_says(
     # Everything that pays is packed; the copies go.
     def is_packed() -> bool:
         found = packing(live, "--apply")
-        return found["packed_objects"] > 0 and found["waiting_objects"] == 0
+        return bool(found["packed_objects"] and not found["waiting_objects"])
 
     wait_until(is_packed, "packed")
     found = packing(live)
@@ -118,7 +118,7 @@ def test_small_objects_are_packed_whatever_dies_and_cost_what_the_code_says(
 
     def is_dense() -> bool:
         now = packing(live, "--apply")
-        return now["sparse_stripes"] == 0 and now["stored_per_live_byte"] <= 1.15 * 6 / 4
+        return not now["sparse_stripes"] and bool(now["stored_per_live_byte"] <= 1.15 * 6 / 4)
 
     wait_until(is_dense, "sparse stripes are packed anew")
     check_all(s3, "small", left)

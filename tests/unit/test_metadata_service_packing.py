@@ -288,7 +288,8 @@ async def test_chunks_that_the_trash_collection_deletes_meanwhile_are_no_orphans
     await cluster.put_small(1)
     await cluster.delete_small(1)
     await cluster.step(100.0)
-    first_walk = cluster.background.orphans._drop_known  # where it is overtaken
+    orphans: Any = cluster.background.orphans
+    first_walk = orphans._drop_known  # where it is overtaken
 
     async def overtaken(found: dict[bytes, Any]) -> None:
         await cluster.background.trash.run_round()
