@@ -1,7 +1,8 @@
 """How the metadata server reaches storage nodes."""
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Protocol, TypeVar
 
 import grpc
 
@@ -14,6 +15,8 @@ from exastore.proto.v1 import (
     upkeep_pb2,
     upkeep_pb2_grpc,
 )
+
+_Call = TypeVar("_Call", bound=grpc.aio.Call)
 
 _CALL_TIMEOUT_S = 20.0
 _PACK_TIMEOUT_S = 60.0
@@ -68,71 +71,51 @@ class GrpcStorageClient:
     async def rebuild(
         self, address: str, request: storage_pb2.RebuildRequest
     ) -> AsyncIterator[storage_pb2.RebuildProgress]:
-        call = self._stub(address).Rebuild(request)
-        try:
+        async with _stream(address, self._stub(address).Rebuild(request)) as call:
             async for progress in call:
                 yield progress
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
-        finally:
-            call.cancel()
 
     async def delete_chunks(
         self, address: str, request: storage_pb2.DeleteChunksRequest
     ) -> storage_pb2.DeleteChunksResponse:
-        try:
+        with _translating(address):
             return await self._stub(address).DeleteChunks(request, timeout=_CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
 
     async def list_chunks(
         self, address: str, request: storage_pb2.ListChunksRequest
     ) -> list[storage_pb2.ChunkInfo]:
         call = self._stub(address).ListChunks(request, timeout=_CALL_TIMEOUT_S)
-        try:
+        with _translating(address):
             return [info async for batch in call for info in batch.chunks]
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
 
     async def get_pg_usage(
         self, address: str, request: storage_pb2.GetPgUsageRequest
     ) -> storage_pb2.GetPgUsageResponse:
-        try:
+        with _translating(address):
             return await self._stub(address).GetPgUsage(request, timeout=_CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
 
     async def pack_stripe(
         self, address: str, request: upkeep_pb2.PackStripeRequest
     ) -> upkeep_pb2.PackStripeResponse:
         stub: upkeep_pb2_grpc.PackServiceAsyncStub
         stub = upkeep_pb2_grpc.PackServiceStub(self._channel(address))
-        try:
+        with _translating(address):
             return await stub.PackStripe(request, timeout=_PACK_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
 
     async def scrub(
         self, address: str, request: storage_pb2.ScrubRequest
     ) -> AsyncIterator[storage_pb2.ScrubProgress]:
-        call = self._stub(address).Scrub(request)
-        try:
+        async with _stream(address, self._stub(address).Scrub(request)) as call:
             async for progress in call:
                 yield progress
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
-        finally:
-            call.cancel()
 
     async def check_chunks(
         self, address: str, request: healing_pb2.CheckChunksRequest
     ) -> healing_pb2.CheckChunksResponse:
         stub: healing_pb2_grpc.CheckServiceAsyncStub
         stub = healing_pb2_grpc.CheckServiceStub(self._channel(address))
-        try:
+        with _translating(address):
             return await stub.CheckChunks(request, timeout=_CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(address, error) from error
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -149,5 +132,21 @@ class GrpcStorageClient:
         return channel
 
 
-def _translated(address: str, error: grpc.aio.AioRpcError) -> StorageError:
-    return StorageError(f"node {address}: {error.code().name}: {error.details()}")
+@contextmanager
+def _translating(address: str) -> Generator[None]:
+    """Errors of gRPC as StorageError."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        text = f"node {address}: {error.code().name}: {error.details()}"
+        raise StorageError(text) from error
+
+
+@asynccontextmanager
+async def _stream(address: str, call: _Call) -> AsyncGenerator[_Call]:
+    """A call whose answers are taken one by one; cancelled when nobody wants more."""
+    with _translating(address):
+        try:
+            yield call
+        finally:
+            call.cancel()
