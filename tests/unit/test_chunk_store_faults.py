@@ -172,6 +172,22 @@ def test_a_write_that_joins_another_in_flight_shares_its_fate() -> None:
     assert [type(result) for result in results] == [DeviceFenced, DeviceFenced]
 
 
+def test_the_invariants_hold_while_a_batch_is_being_synced() -> None:
+    disk = FakeDisk()
+    store = open_store(disk)
+    syncs = disk.sync_count
+    answers = append_unsynced(store, disk, {1: b"a", 2: b"b"})
+    while disk.sync_count == syncs:
+        store.validate()
+    store.validate()
+    assert answers == []
+    disk.syncs_may_run.set()
+    store.settle()
+    store.validate()
+    assert store.read(key(1)).data == b"a"
+    store.close()
+
+
 def test_rot_of_an_acknowledged_header_is_reported_and_the_rest_is_kept() -> None:
     disk = FakeDisk()
     store = open_store(disk)

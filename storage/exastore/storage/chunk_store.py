@@ -144,6 +144,8 @@ class ChunkStore:
         self._state = threading.Condition()
         #: Appended, in log order, not yet fsynced.
         self._pending: list[_Pending] = []
+        #: What is being made durable; no longer in `_pending`.
+        self._flushing: list[_Pending] = []
         #: The last pending record of each key.
         self._in_flight: dict[ChunkKey, _Pending] = {}
         #: End of the log as of the last record in `_pending`.
@@ -244,7 +246,8 @@ class ChunkStore:
         """Check the invariants; for tests and EXASTORE_VERIFY."""
         with self._append_lock, self._state:
             self._index.validate()
-            assert {op.key for op in self._pending} >= set(self._in_flight) or self._closing
+            waiting = {op.key for op in (*self._pending, *self._flushing)}
+            assert waiting >= set(self._in_flight)
             assert self._log.durable <= self._log.position
 
     # ---- writing ----
@@ -520,7 +523,8 @@ class ChunkStore:
                     self._state.wait()
                 if not self._pending:
                     return
-                batch, self._pending = self._pending, []
+                batch = self._flushing = self._pending
+                self._pending = []
                 written, file = self._written, self._log.file_of(self._written.segment)
             error: StorageError | None = None
             started_s = self._monotonic_s()
@@ -549,6 +553,7 @@ class ChunkStore:
                     dead.append(self._index.apply(pending.key, pending.entry))
                 if self._in_flight.get(pending.key) is pending:
                     del self._in_flight[pending.key]
+            self._flushing = []
             self._state.notify_all()
         for pending in batch:
             for done in pending.done:
