@@ -237,7 +237,7 @@ async def test_a_drain_without_room_is_refused() -> None:
         await operate(cluster, DRAIN, 77)
     with pytest.raises(InvalidArgument, match="which device"):
         await operate(cluster, DRAIN)
-    with pytest.raises(Refused, match="device 1 is UP: it is not draining"):
+    with pytest.raises(Refused, match="device 1 is UP: it is neither draining nor given up"):
         await operate(cluster, UNDRAIN, 1)
 
 
@@ -259,6 +259,8 @@ async def test_a_device_is_removed_only_when_it_is_empty() -> None:
     plan = await operate(cluster, REMOVE, 2, apply=False)
     assert "empty" in plan.message and cluster.states()[2] == DRAINING
     await operate(cluster, REMOVE, 2)
+    with pytest.raises(Refused, match="device 2 was removed: format its disk"):
+        await operate(cluster, UNDRAIN, 2)
     # It stays out, even if its node goes on to answer, and counts for nothing.
     await cluster.step()
     assert cluster.states()[2] == OUT
@@ -446,3 +448,25 @@ async def test_what_a_plan_says_of_bytes_and_time_comes_from_the_devices_and_the
     await operate(cluster, DRAIN, 2)
     await until_still(cluster)
     assert {request.bandwidth_bytes_per_s for request in cluster.nodes.requests} == {250}
+
+
+async def test_a_device_that_was_given_up_can_be_taken_back() -> None:
+    cluster = await with_objects(Cluster(6, out_after_s=100_000.0))
+    cluster.kill(2)
+    await cluster.until(lambda: cluster.states()[2] == common_pb2.DEVICE_STATE_DOWN)
+    await operate(cluster, REPAIR, 2)
+    await cluster.until(cluster.is_whole)
+    cluster.revive(2)
+    await cluster.step()
+    assert cluster.states()[2] == OUT, "an operator said so"
+
+    plan = await operate(cluster, UNDRAIN, 2, apply=False)
+    assert "takes data again once it answers" in plan.message
+    await cluster.step()
+    assert cluster.states()[2] == OUT, "nothing was applied"
+    await operate(cluster, UNDRAIN, 2)
+    await cluster.until(lambda: cluster.states()[2] == UP)
+    await operate(cluster, BALANCE)
+    await until_still(cluster)
+    assert held(cluster)[2] > 0 and cluster.is_whole()
+    assert all(cluster.chunk_is_stored(pg, f"o{pg}", slot) for pg in range(16) for slot in range(3))

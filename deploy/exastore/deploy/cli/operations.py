@@ -47,7 +47,10 @@ def drain(
     directory: DirOption = DEFAULT_DIR,
     apply: ApplyOption = False,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Let them take data again instead.")
+        bool,
+        typer.Option(
+            "--cancel", help="Let them take data again instead; also what `repair` gave up."
+        ),
     ] = False,
     wait: WaitOption = True,
     json_output: JsonOption = False,

@@ -139,8 +139,16 @@ class Operations:
 
     async def _undrain(self, columns: ClusterMap, request: Request) -> Plan:
         devices = _some(request.device_indexes)
-        self._need_state(columns, devices, (DeviceState.DRAINING,), "is not draining")
-        plan = Plan(message=f"{_named(devices)}: takes data again; what has moved stays", eta_s=0.0)
+        returnable = (DeviceState.DRAINING, DeviceState.OUT)
+        self._need_state(columns, devices, returnable, "is neither draining nor given up")
+        given_up = [d for d in devices if columns.device_state[d] == DeviceState.OUT]
+        for device in given_up:
+            if not columns.topology.device_weight[device]:
+                raise Refused(f"device {device} was removed: format its disk to use it again")
+        when = " once it answers" if given_up else ""
+        plan = Plan(
+            message=f"{_named(devices)}: takes data again{when}; what has moved stays", eta_s=0.0
+        )
         if request.apply:
             await self._cluster.set_states(devices, DeviceState.UP)
         return plan
