@@ -1,9 +1,12 @@
 """Versions, tags, locks and lifecycle rules as boto3 sees them, in memory and in a real cluster."""
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
+from urllib.request import Request, urlopen
+from zlib import crc32
 
 import boto3
 import pytest
@@ -33,7 +36,12 @@ def memory() -> Iterator[Any]:
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
             region_name="us-east-1",
-            config=Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"}, proxies={}),
+            config=Config(
+                retries={"max_attempts": 1},
+                s3={"addressing_style": "path"},
+                proxies={},
+                signature_version="s3v4",
+            ),
         )
         yield client
         client.close()
@@ -302,6 +310,69 @@ def test_a_part_that_is_copied_keeps_the_objects_checksum(s3: Any, bucket: str) 
     found = s3.head_object(Bucket=bucket, Key="l", ChecksumMode="ENABLED")
     assert (found["ChecksumCRC64NVME"], found["ChecksumType"]) == (wanted, "FULL_OBJECT")
     assert body_of(s3, bucket, "l") == b"234"
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "SHA256"])
+def test_parts_come_with_the_checksum_of_their_upload_and_keep_it(
+    s3: Any, bucket: str, algorithm: str
+) -> None:
+    name = f"Checksum{algorithm}"
+    begun = s3.create_multipart_upload(Bucket=bucket, Key="k", ChecksumAlgorithm=algorithm)
+    assert (begun["ChecksumAlgorithm"], begun["ChecksumType"]) == (algorithm, "COMPOSITE")
+    place = {"Bucket": bucket, "Key": "k", "UploadId": begun["UploadId"]}
+    wrong = {"Body": b"tail", "ChecksumAlgorithm": "CRC32C"}
+    assert refusal(s3.upload_part, **place, PartNumber=1, **wrong) == ("InvalidRequest", 400)
+    put(s3, bucket, "source", b"x" * 5 * MIB)
+    copied = s3.upload_part_copy(**place, PartNumber=1, CopySource=f"{bucket}/source")
+    # Numbers of an upload may have gaps; those of the object count from 1.
+    last = s3.upload_part(**place, PartNumber=7, Body=b"tail", ChecksumAlgorithm=algorithm)
+    listed = s3.list_parts(**place)
+    digests = [copied["CopyPartResult"][name], last[name]]
+    assert [part[name] for part in listed["Parts"]] == digests
+    assert (listed["ChecksumAlgorithm"], listed["ChecksumType"]) == (algorithm, "COMPOSITE")
+    parts = [
+        {"PartNumber": part["PartNumber"], "ETag": part["ETag"], name: part[name]}
+        for part in listed["Parts"]
+    ]
+    it = {"MultipartUpload": {"Parts": parts}}
+    complete = s3.complete_multipart_upload
+    code = refusal(complete, **place, **it, ChecksumType="FULL_OBJECT")
+    assert code == ("InvalidRequest", 400)
+    assert complete(**place, **it)[name].endswith("-2")
+    shown = s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=["ObjectParts"])
+    assert [part[name] for part in shown["ObjectParts"]["Parts"]] == digests
+    for read in (s3.get_object, s3.head_object):
+        part = read(Bucket=bucket, Key="k", PartNumber=2, ChecksumMode="ENABLED")
+        assert (part[name], part["PartsCount"], part["ContentLength"]) == (digests[1], 2, 4)
+
+
+def test_the_checksum_of_a_whole_upload_needs_none_of_its_parts(s3: Any, bucket: str) -> None:
+    begun = s3.create_multipart_upload(
+        Bucket=bucket, Key="k", ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT"
+    )
+    place = {"Bucket": bucket, "Key": "k", "UploadId": begun["UploadId"]}
+    bare = {"Params": {**place, "PartNumber": 1}}
+    url = s3.generate_presigned_url("upload_part", **bare)
+    with urlopen(Request(url, b"0123456789", method="PUT")) as answer:
+        part = {"PartNumber": 1, "ETag": answer.headers["ETag"]}
+    done = s3.complete_multipart_upload(**place, MultipartUpload={"Parts": [part]})
+    digest = b64encode(crc32(b"0123456789").to_bytes(4, "big")).decode()
+    assert (done["ChecksumCRC32"], done["ChecksumType"]) == (digest, "FULL_OBJECT")
+
+
+@pytest.mark.parametrize(
+    "checksum",
+    [
+        {"ChecksumAlgorithm": "SHA256", "ChecksumType": "FULL_OBJECT"},
+        {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "COMPOSITE"},
+        {"ChecksumAlgorithm": "MD4"},
+    ],
+)
+def test_uploads_with_checksums_that_cannot_be_are_refused(
+    s3: Any, bucket: str, checksum: dict[str, str]
+) -> None:
+    begun = refusal(s3.create_multipart_upload, Bucket=bucket, Key="k", **checksum)
+    assert begun == ("InvalidRequest", 400)
 
 
 # ---- tags ----

@@ -164,7 +164,9 @@ class ReaderStore(FailingStore):
         super().__init__(AssertionError("only opened"))
         self._reader = reader
 
-    async def open_object(self, bucket: str, key: str, version_id: str = "") -> SlowReader:
+    async def open_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> SlowReader:
         return self._reader
 
 

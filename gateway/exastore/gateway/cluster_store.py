@@ -46,6 +46,7 @@ from exastore.gateway.read_repair import ReadRepair
 from exastore.gateway.reader import ClusterObjectReader
 from exastore.gateway.store import (
     NO_CHECKSUMS,
+    NO_UPLOAD_CHECKSUM,
     Body,
     BucketChange,
     BucketInfo,
@@ -58,6 +59,7 @@ from exastore.gateway.store import (
     ObjectPart,
     ObjectReader,
     Precondition,
+    UploadChecksum,
     UploadInfo,
     UploadListing,
     VersionListing,
@@ -281,25 +283,41 @@ class ClusterStore:
 
         return info_of(await self._commit(bucket, stored, commit))
 
-    async def open_object(self, bucket: str, key: str, version_id: str = "") -> ObjectReader:
-        message = await self._get_object(bucket, key, version_id, head_only=False)
+    async def open_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> ObjectReader:
+        message = await self._get_object(
+            metadata_pb2.GetObjectRequest(
+                bucket=bucket, key=key, version_id=version_id, part_checksums=part_checksums
+            )
+        )
         return ClusterObjectReader(
             message, self._config, stripes=self._stripe_reader, metrics=self._metrics
         )
 
-    async def head_object(self, bucket: str, key: str, version_id: str = "") -> ObjectInfo:
-        return info_of(await self._get_object(bucket, key, version_id, head_only=True))
-
-    async def _get_object(
-        self, bucket: str, key: str, version_id: str, *, head_only: bool
-    ) -> metadata_pb2.Object:
-        request = metadata_pb2.GetObjectRequest(
-            bucket=bucket, key=key, version_id=version_id, head_only=head_only, show_marker=True
+    async def head_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> ObjectInfo:
+        return info_of(
+            await self._get_object(
+                metadata_pb2.GetObjectRequest(
+                    bucket=bucket,
+                    key=key,
+                    version_id=version_id,
+                    head_only=True,
+                    part_checksums=part_checksums,
+                )
+            )
         )
+
+    async def _get_object(self, request: metadata_pb2.GetObjectRequest) -> metadata_pb2.Object:
+        request.show_marker = True
         found = await self.metadata.get_object(request)
         if found.delete_marker:
             marker = info_of(found)
-            raise MarkerFound(marker.version_id, marker.modified_s, is_named=bool(version_id))
+            raise MarkerFound(
+                marker.version_id, marker.modified_s, is_named=bool(request.version_id)
+            )
         return found
 
     async def delete_objects(
@@ -400,13 +418,19 @@ class ClusterStore:
     # ---- multipart uploads ----
 
     async def create_upload(
-        self, bucket: str, key: str, attributes: ObjectAttributes
+        self,
+        bucket: str,
+        key: str,
+        attributes: ObjectAttributes,
+        checksum: UploadChecksum = NO_UPLOAD_CHECKSUM,
     ) -> UploadInfo:
         request = metadata_pb2.CreateUploadRequest(
             bucket=bucket,
             key=key,
             upload_id=self._new_id().hex(),
             attributes=attributes_message(attributes),
+            checksum_algorithm=checksum.algorithm,
+            checksum_type=checksum.type,
         )
         return upload_of(await self.metadata.create_upload(request))
 

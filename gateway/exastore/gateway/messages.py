@@ -19,6 +19,7 @@ from exastore.gateway.store import (
     ObjectLock,
     ObjectPart,
     Precondition,
+    UploadChecksum,
     UploadInfo,
     UploadListing,
     VersionListing,
@@ -167,6 +168,7 @@ def info_of(message: metadata_pb2.Object) -> ObjectInfo:
                 number=part.number,
                 size_bytes=part.plain_bytes or part.size_bytes,
                 etag=part.etag,
+                checksums=dict(part.checksums),
             )
             for part in message.parts
         ],
@@ -195,6 +197,7 @@ def upload_of(message: metadata_pb2.Upload) -> UploadInfo:
         upload_id=message.upload_id,
         initiated_s=message.initiated_s,
         attributes=attributes_of(message.attributes),
+        checksum=UploadChecksum(message.checksum_algorithm, message.checksum_type),
     )
 
 

@@ -163,6 +163,20 @@ class ByteRange:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadChecksum:
+    """Which checksum the parts of an upload come with, and which the object gets."""
+
+    algorithm: str = ""
+    """In lower case; "": any."""
+    type: str = ""
+    """COMPOSITE or FULL_OBJECT; "": no algorithm was named."""
+
+
+#: Of an upload that was begun without naming one.
+NO_UPLOAD_CHECKSUM = UploadChecksum()
+
+
+@dataclass(frozen=True, slots=True)
 class UploadInfo:
     """A multipart upload in progress."""
 
@@ -171,6 +185,7 @@ class UploadInfo:
     upload_id: str
     initiated_s: float
     attributes: ObjectAttributes = field(default_factory=ObjectAttributes)
+    checksum: UploadChecksum = NO_UPLOAD_CHECKSUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,12 +323,20 @@ class ObjectStore(Protocol):
         attributes: ObjectAttributes,
         precondition: Precondition,
     ) -> ObjectInfo: ...
-    async def open_object(self, bucket: str, key: str, version_id: str = "") -> ObjectReader:
-        """Open a version; "": the current one. Raises MarkerFound at a delete marker."""
+    async def open_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> ObjectReader:
+        """Open a version; "": the current one. Raises MarkerFound at a delete marker.
+
+        Args:
+            part_checksums: Whether those of `ObjectInfo.parts` are wanted, which costs a look-up.
+        """
         ...
 
-    async def head_object(self, bucket: str, key: str, version_id: str = "") -> ObjectInfo:
-        """Describe a version; "": the current one. Raises MarkerFound at a delete marker."""
+    async def head_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> ObjectInfo:
+        """Describe a version; as `open_object`."""
         ...
 
     async def delete_objects(
@@ -370,7 +393,11 @@ class ObjectStore(Protocol):
         ...
 
     async def create_upload(
-        self, bucket: str, key: str, attributes: ObjectAttributes
+        self,
+        bucket: str,
+        key: str,
+        attributes: ObjectAttributes,
+        checksum: UploadChecksum = NO_UPLOAD_CHECKSUM,
     ) -> UploadInfo: ...
     async def put_part(
         self, bucket: str, key: str, upload_id: str, number: int, body: Body

@@ -166,11 +166,11 @@ class RequestBody:
         identity: Identity,
         *,
         count: Callable[[int], None],
-        default_checksum: bool = True,
+        default_checksum: str | None = DEFAULT_ALGORITHM,
     ) -> None:
         """Args:
         count: Told the bytes of each piece received, framing included.
-        default_checksum: Compute CRC64NVME when the client names no algorithm.
+        default_checksum: Computed when the client names no algorithm.
         """
         self._stream = stream
         self._promise = promise
@@ -183,8 +183,8 @@ class RequestBody:
         self._checksums = {
             name: new_checksum(name) for name in (*promise.checksums, *promise.trailing)
         }
-        if default_checksum and not self._checksums:
-            self._checksums[DEFAULT_ALGORITHM] = new_checksum(DEFAULT_ALGORITHM)
+        if default_checksum is not None and not self._checksums:
+            self._checksums[default_checksum] = new_checksum(default_checksum)
         self._md5 = new_md5() if promise.md5 is not None else None
         self._sha256 = new_checksum("sha256") if promise.sha256 is not None else None
         self._running: tuple[Checksum, ...] = tuple(
@@ -201,6 +201,11 @@ class RequestBody:
     def length_bytes(self) -> int:
         """The length promised."""
         return self._promise.length_bytes
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The checksum algorithms that the client named."""
+        return (*self._promise.checksums, *self._promise.trailing)
 
     def take_digests(self) -> BodyDigests:
         """Leave the digests to the consumer. See `DigestedBody`."""
@@ -294,13 +299,15 @@ class StoredBody:
         self,
         pieces: AsyncIterator[bytes | memoryview],
         checksums: Mapping[str, str] = MappingProxyType({}),
+        algorithm: str = DEFAULT_ALGORITHM,
     ) -> None:
         """Args:
-        checksums: Those of the bytes, where they are known; else the default one is computed.
+        checksums: Those of the bytes, where they are known; else that of `algorithm` is computed.
         """
         self._pieces = pieces
         self._checksums = checksums
-        self._running = new_checksum(DEFAULT_ALGORITHM)
+        self._algorithm = algorithm
+        self._running = new_checksum(algorithm)
 
     async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
         async for piece in self._pieces:
@@ -309,7 +316,7 @@ class StoredBody:
             yield piece
 
     def finish(self) -> Mapping[str, str]:
-        return self._checksums or {DEFAULT_ALGORITHM: encode_digest(self._running.digest())}
+        return self._checksums or {self._algorithm: encode_digest(self._running.digest())}
 
 
 async def read_document(
@@ -334,7 +341,7 @@ async def read_document(
     if promise.length_bytes > max_bytes:
         raise RequestError("EntityTooLarge", f"The document has more than {max_bytes} bytes.")
     body = RequestBody(
-        request.stream, promise, identity, count=lambda _: None, default_checksum=False
+        request.stream, promise, identity, count=lambda _: None, default_checksum=None
     )
     document = b"".join([piece async for piece in body])
     body.finish()

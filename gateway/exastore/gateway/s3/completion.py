@@ -14,7 +14,7 @@ from exastore.gateway.s3.checksums import (
 )
 from exastore.gateway.s3.context import Call
 from exastore.gateway.s3.xml import CompletedPart
-from exastore.gateway.store import ObjectPart
+from exastore.gateway.store import ObjectPart, UploadInfo
 
 _PAGE_PARTS = 1000
 
@@ -39,11 +39,18 @@ async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> dict
     }
     size = headers.get("x-amz-mp-object-size")
     try:
-        stored = await _stored_parts(call)
+        upload, stored = await _stored_parts(call)
     except RequestError as error:
         if error.code == "NoSuchUpload":
             return {}  # A retry of a completion that succeeded, perhaps: the store knows.
         raise
+    kind = headers.get("x-amz-checksum-type", "").upper() or upload.checksum.type
+    if upload.checksum.type and kind != upload.checksum.type:
+        raise RequestError(
+            "InvalidRequest",
+            f"The upload was created using the {upload.checksum.type} checksum mode. "
+            "The complete request must use the same checksum mode.",
+        )
     chosen = [stored[part.number] for part in parts if part.number in stored]
     if [part.etag for part in chosen] != [part.etag for part in parts]:
         return {}
@@ -61,9 +68,7 @@ async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> dict
         )
     for algorithm, text in promised.items():
         _check(algorithm, text, chosen)
-    wants_full = headers.get("x-amz-checksum-type", "").upper() == "FULL_OBJECT" or any(
-        "-" not in text for text in promised.values()
-    )
+    wants_full = kind == "FULL_OBJECT" or any("-" not in text for text in promised.values())
     return _combined(chosen, wants_full=wants_full)
 
 
@@ -89,11 +94,11 @@ def _combined(parts: Sequence[ObjectPart], *, wants_full: bool) -> dict[str, str
     return combined
 
 
-async def _stored_parts(call: Call) -> dict[int, ObjectPart]:
+async def _stored_parts(call: Call) -> tuple[UploadInfo, dict[int, ObjectPart]]:
     stored: dict[int, ObjectPart] = {}
-    after_number, truncated = 0, True
-    while truncated:
-        _, page, truncated = await call.store.list_parts(
+    after_number = 0
+    while True:
+        upload, page, truncated = await call.store.list_parts(
             call.bucket,
             call.key,
             call.parameter("uploadId"),
@@ -101,8 +106,9 @@ async def _stored_parts(call: Call) -> dict[int, ObjectPart]:
             max_parts=_PAGE_PARTS,
         )
         stored |= {part.number: part for part in page}
+        if not truncated:
+            return upload, stored
         after_number = max(stored, default=0)
-    return stored
 
 
 def _check(algorithm: str, promised: str, parts: Sequence[ObjectPart]) -> None:

@@ -7,6 +7,7 @@ from exastore.gateway.master_key import MasterKey
 from exastore.gateway.s3.attributes import check_version_id
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.body import RequestBody, read_document, read_promise
+from exastore.gateway.s3.checksums import DEFAULT_ALGORITHM
 from exastore.gateway.s3.guard import Access, Guard
 from exastore.gateway.s3.identity import ROOT_TENANT, Kind
 from exastore.gateway.s3.message import Request, Response
@@ -83,10 +84,16 @@ class Call:
         """A parameter of the query."""
         return self.request.query.get(name, default)
 
-    def body(self) -> RequestBody:
+    def body(self, default_checksum: str = DEFAULT_ALGORITHM) -> RequestBody:
         """The body of a PUT, its promises read and checked for form."""
         promise = read_promise(self.request.headers, self.identity.payload_hash)
-        return RequestBody(self.request.stream, promise, self.identity, count=self.count_received)
+        return RequestBody(
+            self.request.stream,
+            promise,
+            self.identity,
+            count=self.count_received,
+            default_checksum=default_checksum,
+        )
 
     async def document(self, *, own_checksum: bool = True) -> bytes:
         """The whole body, for operations that take XML.

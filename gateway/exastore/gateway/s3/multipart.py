@@ -1,6 +1,7 @@
 """Operations on multipart uploads."""
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from xml.etree.ElementTree import Element, SubElement
 
@@ -15,6 +16,7 @@ from exastore.gateway.s3.attributes import (
     version_headers,
 )
 from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
+from exastore.gateway.s3.checksums import DEFAULT_ALGORITHM, DIGEST_BYTES
 from exastore.gateway.s3.completion import check_whole_object
 from exastore.gateway.s3.conditions import check_read, read_precondition
 from exastore.gateway.s3.context import Call, Operation
@@ -34,7 +36,13 @@ from exastore.gateway.s3.sse import (
     sealing_of,
     sealing_of_part,
 )
-from exastore.gateway.store import ByteRange, UploadInfo, UploadListing
+from exastore.gateway.store import (
+    NO_UPLOAD_CHECKSUM,
+    ByteRange,
+    UploadChecksum,
+    UploadInfo,
+    UploadListing,
+)
 
 _COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 
@@ -42,20 +50,60 @@ _COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 async def create_upload(call: Call) -> Response:
     check_key(call.key)
     headers = call.request.headers
+    checksum = _read_checksum(headers)
     sealing = await sealing_of(call)
     upload = await call.store.create_upload(
-        call.bucket, call.key, sealing.attributes(read_attributes(headers))
+        call.bucket, call.key, sealing.attributes(read_attributes(headers)), checksum
     )
     root = xml.document("InitiateMultipartUploadResult")
     xml.add(root, "Bucket", call.bucket)
     xml.add(root, "Key", call.key)
     xml.add(root, "UploadId", upload.upload_id)
     response = xml.xml_response(root)
-    for name in ("x-amz-checksum-algorithm", "x-amz-checksum-type"):
-        if name in headers:
-            response.headers[name] = headers[name]
+    if checksum.algorithm:
+        response.headers["x-amz-checksum-algorithm"] = checksum.algorithm.upper()
+        response.headers["x-amz-checksum-type"] = checksum.type
     response.headers |= sealing.headers
     return response
+
+
+def _read_checksum(headers: Mapping[str, str]) -> UploadChecksum:
+    """Which checksum an upload is begun with. Raises RequestError: InvalidRequest."""
+    algorithm = headers.get("x-amz-checksum-algorithm", "").lower()
+    kind = headers.get("x-amz-checksum-type", "").upper()
+    if not algorithm:
+        if kind:
+            raise RequestError(
+                "InvalidRequest",
+                "The x-amz-checksum-type header can only be used with the "
+                "x-amz-checksum-algorithm header.",
+            )
+        return NO_UPLOAD_CHECKSUM
+    if algorithm not in DIGEST_BYTES:
+        raise RequestError(
+            "InvalidRequest",
+            "Checksum algorithm provided is unsupported. Please try again with "
+            "any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]",
+        )
+    # CRC64NVME is of the whole object alone, the SHAs of the parts alone.
+    kind = kind or ("FULL_OBJECT" if algorithm == DEFAULT_ALGORITHM else "COMPOSITE")
+    if kind not in ("FULL_OBJECT", "COMPOSITE"):
+        raise RequestError("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
+    impossible = "COMPOSITE" if algorithm == DEFAULT_ALGORITHM else "FULL_OBJECT"
+    if kind == impossible and (algorithm == DEFAULT_ALGORITHM or algorithm.startswith("sha")):
+        raise RequestError(
+            "InvalidRequest",
+            f"The {kind} checksum type cannot be used with the {algorithm} checksum algorithm.",
+        )
+    return UploadChecksum(algorithm, kind)
+
+
+async def _upload(call: Call) -> UploadInfo:
+    """The upload that a part is for. Raises RequestError: NoSuchUpload."""
+    upload, _, _ = await call.store.list_parts(
+        call.bucket, call.key, call.parameter("uploadId"), after_number=0, max_parts=1
+    )
+    return upload
 
 
 def _part_number(call: Call) -> int:
@@ -69,10 +117,12 @@ def _part_number(call: Call) -> int:
 
 async def upload_part(call: Call) -> Response:
     number = _part_number(call)
-    body, upload_id = call.body(), call.parameter("uploadId")
-    sealing = await sealing_of_part(call, upload_id)
+    upload = await _upload(call)
+    sealing = sealing_of_part(call, upload)
+    body = call.body(upload.checksum.algorithm or DEFAULT_ALGORITHM)
+    _check_algorithm(body.algorithms, upload.checksum)
     part = await call.store.put_part(
-        call.bucket, call.key, upload_id, number, sealing.body(body, number)
+        call.bucket, call.key, upload.upload_id, number, sealing.body(body, number)
     )
     # The checksum that the client named, or its default: it compares.
     checksums = checksum_headers(part.checksums or body.finish())
@@ -80,11 +130,27 @@ async def upload_part(call: Call) -> Response:
     return Response(headers={"ETag": f'"{part.etag}"', **checksums, **sealing.headers})
 
 
+def _check_algorithm(named: tuple[str, ...], wanted: UploadChecksum) -> None:
+    """Hold a part to the algorithm of its upload. Raises RequestError: InvalidRequest.
+
+    Parts without a checksum are taken where that of the whole object will be checked.
+    """
+    if not wanted.algorithm or wanted.algorithm in named:
+        return
+    if named or wanted.type == "COMPOSITE":
+        raise RequestError(
+            "InvalidRequest",
+            f"Checksum Type mismatch occurred, expected checksum Type: {wanted.algorithm}, "
+            f"actual checksum Type: {named[0] if named else 'null'}",
+        )
+
+
 async def upload_part_copy(call: Call) -> Response:
     number = _part_number(call)
     headers = call.request.headers
     source = parse_copy_source(headers["x-amz-copy-source"])
-    sealing = await sealing_of_part(call, call.parameter("uploadId"))
+    upload = await _upload(call)
+    sealing = sealing_of_part(call, upload)
     reader = opened(call, await open_copy_source(call, source), COPY_SOURCE)
     check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
     byte_range = _copy_range(headers.get("x-amz-copy-source-range"), reader.info.size_bytes)
@@ -92,9 +158,10 @@ async def upload_part_copy(call: Call) -> Response:
         raise RequestError(
             "InvalidRequest", "The specified copy source is larger than the maximum allowable size"
         )
-    body = StoredBody(reader.read(byte_range))
+    algorithm = upload.checksum.algorithm or DEFAULT_ALGORITHM
+    body = StoredBody(reader.read(byte_range), algorithm=algorithm)
     part = await call.store.put_part(
-        call.bucket, call.key, call.parameter("uploadId"), number, sealing.body(body, number)
+        call.bucket, call.key, upload.upload_id, number, sealing.body(body, number)
     )
     root = xml.document("CopyPartResult")
     xml.add(root, "LastModified", xml.iso_time(part.modified_s))
@@ -184,6 +251,7 @@ async def list_parts(call: Call) -> Response:
     xml.add(root, "NextPartNumberMarker", parts[-1].number if parts else marker)
     xml.add(root, "MaxParts", max_parts)
     xml.add(root, "IsTruncated", truncated)
+    _add_checksum_kind(root, upload)
     for part in parts:
         item = SubElement(root, "Part")
         xml.add(item, "PartNumber", part.number)
@@ -236,6 +304,13 @@ def _add_upload(root: Element, upload: UploadInfo, key: str, owner: str) -> None
     xml.add_owner(item, owner)
     xml.add(item, "StorageClass", "STANDARD")
     xml.add(item, "Initiated", xml.iso_time(upload.initiated_s))
+    _add_checksum_kind(item, upload)
+
+
+def _add_checksum_kind(parent: Element, upload: UploadInfo) -> None:
+    if upload.checksum.algorithm:
+        xml.add(parent, "ChecksumAlgorithm", upload.checksum.algorithm.upper())
+        xml.add(parent, "ChecksumType", upload.checksum.type)
 
 
 MULTIPART_OPERATIONS: dict[str, Operation] = {

@@ -59,7 +59,12 @@ async def put_object(call: Call) -> Response:
 
 
 async def get_object(call: Call) -> Response:
-    reader = opened(call, await call.store.open_object(call.bucket, call.key, call.version_id))
+    reader = opened(
+        call,
+        await call.store.open_object(
+            call.bucket, call.key, call.version_id, part_checksums=_wants_part_checksum(call)
+        ),
+    )
     response, byte_range = _describe(call, reader.info)
     if response.length:
         # The first bytes come before the headers: what cannot be read is then still an error.
@@ -97,10 +102,20 @@ class _Resumed:
 
 
 async def head_object(call: Call) -> Response:
-    info = await call.store.head_object(call.bucket, call.key, call.version_id)
+    info = await call.store.head_object(
+        call.bucket, call.key, call.version_id, part_checksums=_wants_part_checksum(call)
+    )
     data_key_of(call, info)
     response, _ = _describe(call, info)
     return response
+
+
+def _wants_checksums(call: Call) -> bool:
+    return (call.header("x-amz-checksum-mode") or "").upper() == "ENABLED"
+
+
+def _wants_part_checksum(call: Call) -> bool:
+    return "partNumber" in call.request.query and _wants_checksums(call)
 
 
 def _describe(call: Call, info: ObjectInfo) -> tuple[Response, ByteRange | None]:
@@ -128,10 +143,13 @@ def _describe(call: Call, info: ObjectInfo) -> tuple[Response, ByteRange | None]
         byte_range = _range_of_part(part, info)
         if info.parts:
             headers["x-amz-mp-parts-count"] = str(len(info.parts))
+        if _wants_checksums(call):
+            found = info.parts[int(part) - 1].checksums if info.parts else info.checksums
+            headers |= {f"x-amz-checksum-{name}": digest for name, digest in found.items()}
     else:
         byte_range = parse_range(request.headers.get("range"), info.size_bytes)
     if byte_range is None:
-        if (request.headers.get("x-amz-checksum-mode") or "").upper() == "ENABLED":
+        if _wants_checksums(call):
             headers |= checksum_headers(info.checksums)
         return Response(200, headers, length=info.size_bytes), None
     if byte_range.length:
@@ -334,7 +352,9 @@ async def get_object_attributes(call: Call) -> Response:
     } - {""}
     if not wanted or not wanted <= _ATTRIBUTES:
         raise RequestError("InvalidArgument", "Invalid attribute name specified.")
-    info = await call.store.head_object(call.bucket, call.key, call.version_id)
+    info = await call.store.head_object(
+        call.bucket, call.key, call.version_id, part_checksums="ObjectParts" in wanted
+    )
     data_key_of(call, info)
     check_read(call.request.headers, info)
     root = xml.document("GetObjectAttributesResponse")

@@ -27,6 +27,7 @@ from exastore.gateway.s3.auth import (
     signing_key,
 )
 from exastore.gateway.s3.body import MAX_PUT_BYTES, RequestBody, read_promise
+from exastore.gateway.s3.checksums import DEFAULT_ALGORITHM
 from exastore.gateway.s3.context import Call
 from exastore.gateway.s3.forms import FormReader, boundary_of
 from exastore.gateway.s3.identity import ANONYMOUS, Credential, Principal
@@ -57,14 +58,14 @@ class PostCall(Call):
     min_bytes: int
     max_bytes: int
 
-    def body(self) -> RequestBody:
-        return _FormBody(self)
+    def body(self, default_checksum: str = DEFAULT_ALGORITHM) -> RequestBody:
+        return _FormBody(self, default_checksum)
 
 
 class _FormBody(RequestBody):
     """The file of a form. Its length is not known before its end."""
 
-    def __init__(self, call: PostCall) -> None:
+    def __init__(self, call: PostCall, default_checksum: str) -> None:
         headers = {**call.request.headers, "content-length": str(MAX_PUT_BYTES)}
         promise = read_promise(headers, UNSIGNED_PAYLOAD)
         super().__init__(
@@ -72,6 +73,7 @@ class _FormBody(RequestBody):
             promise,
             call.identity,
             count=call.count_received,
+            default_checksum=default_checksum,
         )
         self._min_bytes = call.min_bytes
 

@@ -27,6 +27,7 @@ from exastore.gateway.store import (
     ObjectAttributes,
     ObjectInfo,
     ObjectReader,
+    UploadInfo,
 )
 
 HEADER = "x-amz-server-side-encryption"
@@ -165,16 +166,13 @@ def _check_algorithm(name: str, code: str) -> None:
         raise RequestError(code, "The encryption method specified is not supported")
 
 
-async def sealing_of_part(call: Call, upload_id: str) -> Sealing:
+def sealing_of_part(call: Call, upload: UploadInfo) -> Sealing:
     """How a part is to be stored: as its upload was begun.
 
     Raises:
-        RequestError: NoSuchUpload, InvalidRequest, InvalidArgument.
+        RequestError: InvalidRequest, InvalidArgument.
     """
     customer_key = customer_key_of(call.request.headers)
-    upload, _, _ = await call.store.list_parts(
-        call.bucket, call.key, upload_id, after_number=0, max_parts=1
-    )
     encryption = upload.attributes.encryption
     if encryption is None or not encryption.customer_key_md5:
         if customer_key is not None:

@@ -10,6 +10,7 @@ from exastore.gateway.errors import MarkerFound, RequestError
 from exastore.gateway.store import (
     NO_CHECKSUMS,
     NO_LOCK,
+    NO_UPLOAD_CHECKSUM,
     NULL_VERSION,
     Body,
     BucketChange,
@@ -24,6 +25,7 @@ from exastore.gateway.store import (
     ObjectLock,
     ObjectPart,
     Precondition,
+    UploadChecksum,
     UploadInfo,
     UploadListing,
     VersionListing,
@@ -158,11 +160,15 @@ class MemoryStore:
         )
         return self._commit(info, data, precondition)
 
-    async def open_object(self, bucket: str, key: str, version_id: str = "") -> MemoryReader:
+    async def open_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> MemoryReader:
         info, data = self._object(bucket, key, version_id)
         return MemoryReader(self._shown(info), data)
 
-    async def head_object(self, bucket: str, key: str, version_id: str = "") -> ObjectInfo:
+    async def head_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> ObjectInfo:
         return self._shown(self._object(bucket, key, version_id)[0])
 
     async def delete_objects(
@@ -328,9 +334,13 @@ class MemoryStore:
         return VersionListing(found, list(prefixes), False, "", "")
 
     async def create_upload(
-        self, bucket: str, key: str, attributes: ObjectAttributes
+        self,
+        bucket: str,
+        key: str,
+        attributes: ObjectAttributes,
+        checksum: UploadChecksum = NO_UPLOAD_CHECKSUM,
     ) -> UploadInfo:
-        info = UploadInfo(bucket, key, f"u{next(self._ids)}", self._now_s(), attributes)
+        info = UploadInfo(bucket, key, f"u{next(self._ids)}", self._now_s(), attributes, checksum)
         self._bucket(bucket).uploads[info.upload_id] = _Upload(info)
         return info
 

@@ -195,6 +195,7 @@ def get_object(
     version_id: str = "",
     head_only: bool = False,
     show_marker: bool = False,
+    part_checksums: bool = False,
     terms: Terms = DEFAULT_TERMS,
 ) -> metadata_pb2.Object:
     """A version with its parts, and unless `head_only` its bytes or extents in order.
@@ -202,6 +203,7 @@ def get_object(
     Args:
         version_id: Empty for the current version.
         show_marker: Answer with a delete marker where there would be NoSuchKey or IsDeleteMarker.
+        part_checksums: Add the checksums of the parts; they lie with the extents.
 
     Raises NoSuchBucket, NoSuchKey, NoSuchVersion, IsDeleteMarker, BucketMoving.
     """
@@ -216,6 +218,8 @@ def get_object(
     owner, found.version_id = found.version_id, versions.public_id(found)
     if "-" in found.etag:  # only these can be multipart objects
         found.parts.extend(manifest(space, owner))
+        if part_checksums:
+            _add_part_checksums(space, owner, found)
     if head_only:
         del found.extents[:]
         found.inline_data = b""
@@ -362,6 +366,15 @@ def _find_marker(space: Space, key: str, version_id: str) -> metadata_pb2.Object
             return None
         found = newest[1]
     return found if found.delete_marker else None
+
+
+def _add_part_checksums(space: Space, owner: str, found: metadata_pb2.Object) -> None:
+    """Add to the parts of a completed upload what is kept with their bytes."""
+    parts = {part.number: part for part in found.parts}
+    for holder, value in space.scan(rows.data_of(owner)):
+        _, number, batch = rows.data_place(holder)
+        if batch == 0 and number in parts:
+            parts[number].checksums.update(metadata_pb2.Part.FromString(value).checksums)
 
 
 def _read_rows(space: Space, owner: str, found: metadata_pb2.Object) -> None:

@@ -101,6 +101,8 @@ def create_upload(
         upload_id=request.upload_id,
         initiated_s=now_s,
         attributes=new_record(request.attributes, 0.0),
+        checksum_algorithm=request.checksum_algorithm,
+        checksum_type=request.checksum_type,
     )
     put_upload(space, holder, request.key, upload, terms)
     space.charge(request.upload_id.encode(), (usage.UPLOADS, 1))

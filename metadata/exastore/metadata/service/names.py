@@ -247,6 +247,7 @@ class NamespaceService:
                 version_id=request.version_id,
                 head_only=request.head_only,
                 show_marker=request.show_marker,
+                part_checksums=request.part_checksums,
                 terms=self.terms,
             ),
         )

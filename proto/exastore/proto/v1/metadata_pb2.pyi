@@ -1651,15 +1651,40 @@ Global___Object: _TypeAlias = Object  # noqa: Y015
 class PartInfo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ChecksumsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NUMBER_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     PLAIN_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     size_bytes: _builtins.int
     etag: _builtins.str
     plain_bytes: _builtins.int
     """as in Object"""
+    @_builtins.property
+    def checksums(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """in answers that were asked to have them; kept with the part's bytes"""
+
     def __init__(
         self,
         *,
@@ -1667,10 +1692,11 @@ class PartInfo(_message.Message):
         size_bytes: _builtins.int = ...,
         etag: _builtins.str = ...,
         plain_bytes: _builtins.int = ...,
+        checksums: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "number", b"number", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksums", b"checksums", "etag", b"etag", "number", b"number", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1733,6 +1759,7 @@ class GetObjectRequest(_message.Message):
     HEAD_ONLY_FIELD_NUMBER: _builtins.int
     VERSION_ID_FIELD_NUMBER: _builtins.int
     SHOW_MARKER_FIELD_NUMBER: _builtins.int
+    PART_CHECKSUMS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     head_only: _builtins.bool
@@ -1741,6 +1768,8 @@ class GetObjectRequest(_message.Message):
     """empty: the current one; "null": the null version"""
     show_marker: _builtins.bool
     """answer with a delete marker, where that is what there is"""
+    part_checksums: _builtins.bool
+    """with those of the parts, of a multipart object"""
     def __init__(
         self,
         *,
@@ -1749,10 +1778,11 @@ class GetObjectRequest(_message.Message):
         head_only: _builtins.bool = ...,
         version_id: _builtins.str = ...,
         show_marker: _builtins.bool = ...,
+        part_checksums: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "head_only", b"head_only", "key", b"key", "show_marker", b"show_marker", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "head_only", b"head_only", "key", b"key", "part_checksums", b"part_checksums", "show_marker", b"show_marker", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2110,12 +2140,18 @@ class Upload(_message.Message):
     INITIATED_S_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     DUE_MS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_ALGORITHM_FIELD_NUMBER: _builtins.int
+    CHECKSUM_TYPE_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     upload_id: _builtins.str
     initiated_s: _builtins.float
     due_ms: _builtins.int
     """when lifecycle aborts it, Unix time; 0: never"""
+    checksum_algorithm: _builtins.str
+    """that every part comes with, in lower case; empty: any"""
+    checksum_type: _builtins.str
+    """COMPOSITE or FULL_OBJECT"""
     @_builtins.property
     def attributes(self) -> Global___Object:
         """content type, headers, metadata, tags of the object to be"""
@@ -2129,10 +2165,12 @@ class Upload(_message.Message):
         initiated_s: _builtins.float = ...,
         attributes: Global___Object | None = ...,
         due_ms: _builtins.int = ...,
+        checksum_algorithm: _builtins.str = ...,
+        checksum_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "due_ms", b"due_ms", "initiated_s", b"initiated_s", "key", b"key", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "checksum_algorithm", b"checksum_algorithm", "checksum_type", b"checksum_type", "due_ms", b"due_ms", "initiated_s", b"initiated_s", "key", b"key", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2212,10 +2250,14 @@ class CreateUploadRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_ALGORITHM_FIELD_NUMBER: _builtins.int
+    CHECKSUM_TYPE_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     upload_id: _builtins.str
     """chosen by the gateway"""
+    checksum_algorithm: _builtins.str
+    checksum_type: _builtins.str
     @_builtins.property
     def attributes(self) -> Global___Object: ...
     def __init__(
@@ -2225,10 +2267,12 @@ class CreateUploadRequest(_message.Message):
         key: _builtins.str = ...,
         upload_id: _builtins.str = ...,
         attributes: Global___Object | None = ...,
+        checksum_algorithm: _builtins.str = ...,
+        checksum_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "key", b"key", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "bucket", b"bucket", "checksum_algorithm", b"checksum_algorithm", "checksum_type", b"checksum_type", "key", b"key", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
