@@ -30,7 +30,8 @@ from exastore.sim.report import (
     report_sections,
     simulation_report,
 )
-from exastore.sim.results import TABLES
+from exastore.sim.results import FORMAT_VERSION, TABLES, ResultsWriter
+from exastore.sim.sections import IncidentSection
 from exastore.sim.summary import bytes_text, duration_text
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results.md"
@@ -70,6 +71,97 @@ def test_every_column_is_documented(results: Results) -> None:
             assert f"`{column}`" in text, f"{name}.{column}"
 
 
+def test_tables_streamed_by_any_number_of_workers_are_those_kept_in_memory(
+    results: Results, tmp_path: Path
+) -> None:
+    tiny = load_scenario("tiny")
+    kept = run(tiny, trials=7, seed=3)
+    for workers in (1, 3):
+        streamed = run(tiny, trials=7, seed=3, workers=workers, out=tmp_path / str(workers))
+        for name in TABLES:
+            assert getattr(streamed, name).equals(getattr(kept, name)), (name, workers)
+    assert not list(tmp_path.glob("*/*.partial"))
+    assert kept.placement.equals(results.placement)
+
+
+def test_rows_go_to_disk_before_the_last_trial_ends(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exastore.sim.results._GROUP_ROWS", 48)
+    with ResultsWriter(tmp_path) as writer:
+        for _ in range(8):
+            writer.add({name: getattr(results, name) for name in TABLES})
+        assert (tmp_path / "timeline.parquet.partial").stat().st_size > 4
+        assert not (tmp_path / "timeline.parquet").exists()
+        writer.finish(results.provenance)
+    groups = pq.read_metadata(tmp_path / "timeline.parquet").num_row_groups
+    assert groups == 8
+    assert Results.read(tmp_path).timeline.equals(pa.concat_tables([results.timeline] * 8))
+
+
+def test_a_run_that_breaks_leaves_the_files_of_the_one_before(
+    results: Results, tmp_path: Path
+) -> None:
+    results.write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KeyError), ResultsWriter(tmp_path) as writer:
+        writer.add({"trials": results.trials})
+        writer.add({"nonsense": results.trials})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told: list[str] = []
+
+    def tell(what: str, done: float, total: float) -> None:
+        told.append(f"{what} {done} {total}")
+
+    with pytest.raises(OSError, match="file"):
+        run(load_scenario("tiny"), out=tmp_path / "file", progress=tell)
+    assert not told
+
+
+def test_placement_says_where_every_slot_lies(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = results.placement.to_pylist()
+    assert [row["device"] for row in rows] == list(range(144))
+    assert [(row["node"], row["rack"]) for row in rows[11:13]] == [(2, 0), (3, 1)]
+    assert sum(row["slots_start"] for row in rows) == 2400 * 6
+    end = [row["slots"] for row in results.balance.to_pylist() if row["trial"] == 0]
+    assert max(row["slots_end"] for row in rows) == max(end)
+    fill = sum(row["fill_start"] for row in rows) / len(rows)
+    assert fill == pytest.approx(results.scenario.fill)
+    monkeypatch.setattr("exastore.sim.tables.DEVICE_ROWS_MAX", 100)
+    by_node = run(results.scenario, trials=1, seed=3).placement.to_pylist()
+    assert [row["node"] for row in by_node] == list(range(36))
+    assert {row["device"] for row in by_node} == {-1}
+    for name in ("slots_start", "slots_end"):
+        assert by_node[5][name] == sum(row[name] for row in rows if row["node"] == 5)
+    assert sum(row["fill_start"] for row in by_node) / 36 == pytest.approx(fill)
+
+
+def test_incidents_are_counted_by_name(results: Results) -> None:
+    upgrade = IncidentSection(name="upgrade", level="rack", every_years=0.5, duration_s=600.0)
+    scenario = replace(results.scenario, incident=(upgrade,))
+    ran = run(scenario, trials=1, seed=3)
+    node, rack = ran.incidents.to_pylist()
+    assert (rack["name"], rack["level"], rack["domains"]) == ("upgrade", "rack", 12)
+    # Two years of two rounds over 12 racks, of which only the first rack is due at the very end.
+    assert 48 <= rack["occurrences"] <= 49
+    assert node["domains"] == 36
+    plain = [row["occurrences"] for row in results.incidents.to_pylist()]
+    assert plain == results.trials["node_outages"].to_pylist()
+
+
+def test_a_run_is_lost_and_then_rebuilt_or_returned_or_still_missing(results: Results) -> None:
+    for trial in results.trials.to_pylist():
+        back = trial["chunk_runs_rebuilt"] + trial["chunk_runs_returned"]
+        assert 0 <= trial["chunk_runs_lost"] - back < 1000
+        assert trial["chunk_runs_returned"] > 0
+
+
 def test_a_folder_without_results_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"holds no results.*trials\.parquet is not there"):
         Results.read(tmp_path)
@@ -89,7 +181,7 @@ def test_a_stranger_s_file_and_another_format_are_refused(results: Results, tmp_
         Results.read(tmp_path)
     strange = results.trials.replace_schema_metadata({b"exastore": b'{"format_version": 99}'})
     pq.write_table(strange, tmp_path / "trials.parquet")
-    with pytest.raises(ResultsError, match="format 99, this program reads 1"):
+    with pytest.raises(ResultsError, match=f"format 99, this program reads {FORMAT_VERSION}"):
         Results.read(tmp_path)
 
 

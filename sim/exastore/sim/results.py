@@ -5,6 +5,7 @@ under the key `exastore`, so that one file alone says how to reproduce it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,19 @@ Table = Any
 
 _KEY = b"exastore"
 #: Version of the tables' meaning; grows when a column changes or goes.
-FORMAT_VERSION = 1
-TABLES = ("trials", "timeline", "degraded_time", "redundancy", "balance", "losses")
+FORMAT_VERSION = 2
+TABLES = (
+    "trials",
+    "timeline",
+    "degraded_time",
+    "redundancy",
+    "balance",
+    "losses",
+    "incidents",
+    "placement",
+)
+#: Rows of a table that wait in memory until they are written as one row group.
+_GROUP_ROWS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,8 @@ class Results:
         redundancy: PG-hours by number of missing chunks, per trial.
         balance: Histogram of slots per device, at the start (trial -1) and the end of each trial.
         losses: The first losses of each trial, one by one.
+        incidents: How often each incident came, per trial.
+        placement: One row per device, or per node of a large cluster, with its place and load.
     """
 
     scenario: Scenario
@@ -79,17 +93,14 @@ class Results:
     redundancy: Table
     balance: Table
     losses: Table
+    incidents: Table
+    placement: Table
 
     def write(self, directory: str | Path) -> None:
         """Write one Parquet file per table, and the scenario beside them."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        provenance = {item.name: getattr(self.provenance, item.name) for item in fields(Provenance)}
-        metadata = {_KEY: json.dumps(provenance, sort_keys=True).encode()}
-        for name in TABLES:
-            table = getattr(self, name).replace_schema_metadata(metadata)
-            pq.write_table(table, folder / f"{name}.parquet")
-        (folder / "scenario.toml").write_text(self.provenance.scenario_toml, "utf-8")
+        with ResultsWriter(directory) as writer:
+            writer.add({name: getattr(self, name) for name in TABLES})
+            writer.finish(self.provenance)
 
     @classmethod
     def read(cls, directory: str | Path) -> "Results":
@@ -99,25 +110,98 @@ class Results:
             ResultsError: The folder does not hold results, or those of another format.
         """
         folder = Path(directory)
-        tables: dict[str, Table] = {}
-        for name in TABLES:
-            path = folder / f"{name}.parquet"
-            try:
-                tables[name] = pq.read_table(path)
-            except FileNotFoundError:
-                text = f"{folder} holds no results of a simulation: {path.name} is not there"
-                raise ResultsError(text) from None
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ResultsError(f"{path} cannot be read: {error}") from None
-        stored = (tables["trials"].schema.metadata or {}).get(_KEY)
-        if stored is None:
-            raise ResultsError(f"{folder / 'trials.parquet'} was not written by exastore")
-        found = json.loads(stored)
-        if found.get("format_version") != FORMAT_VERSION:
-            version = found.get("format_version")
-            raise ResultsError(
-                f"{folder} holds results of format {version}, this program reads {FORMAT_VERSION}"
-            )
-        provenance = Provenance(**found)
+        provenance = _stored_provenance(folder)
+        tables = {name: _opened(folder, name).read() for name in TABLES}
         scenario = parse_scenario(provenance.scenario_toml, source=f"scenario of {folder}")
         return cls(scenario=scenario, provenance=provenance, **tables)
+
+
+def _opened(folder: Path, name: str) -> Any:
+    path = folder / f"{name}.parquet"
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        text = f"{folder} holds no results of a simulation: {path.name} is not there"
+        raise ResultsError(text) from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ResultsError(f"{path} cannot be read: {error}") from None
+
+
+def _stored_provenance(folder: Path) -> Provenance:
+    """What the first table carries, if it is of this format."""
+    stored = (_opened(folder, "trials").schema_arrow.metadata or {}).get(_KEY)
+    if stored is None:
+        raise ResultsError(f"{folder / 'trials.parquet'} was not written by exastore")
+    found = json.loads(stored)
+    if found.get("format_version") != FORMAT_VERSION:
+        version = found.get("format_version")
+        raise ResultsError(
+            f"{folder} holds results of format {version}, this program reads {FORMAT_VERSION};"
+            " simulate its scenario.toml again"
+        )
+    return Provenance(**found)
+
+
+class ResultsWriter:
+    """Writes tables row by row as trials end; holds at most `_GROUP_ROWS` rows of each.
+
+    The files get their names when all is written: a run that is stopped leaves those of an older
+    run as they were. Use it as a context, which removes what was not finished.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self._folder = Path(directory)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writers: dict[str, Any] = {}
+        #: Rows that are not yet written; of one trial after the other.
+        self._pending: dict[str, list[Table]] = {name: [] for name in TABLES}
+        probe = self._partial("scenario.toml")
+        probe.write_bytes(b"")  # a folder that takes no files is told before the work, not after
+
+    def __enter__(self) -> "ResultsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        for name in (*(f"{name}.parquet" for name in TABLES), "scenario.toml"):
+            self._partial(name).unlink(missing_ok=True)
+
+    def add(self, tables: Mapping[str, Table]) -> None:
+        """Append rows to some tables."""
+        for name, table in tables.items():
+            pending = self._pending[name]
+            pending.append(table)
+            if sum(map(len, pending)) >= _GROUP_ROWS:
+                self._flush(name)
+
+    def finish(self, provenance: Provenance) -> None:
+        """Write what is left, and the provenance, and give the files their names."""
+        found = {item.name: getattr(provenance, item.name) for item in fields(Provenance)}
+        text = json.dumps(found, sort_keys=True)
+        for name in TABLES:
+            self._flush(name)
+            self._writers[name].add_key_value_metadata({_KEY.decode(): text})
+            self._writers[name].close()
+        self._partial("scenario.toml").write_text(provenance.scenario_toml, "utf-8")
+        for name in (*(f"{name}.parquet" for name in TABLES), "scenario.toml"):
+            self._partial(name).replace(self._folder / name)
+
+    def _partial(self, name: str) -> Path:
+        return self._folder / f"{name}.partial"
+
+    def _flush(self, name: str) -> None:
+        pending = self._pending[name]
+        if not pending:
+            return
+        table = pa.concat_tables(pending).replace_schema_metadata(None)
+        if name not in self._writers:
+            path = self._partial(f"{name}.parquet")
+            # Without Arrow's own copy of the schema, readers take the metadata of the file, which
+            # is known only at the end, for that of the schema.
+            self._writers[name] = pq.ParquetWriter(path, table.schema, store_schema=False)
+        self._writers[name].write_table(table)
+        pending.clear()

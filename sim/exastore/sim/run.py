@@ -6,11 +6,12 @@ number, so tables are the same bits for any number of workers.
 """
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -29,24 +30,26 @@ from exastore.metadata.core.placement import (
     placement_columns,
 )
 from exastore.metadata.core.policy import Copysets, PlacementPolicy, RandomDeclustered
-from exastore.metadata.core.topology import NO_DEVICE, Int32Array, Int64Array, Topology
+from exastore.metadata.core.topology import NO_DEVICE, Int32Array, Topology
 from exastore.sim.build import build_model, build_state, check_memory, with_more_room
 from exastore.sim.codes import engine_code
 from exastore.sim.engine import NEEDS_ROOM, NO_LIMIT, run_until
 from exastore.sim.errors import Problem, ScenarioError
 from exastore.sim.physics import build_physics
 from exastore.sim.provenance import provenance
-from exastore.sim.results import Results, Table
+from exastore.sim.results import TABLES, Results, ResultsWriter, Table
 from exastore.sim.scenario import Scenario
-from exastore.sim.state import (
-    CHUNK_RUNS_LOST,
-    CHUNK_RUNS_REBUILT,
-    EVENTS,
-    HISTOGRAM,
-    HISTOGRAM_BINS,
-    LOSS_COUNT,
-    TIMELINE_COLUMNS,
-    State,
+from exastore.sim.state import State
+from exastore.sim.tables import (
+    balance_table,
+    degraded_table,
+    incident_table,
+    loss_table,
+    placement_table,
+    redundancy_table,
+    row_slots,
+    timeline_table,
+    trial_table,
 )
 from exastore.sim.units import YEAR_S
 
@@ -170,6 +173,7 @@ def run(
     workers: int = 1,
     progress: Progress | None = None,
     monotonic_s: Callable[[], float] | None = None,
+    out: str | Path | None = None,
 ) -> Results:
     """Simulate.
 
@@ -181,10 +185,13 @@ def run(
         progress: Called from time to time, always from the calling thread, as
             `progress(what, done, total)`: PGs while "placing", trial-years while "simulating".
         monotonic_s: A clock, to state how long things took; None leaves those fields 0.
+        out: Folder that takes the rows of each trial as it ends, so that memory does not grow
+            with the trials; its files appear when all is done. None: all is kept in memory.
 
     Raises:
         ScenarioError: The placement rule cannot be kept.
         ValueError: `trials` or `workers` is below 1.
+        OSError: `out` cannot be written.
     """
     trials = scenario.run.trials if trials is None else trials
     seed = scenario.run.seed if seed is None else seed
@@ -194,26 +201,28 @@ def run(
     report = progress or _silent
     started_s = clock()
     check_memory(scenario, workers=min(workers, trials))
-    placement = place(scenario, seed=seed, progress=progress)
-    placed_s = clock()
-    initial = _balance_table(-1, placement.pg_devices, placement.topology.device_count)
-    finished = _run_trials(scenario, placement, trials, seed, workers, report)
-    tables = {
-        name: pa.concat_tables([one[name] for one in finished])
-        for name in ("trials", "timeline", "degraded_time", "redundancy", "losses")
-    }
-    return Results(
-        scenario=scenario,
-        provenance=provenance(
+    finished: list[dict[str, Table]] = []
+    with nullcontext() if out is None else ResultsWriter(out) as writer:
+        placement = place(scenario, seed=seed, progress=progress)
+        placed_s = clock()
+        add = finished.append if writer is None else writer.add
+        for tables in _run_trials(scenario, placement, trials, seed, workers, report):
+            add(tables)
+        made = provenance(
             scenario,
             seed=seed,
             trials=trials,
             placement_s=placed_s - started_s,
             trials_s=clock() - placed_s,
-        ),
-        balance=pa.concat_tables([initial, *(one["balance"] for one in finished)]),
-        **tables,
-    )
+        )
+        if writer is not None:
+            writer.finish(made)
+    if out is not None:
+        return Results.read(out)
+    joined = {
+        name: pa.concat_tables([one[name] for one in finished if name in one]) for name in TABLES
+    }
+    return Results(scenario=scenario, provenance=made, **joined)
 
 
 def _run_trials(
@@ -223,20 +232,19 @@ def _run_trials(
     seed: int,
     workers: int,
     report: Progress,
-) -> list[dict[str, Table]]:
-    """The tables of each trial, in the order of trials."""
+) -> Iterator[dict[str, Table]]:
+    """The tables of each trial, in the order of trials, each as soon as it and all before end."""
     years = scenario.run.years
     total = trials * years
     report("simulating", 0.0, total)
     engine_code(scenario.code)  # made here, once for all workers
-    finished: dict[int, dict[str, Table]] = {}
     if workers == 1 or trials == 1:
         for trial in range(trials):
 
             def tell(year: float, trial: int = trial) -> None:
                 report("simulating", trial * years + year, total)
 
-            finished[trial] = run_trial(
+            yield run_trial(
                 scenario,
                 placement,
                 seed=seed,
@@ -244,21 +252,23 @@ def _run_trials(
                 takes_table=trials == 1,
                 on_year=tell,
             )
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            waiting = {
-                pool.submit(run_trial, scenario, placement, seed=seed, trial=trial): trial
-                for trial in range(trials)
-            }
-            try:
-                for future in as_completed(waiting):
-                    finished[waiting[future]] = future.result()
-                    report("simulating", len(finished) * years, total)
-            except BaseException:
-                # Ctrl-C ends the run after the trials under way, not after all.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return [finished[trial] for trial in range(trials)]
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        # What has ended waits for the trials before it; few at a time keep memory flat.
+        waiting = deque[Future[dict[str, Table]]]()
+        try:
+            for trial in range(trials + 2 * workers):
+                if trial < trials:
+                    waiting.append(
+                        pool.submit(run_trial, scenario, placement, seed=seed, trial=trial)
+                    )
+                if trial >= 2 * workers:
+                    yield waiting.popleft().result()
+                    report("simulating", (trial - 2 * workers + 1) * years, total)
+        except BaseException:
+            # Ctrl-C ends the run after the trials under way, not after all.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def simulate(
@@ -306,99 +316,34 @@ def run_trial(
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
 ) -> dict[str, Table]:
-    """One trial, as its rows of every table."""
+    """One trial, as its rows of every table; the first one also has those of the start."""
+    topology = placement.topology
+    tables: dict[str, Table] = {}
+    balances: list[Table] = []
+    at_start = None
+    if trial == 0:  # what all trials start from, before the state may take the table over
+        slots = slots_per_device(placement.pg_devices, topology.device_count)
+        balances.append(balance_table(-1, slots))
+        at_start = row_slots(topology, slots)
     state = simulate(
         scenario, placement, seed=seed, trial=trial, takes_table=takes_table, on_year=on_year
     )
-    topology = placement.topology
-    return {
-        "trials": _trial_row(scenario, placement, state, trial),
-        "timeline": _timeline_table(trial, state),
-        "degraded_time": _degraded_table(trial, state),
-        "redundancy": _table(
-            trial,
-            missing_chunks=np.arange(1, scenario.n + 1),
-            pg_hours=state.missing_s[1:] / 3600.0,
-        ),
-        "losses": _loss_table(trial, state),
-        "balance": _balance_table(trial, state.pg_devices, topology.device_count),
+    slots = slots_per_device(state.pg_devices, topology.device_count)
+    balances.append(balance_table(trial, slots))
+    if at_start is not None:
+        at_end = row_slots(topology, slots)
+        tables["placement"] = placement_table(scenario, topology, state, at_start, at_end)
+    violations = {
+        "violations": _violation_count(placement.columns, state.pg_devices),
+        "violations_at_start": placement.violations,
     }
-
-
-def _table(trial: int, **columns: Any) -> Table:
-    length = len(next(iter(columns.values())))
-    return pa.table({"trial": np.full(length, trial, np.int64), **columns})
-
-
-def _trial_row(scenario: Scenario, placement: Placement, state: State, trial: int) -> Table:
-    timeline: dict[str, Any] = dict(zip(TIMELINE_COLUMNS, state.timeline.T, strict=True))
-    topology = placement.topology
     balance = balance_of(state.pg_devices, topology.device_weight)
-    lost = int(state.counter[CHUNK_RUNS_LOST])
-    sums = ("device_failures", "node_outages", "node_outs", "rebuilds", "pgs_lost")
-    row: dict[str, Any] = {name: [int(timeline[name].sum())] for name in sums}
-    row["unavailable_episodes"] = [int(timeline["unavailable_episodes"].sum())]
-    for name in ("rebuilt_bytes", "read_bytes", "abandoned_bytes"):
-        row[name] = [float(timeline[name].sum())]
-    for name in ("degraded", "unreadable", "unavailable"):
-        row[f"{name}_pg_hours"] = [float(timeline[f"{name}_pg_s"].sum()) / 3600.0]
-    missing_s = float(timeline["missing_slot_s"].sum())
-    row |= {
-        "max_missing": [int(timeline["max_missing"].max())],
-        "max_unreadable": [int(timeline["max_unreadable"].max())],
-        "chunk_runs_lost": [lost],
-        "chunk_runs_rebuilt": [int(state.counter[CHUNK_RUNS_REBUILT])],
-        "mean_missing_s": [missing_s / lost if lost else 0.0],
-        "loss_times": [len(np.unique(state.losses["time_s"][: int(state.counter[LOSS_COUNT])]))],
-        "user_bytes_lost": [
-            float(timeline["pgs_lost"].sum())
-            * scenario.data.user_bytes
-            / scenario.placement.pg_count
-        ],
-        "slots_mean": [balance.mean],
-        "slots_stddev": [balance.stddev],
-        "slots_min": [balance.minimum],
-        "slots_max": [balance.maximum],
-        "violations": [_violation_count(placement.columns, state.pg_devices)],
-        "violations_at_start": [placement.violations],
-        "events": [int(state.counter[EVENTS])],
+    return tables | {
+        "trials": trial_table(scenario, state, trial, balance, violations),
+        "timeline": timeline_table(trial, state),
+        "degraded_time": degraded_table(trial, state),
+        "redundancy": redundancy_table(trial, state),
+        "losses": loss_table(trial, state),
+        "incidents": incident_table(scenario, trial, state),
+        "balance": pa.concat_tables(balances),
     }
-    return _table(trial, **row)
-
-
-def _timeline_table(trial: int, state: State) -> Table:
-    columns: dict[str, Any] = {"month": np.arange(len(state.timeline))}
-    for name, values in zip(TIMELINE_COLUMNS, state.timeline.T, strict=True):
-        if name.endswith("_s"):
-            columns[f"{name[:-2]}_hours"] = values / 3600.0
-        elif name.endswith("_bytes"):
-            columns[name] = values.copy()
-        else:
-            columns[name] = values.astype(np.int64)
-    return _table(trial, **columns)
-
-
-@cache
-def _bin_edges_s() -> tuple[float, ...]:
-    return (0.0, *(60.0 * 2.0 ** (i / 2) for i in range(1, HISTOGRAM_BINS)))
-
-
-def _degraded_table(trial: int, state: State) -> Table:
-    edges = _bin_edges_s()
-    return _table(
-        trial,
-        from_s=np.array(edges),
-        to_s=np.array([*edges[1:], np.inf]),
-        pg_episodes=state.counter[HISTOGRAM : HISTOGRAM + HISTOGRAM_BINS].copy(),
-    )
-
-
-def _loss_table(trial: int, state: State) -> Table:
-    losses = state.losses[: int(state.counter[LOSS_COUNT])]
-    return _table(trial, time_s=losses["time_s"].copy(), pg=losses["code"].copy())
-
-
-def _balance_table(trial: int, pg_devices: Int32Array, device_count: int) -> Table:
-    per_device: Int64Array = slots_per_device(pg_devices, device_count)
-    slots, devices = np.unique(per_device, return_counts=True)
-    return _table(trial, slots=slots, devices=devices)

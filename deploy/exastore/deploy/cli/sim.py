@@ -192,8 +192,8 @@ def run_command(
             workers=workers or os.cpu_count() or 1,
             progress=progress,
             monotonic_s=SystemClock().monotonic_s,
+            out=directory,
         )
-        results.write(directory)
         write_report(results, directory / "report.html")
     summary = summarize(results)
     if json_output:
