@@ -82,7 +82,7 @@ integration: setup peers ## tests of real processes on loopback
 
 chaos: setup ## fault injection on a running cluster
 	$(BIN)/pytest tests/chaos tests/integration -m chaos
-	$(BIN)/pytest -s -m verify --timeout 3600 tests/verification/test_fault_matrix.py
+	$(BIN)/pytest -s -m verify --timeout 3600 tests/verification/test_fault_matrix.py tests/verification/test_slow_nodes.py
 
 verify: setup ## statistical checks and heavy figures (many minutes)
 	$(BIN)/pytest -m verify --timeout 3600 tests/verification

@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.integration.conftest import LiveCluster, exastore_here, wait_until
 
-from exastore.deploy.errors import ClusterUnhealthy
+from exastore.deploy.errors import ClusterUnhealthy, EnvironmentUnfit
 from exastore.deploy.failpoints import Action, arm, disarm, fired_by
 from exastore.deploy.launcher import LocalCluster
 from exastore.deploy.spec import ClusterOptions
@@ -200,7 +200,7 @@ class Chaos:
         if operation == "multipart":
             parts = [body_of(f"{key} part {n}", PART_BYTES) for n in (1, 2)]
             return self._pool.submit(self._multipart, key, parts), b"".join(parts), _nothing
-        node = f"node-{1 + self._count % len(self.live.info['nodes'])}"
+        node = self._fullest()
         if operation == "rebuild":
             child = self._local.children()[node]
             child.send(signal.SIGKILL)
@@ -238,7 +238,7 @@ class Chaos:
             os.kill(pid, signal.SIGCONT)
         elif action is Action.KILL:
             wait_until(lambda: pid not in self._pids(), "it is dead")
-        self.live.info = self._local.up(ClusterOptions(), _silent).cluster
+        self._up()
 
     def _mend_fenced(self) -> None:
         """What an operator does with a device that had an error: empty it, check it, use it."""
@@ -251,7 +251,7 @@ class Chaos:
             checked = exastore_here("node", "fsck", device, "--lift-fence", "--json")
             assert checked.code == 0, checked.out
             assert checked.json["fence"], "the device does not remember its error"
-            self.live.info = self._local.up(ClusterOptions(), _silent).cluster
+            self._up()
 
     def _answer(self, answer: "Future[None] | None") -> str:
         if answer is None:
@@ -279,6 +279,34 @@ class Chaos:
         scrubbed = self.live.run("cluster", "scrub", "--json")
         assert scrubbed.code == 0, scrubbed.out
 
+    def collect_orphans(self) -> int:
+        """Reclaim what writes that were cut off left behind, and nothing else; chunks reclaimed."""
+        before = self._gc()
+        after = self._gc()
+        assert after["orphan_chunks"] == 0, after
+        self._check(list(self.expected))
+        reclaimed: int = before["deleted_chunks"]
+        print(f"orphans: {reclaimed} chunks, {before['orphan_bytes']} bytes reclaimed", flush=True)
+        return reclaimed
+
+    def _gc(self) -> Any:
+        """A collection that looked everywhere."""
+        reports: list[Any] = []
+
+        def is_whole() -> bool:
+            ended = self.live.run("cluster", "gc", "--apply", "--older-than-s", "1", "--json")
+            assert ended.code == 0, ended.text
+            reports.append(ended.json)
+            return ended.json["skipped_pgs"] == 0 and not ended.json["message"]
+
+        self.heal()
+        wait_until(is_whole, "every placement group was searched for orphans")
+        total = {
+            name: sum(report[name] for report in reports)
+            for name in ("deleted_chunks", "orphan_bytes")
+        }
+        return {**reports[-1], **total}
+
     def table(self) -> str:
         """Counts by process and action, and one line a case."""
         counts = Counter((o.victim, o.action, o.answer, o.found) for o in self.outcomes)
@@ -305,6 +333,23 @@ class Chaos:
             assert response["Error"]["Code"] == "NoSuchKey", response
             return None
         return body
+
+    def _up(self) -> None:
+        """Start who does not run."""
+
+        def is_up() -> bool:
+            try:
+                self.live.info = self._local.up(ClusterOptions(), _silent).cluster
+            except EnvironmentUnfit:
+                return False  # on a busy machine, a connection of others may have its port
+            return True
+
+        wait_until(is_up, "all processes run")
+
+    def _fullest(self) -> str:
+        """The node with the most slots: without any, nobody would miss it."""
+        nodes = self.live.status().nodes
+        return max(nodes, key=lambda node: sum(d.slot_count for d in node.devices)).id
 
     @property
     def _local(self) -> LocalCluster:

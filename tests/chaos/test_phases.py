@@ -11,11 +11,11 @@ from exastore.metadata.core.phases import Phase
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
-#: One phase of each kind of process, around the moments at which a promise is made.
+#: One phase of each kind of process, around the moments at which a promise is made. The others
+#: are in the whole matrix (tests/verification/test_fault_matrix.py).
 FAST = (
     (Phase.COMMITTED, Action.KILL),
     (Phase.CHUNK_APPENDED, Action.KILL),
-    (Phase.CHUNK_SYNCING, Action.ERROR),
     (Phase.COMMIT_DURABLE, Action.KILL),
     (Phase.REBUILD_WRITTEN, Action.KILL),
 )
@@ -25,7 +25,7 @@ def start(new_cluster: NewCluster, folder: Path, patch: pytest.MonkeyPatch, *opt
     folder.mkdir()
     patch.setenv(VARIABLE, str(folder))
     return Chaos(
-        new_cluster("--down-after-s", "1", "--out-after-s", "6", "--trash-grace-s", "0", *options),
+        new_cluster("--down-after-s", "1", "--out-after-s", "3", "--trash-grace-s", "0", *options),
         folder,
     )
 

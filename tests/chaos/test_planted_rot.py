@@ -1,13 +1,13 @@
 """Damage planted under running nodes: all of it is found, counted and repaired."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from tests.chaos.matrix import client_of
-from tests.integration.conftest import LiveCluster, NewCluster, wait_until
+from tests.integration.conftest import LiveCluster, running_cluster, wait_until
 
 from exastore.deploy.cli.scrubbing import fetch_scrub
 from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
 BUCKET = "rot"
 BODY_BYTES = 300_000
+OBJECT_COUNT = 30
 
 
 def body_of(key: str) -> bytes:
@@ -102,22 +103,25 @@ def forget(live: LiveCluster, node: str, records: list[tuple[Path, Found]]) -> i
     return answer.deleted_count
 
 
-def start(new_cluster: NewCluster, count: int) -> tuple[LiveCluster, Any]:
-    live = new_cluster("--nodes", "5", "--code", "rs-2-2", "--pg-count", "10")
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveCluster]:
+    """One cluster for this module: each test leaves it whole."""
+    directory = tmp_path_factory.mktemp("rot") / "cluster"
+    with running_cluster(directory, "--nodes", "5", "--code", "rs-2-2", "--pg-count", "10") as live:
+        s3 = client_of(live, attempts=3)
+        s3.create_bucket(Bucket=BUCKET)
+        for number in range(OBJECT_COUNT):
+            s3.put_object(Bucket=BUCKET, Key=str(number), Body=body_of(str(number)))
+        yield live
+
+
+def check(live: LiveCluster) -> None:
     s3 = client_of(live, attempts=3)
-    s3.create_bucket(Bucket=BUCKET)
-    for number in range(count):
-        s3.put_object(Bucket=BUCKET, Key=str(number), Body=body_of(str(number)))
-    return live, s3
-
-
-def check(s3: Any, count: int) -> None:
-    for number in range(count):
+    for number in range(OBJECT_COUNT):
         assert s3.get_object(Bucket=BUCKET, Key=str(number))["Body"].read() == body_of(str(number))
 
 
-def test_a_scrub_finds_all_planted_damage_and_repairs_it(new_cluster: NewCluster) -> None:
-    live, s3 = start(new_cluster, 30)
+def test_a_scrub_finds_all_planted_damage_and_repairs_it(live: LiveCluster) -> None:
     first = chunk_records(live.directory / "data" / "node-1")
     second = chunk_records(live.directory / "data" / "node-2")
     assert len(first) > 13 and len(second) > 5
@@ -141,20 +145,21 @@ def test_a_scrub_finds_all_planted_damage_and_repairs_it(new_cluster: NewCluster
     assert live.run("cluster", "scrub").code == 0
     shown = live.run("cluster", "scrub", "--status", "--json").json
     assert shown["checked_chunk_count"] == str(again.checked_chunk_count)
-    check(s3, 30)
+    check(live)
 
 
-def test_a_read_that_finds_a_bad_chunk_has_it_repaired(new_cluster: NewCluster) -> None:
-    live, s3 = start(new_cluster, 12)
-    rotten = chunk_records(live.directory / "data" / "node-1")
+def test_a_read_that_finds_a_bad_chunk_has_it_repaired(live: LiveCluster) -> None:
+    before = fetch_scrub(live.info)
+    rotten = chunk_records(live.directory / "data" / "node-3")
     is_data = [item for item in rotten if item[1].header.key.chunk_index < 2]
-    assert is_data, "node-1 holds no data chunk"
+    assert is_data, "node-3 holds no data chunk"
     flip_bits(is_data)
-    check(s3, 12)
+    check(live)
     wait_until(
-        lambda: fetch_scrub(live.info).repaired_count == len(is_data), "what was read is repaired"
+        lambda: fetch_scrub(live.info).repaired_count - before.repaired_count == len(is_data),
+        "what was read is repaired",
     )
     status = fetch_scrub(live.info)
-    assert status.corrupt_count == 0, "no scrub was needed"
-    assert status.reported_count >= len(is_data)
+    assert status.corrupt_count == before.corrupt_count, "no scrub was needed"
+    assert status.reported_count - before.reported_count >= len(is_data)
     assert live.run("cluster", "scrub").code == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.matrix import OPERATION_OF, Chaos
-from tests.integration.conftest import new_cluster
+from tests.integration.conftest import NewCluster, new_cluster
 
 from exastore.deploy.failpoints import VARIABLE, Action
 from exastore.metadata.core.phases import Phase
@@ -27,17 +27,25 @@ FAILED = [
     Phase.TRASH_CHUNKS_DELETED,
     Phase.SLOT_VERIFIED,
 ]
-CASES = [
-    *((phase, Action.KILL) for phase in Phase if OPERATION_OF[phase]),
-    *((phase, Action.PAUSE) for phase in PAUSED),
-    *((phase, Action.ERROR) for phase in FAILED),
-]
+#: The parts of the matrix, each on a cluster of its own: process hit and action.
+PARTS = {
+    **{
+        f"{process}-kill": [
+            (phase, Action.KILL)
+            for phase in Phase
+            if OPERATION_OF[phase] and phase.startswith(process)
+        ]
+        for process in ("gateway", "node", "metadata")
+    },
+    "node-pause": [(phase, Action.PAUSE) for phase in PAUSED],
+    "device-error": [(phase, Action.ERROR) for phase in FAILED],
+}
 
 
+@pytest.mark.parametrize("part", PARTS)
 def test_every_phase_survives_every_fault(
-    new_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_cluster: NewCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    assert callable(new_cluster)
     folder = tmp_path / "failpoints"
     folder.mkdir()
     monkeypatch.setenv(VARIABLE, str(folder))
@@ -46,8 +54,11 @@ def test_every_phase_survives_every_fault(
         new_cluster("--down-after-s", "1", "--out-after-s", "6", "--trash-grace-s", "0", *options),
         folder,
     )
-    for phase, action in CASES:
+    for phase, action in PARTS[part]:
         outcome = chaos.run(phase, action)
         print(outcome, flush=True)
     chaos.check_all()
+    reclaimed = chaos.collect_orphans()
+    # Each of these dies between its chunks and their commit, so the collection has something to do.
+    assert reclaimed or part != "gateway-kill"
     print(chaos.table(), flush=True)

@@ -18,7 +18,8 @@ from exastore.storage.disk import PosixDisk
 from exastore.storage.errors import StorageError
 from exastore.storage.record import ChunkKey
 
-pytestmark = pytest.mark.verify
+#: Writing takes minutes, and on a busy machine many.
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(3000)]
 
 CHUNKS = int(os.environ.get("EXASTORE_VERIFY_CHUNKS", "5000000"))
 PGS = 300
@@ -82,7 +83,8 @@ def test_a_device_of_five_million_chunks_opens_in_two_seconds(tmp_path: Path) ->
     killed = opened(tmp_path, "close")
     print(f"\n{CHUNKS:,} chunks; index {index_bytes / CHUNKS:.0f} B/chunk; {clean=} {killed=}")
     assert clean["count"] == CHUNKS and clean["replayed"] == 0
-    assert killed["count"] == killed["replayed"] + CHUNKS == CHUNKS + 60_000
+    # Upkeep saves the index now and then: only what came after that is replayed.
+    assert killed["count"] == CHUNKS + 60_000 and 0 < killed["replayed"] < 60_000
     for figures in (clean, killed):
         assert figures["seconds"] <= 2.0
         assert figures["used"] <= 300 * CHUNKS
