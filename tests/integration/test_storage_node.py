@@ -617,17 +617,28 @@ async def test_rebuild_goes_on_without_one_source_and_fails_without_two(cluster:
     devices = cluster.pg_devices(0)
     await cluster.wipe(devices[0], pg=0)
     request = cluster.rebuild_request(0, 0)
-    await cluster.node_of(devices[1]).stop(0)
+    await cluster.node_of(devices[4]).stop(0)
     progress = await cluster.rebuild(request)
     assert (progress.chunk_count, progress.failed_chunk_count) == (4, 0)
     await cluster.wipe(devices[0], pg=0)
-    await cluster.node_of(devices[2]).stop(0)
+    await cluster.node_of(devices[5]).stop(0)
     progress = await cluster.rebuild(request)
     assert (progress.chunk_count, progress.failed_chunk_count) == (0, 4)
     for source in request.sources:
         source.address = "127.0.0.1:1"
     progress = await cluster.rebuild(request)
     assert progress.failed_chunk_count == 1
+    assert "cannot list" in progress.message
+
+
+async def test_a_silent_source_that_may_hide_a_copy_is_told_of(cluster: Cluster) -> None:
+    await cluster.store_stripes(pg=0, count=4, chunk_bytes=2000)
+    devices = cluster.pg_devices(0)
+    await cluster.wipe(devices[0], pg=0)
+    request = cluster.rebuild_request(0, 0)
+    await cluster.node_of(devices[1]).stop(0)
+    progress = await cluster.rebuild(request)
+    assert (progress.chunk_count, progress.failed_chunk_count) == (4, 1)
     assert "cannot list" in progress.message
 
 
