@@ -282,6 +282,7 @@ class LocalCluster:
             "down_after_s": spec.down_after_s,
             "out_after_s": spec.out_after_s,
             "trash_grace_s": spec.trash_grace_s,
+            "lifecycle_day_s": spec.lifecycle_day_s,
             "repair_bandwidth_bytes_per_s": spec.repair_bandwidth_bytes_per_s,
             "move_bandwidth_bytes_per_s": spec.move_bandwidth_bytes_per_s,
         }
@@ -320,6 +321,7 @@ class LocalCluster:
             "access_key": spec.access_key,
             "secret_key": spec.secret_key,
             "master_key_file": str(self.paths.master_key),
+            "website_domain": spec.website_domain,
         }
 
     def _address(self, name: str, *, must_keep: bool = False) -> str:

@@ -61,6 +61,10 @@ class ClusterSpec:
     SQLite in the cluster's directory."""
     pools: tuple[str, ...] = ()
     """Further pools of placement groups, each "NAME:pgs=32,region=eu,per_node=1"."""
+    website_domain: str = ""
+    """With "web.example.org", gateways serve bucket.web.example.org as a website; empty: none."""
+    lifecycle_day_s: float = 86400.0
+    """Seconds of a day of lifecycle rules; fewer make their effects visible in tests."""
     regions: tuple[str, ...] = ()
     """Regions that the nodes are in, in turn, the first node in the first; empty: all in one."""
     removed: tuple[int, ...] = ()
@@ -112,6 +116,8 @@ class ClusterOptions:
     engine: str | None = None
     partitions: tuple[str, ...] | None = None
     pools: tuple[str, ...] | None = None
+    website_domain: str | None = None
+    lifecycle_day_s: float | None = None
     regions: tuple[str, ...] | None = None
 
     def given(self) -> dict[str, object]:
@@ -207,7 +213,7 @@ def check_spec(spec: ClusterSpec) -> None:
         raise BadInput(
             f"{spec.code} needs {code.n} nodes, you asked for {spec.nodes}: {advice}",
         )
-    for name in ("heartbeat_s", "down_after_s", "out_after_s"):
+    for name in ("heartbeat_s", "down_after_s", "out_after_s", "lifecycle_day_s"):
         if getattr(spec, name) <= 0:
             raise BadInput(f"--{name.replace('_', '-')} must be more than 0")
     if spec.down_after_s <= spec.heartbeat_s:

@@ -19,6 +19,17 @@ def purpose_of(access_key: str) -> str:
     return f"access key {access_key}"
 
 
+def resealed(master: MasterKey, key: access_pb2.AccessKey) -> access_pb2.AccessKey:
+    """The access key with its secret sealed by the newest master key.
+
+    Raises:
+        MasterKeyError: It was sealed with a key that is not in the file.
+    """
+    purpose = purpose_of(key.id)
+    secret = master.open(key.sealed_secret, purpose)
+    return access_pb2.AccessKey(id=key.id, sealed_secret=master.seal(secret, purpose))
+
+
 def recorder(metadata: MetadataClient) -> RecordAct:
     """Puts administrative acts into the audit log of a metadata server."""
 

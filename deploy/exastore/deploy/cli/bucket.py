@@ -161,7 +161,7 @@ def quota(
             limits.max_bytes = parsed_size(max_bytes)
         if max_objects is not None:
             limits.max_objects = max_objects
-        calls.configure(metadata_pb2.ConfigureBucketRequest(name=name, quota=limits))
+        calls.set_quota(name, limits)
     _print_usage(name, calls.usage(name), json_output=json_output)
 
 

@@ -9,8 +9,8 @@ from exastore.deploy.cli.output import duration
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.errors import BadInput, ClusterUnhealthy, DeployError
 from exastore.deploy.layout import metadata_addresses, read_cluster_file
-from exastore.deploy.status import ask
-from exastore.proto.v1 import metadata_pb2, metadata_pb2_grpc
+from exastore.deploy.status import ask, ask_channel
+from exastore.proto.v1 import access_pb2, access_pb2_grpc, metadata_pb2, metadata_pb2_grpc
 
 Answer = TypeVar("Answer")
 
@@ -46,14 +46,37 @@ class BucketCalls:
         return list(answer.buckets)
 
     def create(self, request: metadata_pb2.CreateBucketRequest) -> metadata_pb2.Bucket:
-        return self.ask(lambda stub: stub.CreateBucket(request, timeout=CALL_TIMEOUT_S))
+        made = self.ask(lambda stub: stub.CreateBucket(request, timeout=CALL_TIMEOUT_S))
+        self._record("CreateBucket", made.name, owner=made.owner)
+        return made
 
     def delete(self, name: str) -> None:
         request = metadata_pb2.DeleteBucketRequest(name=name)
         self.ask(lambda stub: stub.DeleteBucket(request, timeout=CALL_TIMEOUT_S))
+        self._record("DeleteBucket", name)
 
     def configure(self, request: metadata_pb2.ConfigureBucketRequest) -> metadata_pb2.Bucket:
         return self.ask(lambda stub: stub.ConfigureBucket(request, timeout=CALL_TIMEOUT_S))
+
+    def set_quota(self, name: str, limits: metadata_pb2.Quota) -> None:
+        """Set what a bucket may hold."""
+        self.configure(metadata_pb2.ConfigureBucketRequest(name=name, quota=limits))
+        self._record(
+            "SetBucketQuota",
+            name,
+            max_bytes=str(limits.max_bytes),
+            max_objects=str(limits.max_objects),
+        )
+
+    def _record(self, action: str, name: str, **details: str) -> None:
+        """Put an act on the audit log, as gateways do with theirs."""
+        entry = access_pb2.AuditEntry(action=action, target=name, details=details)
+        ask_channel(
+            self.addresses,
+            lambda channel: access_pb2_grpc.AccessServiceStub(channel).RecordAct(
+                entry, timeout=CALL_TIMEOUT_S
+            ),
+        )
 
     def usage(self, name: str) -> metadata_pb2.Usage:
         request = metadata_pb2.GetUsageRequest(bucket=name)

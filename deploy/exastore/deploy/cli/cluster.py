@@ -109,6 +109,17 @@ def up(
             show_default="one for all",
         ),
     ] = None,
+    website_domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve buckets as websites: BUCKET.DOMAIN on the S3 port; empty: none.",
+            show_default="none",
+        ),
+    ] = None,
+    lifecycle_day_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds of a day of lifecycle rules.", show_default="86400, when new"),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Start a cluster, or whatever of it does not run, and leave it running."""
@@ -129,6 +140,8 @@ def up(
         partitions=tuple(partition) if partition else None,
         pools=tuple(pool) if pool else None,
         regions=tuple(region) if region else None,
+        website_domain=website_domain,
+        lifecycle_day_s=lifecycle_day_s,
     )
     cluster = LocalCluster.at(directory)
     with err.status("starting") as spinner:

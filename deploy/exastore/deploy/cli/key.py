@@ -7,6 +7,7 @@ import typer
 
 from exastore.deploy.cli.options import DEFAULT_DIR, DirOption, JsonOption
 from exastore.deploy.cli.output import out, print_json
+from exastore.deploy.cli.user import UserCalls
 from exastore.deploy.errors import BadInput
 from exastore.deploy.files import write_atomically
 from exastore.deploy.layout import ClusterPaths, read_cluster_file
@@ -35,9 +36,13 @@ def rotate(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) 
 
 @app.command("rewrap")
 def rewrap(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) -> None:
-    """Wrap the keys of all objects by the newest master key. No data is read or written."""
+    """Wrap the keys of all objects and the secrets of all users by the newest master key.
+
+    No data is read or written.
+    """
     from exastore.deploy.store_access import cluster_store
     from exastore.gateway.encryption.rewrapping import Rewrapped, rewrap_all
+    from exastore.gateway.errors import MasterKeyError
     from exastore.gateway.master_key import read_master_key
 
     cluster = read_cluster_file(directory)
@@ -45,13 +50,28 @@ def rewrap(directory: DirOption = DEFAULT_DIR, json_output: JsonOption = False) 
 
     async def run() -> Rewrapped:
         async with cluster_store(cluster) as store:
-            return await rewrap_all(store.metadata, read_master_key(path))
+            return await rewrap_all(store.metadata, master)
 
-    done = asyncio.run(run())
+    try:
+        master = read_master_key(path)
+        users = UserCalls.at(directory)
+        resealed, secrets = users.reseal(master)
+        done = asyncio.run(run())
+    except MasterKeyError as error:
+        raise BadInput(str(error), hint=f"put the missing key back into {path}") from error
     if json_output:
-        print_json({"rewrapped": done.rewrapped, "sealed": done.sealed, "uploads": done.uploads})
+        print_json(
+            {
+                "rewrapped": done.rewrapped,
+                "sealed": done.sealed,
+                "uploads": done.uploads,
+                "resealed_secrets": resealed,
+                "secrets": secrets,
+            }
+        )
         return
     out.print(f"wrapped {done.rewrapped} of {done.sealed} keys of objects anew")
+    out.print(f"sealed {resealed} of {secrets} secrets of users anew")
     if done.uploads:
         out.print(f"{done.uploads} uploads in progress keep theirs: rewrap again when they ended")
 

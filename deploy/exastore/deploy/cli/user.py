@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import grpc
 import typer
@@ -21,6 +21,9 @@ from exastore.deploy.errors import BadInput
 from exastore.deploy.layout import ClusterPaths, metadata_addresses, read_cluster_file
 from exastore.deploy.status import ask_channel
 from exastore.proto.v1 import access_pb2, access_pb2_grpc, metadata_pb2, metadata_pb2_grpc
+
+if TYPE_CHECKING:
+    from exastore.gateway.master_key import MasterKey
 
 app = typer.Typer(help="Users of the S3 endpoint, their keys and tenants.", no_args_is_help=True)
 
@@ -76,6 +79,20 @@ class UserCalls:
 
     def change(self, request: access_pb2.ChangeUserRequest) -> access_pb2.User:
         return self.ask(lambda stub: stub.ChangeUser(request, timeout=_TIMEOUT_S))
+
+    def reseal(self, master: "MasterKey") -> tuple[int, int]:
+        """Seal all secrets by the newest master key: how many were not, and how many there are.
+
+        Raises:
+            MasterKeyError: One was sealed with a key that is not in the file.
+        """
+        from exastore.gateway.users import resealed
+
+        keys = [(user.name, key) for user in self.users("") for key in user.keys]
+        old = [(name, key) for name, key in keys if not master.is_newest(key.sealed_secret)]
+        for name, key in old:
+            self.change(access_pb2.ChangeUserRequest(name=name, resealed_key=resealed(master, key)))
+        return len(old), len(keys)
 
     def new_key(self) -> tuple[access_pb2.AccessKey, str]:
         """A fresh access key with its secret sealed, and that secret.

@@ -89,7 +89,7 @@ def list_users(
 def change_user(
     txn: Transaction, request: access_pb2.ChangeUserRequest, now_s: float
 ) -> access_pb2.User:
-    """Disable or enable a user, change its policy, give it a key. Again is harmless.
+    """Disable or enable a user, change its policy, give it a key, seal one anew. Again is harmless.
 
     Raises NoSuchUser, UserExists (for the key), InvalidArgument.
     """
@@ -106,6 +106,10 @@ def change_user(
                 txn.delete(_key(key.id))
         del user.keys[:]
         user.keys.extend(kept)
+    for key in user.keys:
+        if key.id == request.resealed_key.id:
+            _check_sealed(request.resealed_key)
+            key.sealed_secret = request.resealed_key.sealed_secret
     if request.new_key.id and request.new_key.id not in _ids(user):
         _add_key(txn, user, request.new_key, now_s)
     txn.put(_user(user.name), user.SerializeToString())
@@ -136,8 +140,7 @@ def _add_key(
 ) -> None:
     if not _KEY_ID.fullmatch(key.id):
         raise InvalidArgument("the id of an access key has 3 to 128 letters and digits")
-    if not 0 < len(key.sealed_secret) <= _SEALED_BYTES_MAX:
-        raise InvalidArgument("the sealed secret of an access key is missing or too long")
+    _check_sealed(key)
     if len(user.keys) >= KEY_COUNT_MAX:
         raise InvalidArgument(
             f"user {user.name!r} has {KEY_COUNT_MAX} access keys, and may not have more"
@@ -148,6 +151,11 @@ def _add_key(
     added.CopyFrom(key)
     added.created_s = now_s
     txn.put(_key(key.id), user.name.encode())
+
+
+def _check_sealed(key: access_pb2.AccessKey) -> None:
+    if not 0 < len(key.sealed_secret) <= _SEALED_BYTES_MAX:
+        raise InvalidArgument("the sealed secret of an access key is missing or too long")
 
 
 def _check_policy(policy: str) -> None:

@@ -41,6 +41,8 @@ class AccessService:
             details["disabled"] = str(request.disabled).lower()
         if request.HasField("policy"):
             details["policy"] = request.policy or "none"
+        if request.resealed_key.id:
+            details["resealed_key"] = request.resealed_key.id
         if request.drop_other_keys:
             details["other_keys"] = "dropped"
         await self._audit.record(request.actor, "ChangeUser", user.name, details)

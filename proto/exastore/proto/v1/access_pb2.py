@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xastore/proto/v1/access.proto\x12\x11\x65xastore.proto.v1\"A\n\tAccessKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rsealed_secret\x18\x02 \x01(\x0c\x12\x11\n\tcreated_s\x18\x03 \x01(\x01\"\x85\x01\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64isabled\x18\x04 \x01(\x08\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12*\n\x04keys\x18\x06 \x03(\x0b\x32\x1c.exastore.proto.v1.AccessKey\"I\n\x11\x43reateUserRequest\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x17.exastore.proto.v1.User\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x10ListUsersRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0bstart_after\x18\x02 \x01(\t\x12\x11\n\tmax_count\x18\x03 \x01(\r\"U\n\x11ListUsersResponse\x12&\n\x05users\x18\x01 \x03(\x0b\x32\x17.exastore.proto.v1.User\x12\x18\n\x10next_start_after\x18\x02 \x01(\t\"\xbc\x01\n\x11\x43hangeUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08\x64isabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x06policy\x18\x03 \x01(\tH\x01\x88\x01\x01\x12-\n\x07new_key\x18\x04 \x01(\x0b\x32\x1c.exastore.proto.v1.AccessKey\x12\x17\n\x0f\x64rop_other_keys\x18\x05 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\tB\x0b\n\t_disabledB\t\n\x07_policy\"0\n\x11\x44\x65leteUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\"\x14\n\x12\x44\x65leteUserResponse\"\x1c\n\x0e\x46indKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xb2\x01\n\x07Traffic\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x08requests\x18\x02 \x03(\x0b\x32(.exastore.proto.v1.Traffic.RequestsEntry\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x04\x12\x12\n\nsent_bytes\x18\x04 \x01(\x04\x1a/\n\rRequestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"f\n\x11\x41\x64\x64TrafficRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12+\n\x07traffic\x18\x03 \x03(\x0b\x32\x1a.exastore.proto.v1.Traffic\"\x14\n\x12\x41\x64\x64TrafficResponse\"H\n\x11GetTrafficRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tfirst_day\x18\x02 \x01(\t\x12\x10\n\x08last_day\x18\x03 \x01(\t\"H\n\x0c\x44\x61yOfTraffic\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12+\n\x07traffic\x18\x02 \x01(\x0b\x32\x1a.exastore.proto.v1.Traffic\"C\n\x12GetTrafficResponse\x12-\n\x04\x64\x61ys\x18\x01 \x03(\x0b\x32\x1f.exastore.proto.v1.DayOfTraffic\"\xa8\x01\n\nAuditEntry\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12;\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32*.exastore.proto.v1.AuditEntry.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x13\n\x11RecordActResponse2\xf2\x05\n\rAccessService\x12K\n\nCreateUser\x12$.exastore.proto.v1.CreateUserRequest\x1a\x17.exastore.proto.v1.User\x12\x45\n\x07GetUser\x12!.exastore.proto.v1.GetUserRequest\x1a\x17.exastore.proto.v1.User\x12V\n\tListUsers\x12#.exastore.proto.v1.ListUsersRequest\x1a$.exastore.proto.v1.ListUsersResponse\x12K\n\nChangeUser\x12$.exastore.proto.v1.ChangeUserRequest\x1a\x17.exastore.proto.v1.User\x12Y\n\nDeleteUser\x12$.exastore.proto.v1.DeleteUserRequest\x1a%.exastore.proto.v1.DeleteUserResponse\x12\x45\n\x07\x46indKey\x12!.exastore.proto.v1.FindKeyRequest\x1a\x17.exastore.proto.v1.User\x12Y\n\nAddTraffic\x12$.exastore.proto.v1.AddTrafficRequest\x1a%.exastore.proto.v1.AddTrafficResponse\x12Y\n\nGetTraffic\x12$.exastore.proto.v1.GetTrafficRequest\x1a%.exastore.proto.v1.GetTrafficResponse\x12P\n\tRecordAct\x12\x1d.exastore.proto.v1.AuditEntry\x1a$.exastore.proto.v1.RecordActResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xastore/proto/v1/access.proto\x12\x11\x65xastore.proto.v1\"A\n\tAccessKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rsealed_secret\x18\x02 \x01(\x0c\x12\x11\n\tcreated_s\x18\x03 \x01(\x01\"\x85\x01\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\tcreated_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64isabled\x18\x04 \x01(\x08\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12*\n\x04keys\x18\x06 \x03(\x0b\x32\x1c.exastore.proto.v1.AccessKey\"I\n\x11\x43reateUserRequest\x12%\n\x04user\x18\x01 \x01(\x0b\x32\x17.exastore.proto.v1.User\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\"\x1e\n\x0eGetUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x10ListUsersRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x13\n\x0bstart_after\x18\x02 \x01(\t\x12\x11\n\tmax_count\x18\x03 \x01(\r\"U\n\x11ListUsersResponse\x12&\n\x05users\x18\x01 \x03(\x0b\x32\x17.exastore.proto.v1.User\x12\x18\n\x10next_start_after\x18\x02 \x01(\t\"\xf0\x01\n\x11\x43hangeUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08\x64isabled\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x06policy\x18\x03 \x01(\tH\x01\x88\x01\x01\x12-\n\x07new_key\x18\x04 \x01(\x0b\x32\x1c.exastore.proto.v1.AccessKey\x12\x17\n\x0f\x64rop_other_keys\x18\x05 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x32\n\x0cresealed_key\x18\x07 \x01(\x0b\x32\x1c.exastore.proto.v1.AccessKeyB\x0b\n\t_disabledB\t\n\x07_policy\"0\n\x11\x44\x65leteUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\"\x14\n\x12\x44\x65leteUserResponse\"\x1c\n\x0e\x46indKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xb2\x01\n\x07Traffic\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12:\n\x08requests\x18\x02 \x03(\x0b\x32(.exastore.proto.v1.Traffic.RequestsEntry\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x04\x12\x12\n\nsent_bytes\x18\x04 \x01(\x04\x1a/\n\rRequestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"f\n\x11\x41\x64\x64TrafficRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12+\n\x07traffic\x18\x03 \x03(\x0b\x32\x1a.exastore.proto.v1.Traffic\"\x14\n\x12\x41\x64\x64TrafficResponse\"H\n\x11GetTrafficRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tfirst_day\x18\x02 \x01(\t\x12\x10\n\x08last_day\x18\x03 \x01(\t\"H\n\x0c\x44\x61yOfTraffic\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12+\n\x07traffic\x18\x02 \x01(\x0b\x32\x1a.exastore.proto.v1.Traffic\"C\n\x12GetTrafficResponse\x12-\n\x04\x64\x61ys\x18\x01 \x03(\x0b\x32\x1f.exastore.proto.v1.DayOfTraffic\"\xa8\x01\n\nAuditEntry\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12;\n\x07\x64\x65tails\x18\x04 \x03(\x0b\x32*.exastore.proto.v1.AuditEntry.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x13\n\x11RecordActResponse2\xf2\x05\n\rAccessService\x12K\n\nCreateUser\x12$.exastore.proto.v1.CreateUserRequest\x1a\x17.exastore.proto.v1.User\x12\x45\n\x07GetUser\x12!.exastore.proto.v1.GetUserRequest\x1a\x17.exastore.proto.v1.User\x12V\n\tListUsers\x12#.exastore.proto.v1.ListUsersRequest\x1a$.exastore.proto.v1.ListUsersResponse\x12K\n\nChangeUser\x12$.exastore.proto.v1.ChangeUserRequest\x1a\x17.exastore.proto.v1.User\x12Y\n\nDeleteUser\x12$.exastore.proto.v1.DeleteUserRequest\x1a%.exastore.proto.v1.DeleteUserResponse\x12\x45\n\x07\x46indKey\x12!.exastore.proto.v1.FindKeyRequest\x1a\x17.exastore.proto.v1.User\x12Y\n\nAddTraffic\x12$.exastore.proto.v1.AddTrafficRequest\x1a%.exastore.proto.v1.AddTrafficResponse\x12Y\n\nGetTraffic\x12$.exastore.proto.v1.GetTrafficRequest\x1a%.exastore.proto.v1.GetTrafficResponse\x12P\n\tRecordAct\x12\x1d.exastore.proto.v1.AuditEntry\x1a$.exastore.proto.v1.RecordActResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,33 +48,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTUSERSRESPONSE']._serialized_start=439
   _globals['_LISTUSERSRESPONSE']._serialized_end=524
   _globals['_CHANGEUSERREQUEST']._serialized_start=527
-  _globals['_CHANGEUSERREQUEST']._serialized_end=715
-  _globals['_DELETEUSERREQUEST']._serialized_start=717
-  _globals['_DELETEUSERREQUEST']._serialized_end=765
-  _globals['_DELETEUSERRESPONSE']._serialized_start=767
-  _globals['_DELETEUSERRESPONSE']._serialized_end=787
-  _globals['_FINDKEYREQUEST']._serialized_start=789
-  _globals['_FINDKEYREQUEST']._serialized_end=817
-  _globals['_TRAFFIC']._serialized_start=820
-  _globals['_TRAFFIC']._serialized_end=998
-  _globals['_TRAFFIC_REQUESTSENTRY']._serialized_start=951
-  _globals['_TRAFFIC_REQUESTSENTRY']._serialized_end=998
-  _globals['_ADDTRAFFICREQUEST']._serialized_start=1000
-  _globals['_ADDTRAFFICREQUEST']._serialized_end=1102
-  _globals['_ADDTRAFFICRESPONSE']._serialized_start=1104
-  _globals['_ADDTRAFFICRESPONSE']._serialized_end=1124
-  _globals['_GETTRAFFICREQUEST']._serialized_start=1126
-  _globals['_GETTRAFFICREQUEST']._serialized_end=1198
-  _globals['_DAYOFTRAFFIC']._serialized_start=1200
-  _globals['_DAYOFTRAFFIC']._serialized_end=1272
-  _globals['_GETTRAFFICRESPONSE']._serialized_start=1274
-  _globals['_GETTRAFFICRESPONSE']._serialized_end=1341
-  _globals['_AUDITENTRY']._serialized_start=1344
-  _globals['_AUDITENTRY']._serialized_end=1512
-  _globals['_AUDITENTRY_DETAILSENTRY']._serialized_start=1466
-  _globals['_AUDITENTRY_DETAILSENTRY']._serialized_end=1512
-  _globals['_RECORDACTRESPONSE']._serialized_start=1514
-  _globals['_RECORDACTRESPONSE']._serialized_end=1533
-  _globals['_ACCESSSERVICE']._serialized_start=1536
-  _globals['_ACCESSSERVICE']._serialized_end=2290
+  _globals['_CHANGEUSERREQUEST']._serialized_end=767
+  _globals['_DELETEUSERREQUEST']._serialized_start=769
+  _globals['_DELETEUSERREQUEST']._serialized_end=817
+  _globals['_DELETEUSERRESPONSE']._serialized_start=819
+  _globals['_DELETEUSERRESPONSE']._serialized_end=839
+  _globals['_FINDKEYREQUEST']._serialized_start=841
+  _globals['_FINDKEYREQUEST']._serialized_end=869
+  _globals['_TRAFFIC']._serialized_start=872
+  _globals['_TRAFFIC']._serialized_end=1050
+  _globals['_TRAFFIC_REQUESTSENTRY']._serialized_start=1003
+  _globals['_TRAFFIC_REQUESTSENTRY']._serialized_end=1050
+  _globals['_ADDTRAFFICREQUEST']._serialized_start=1052
+  _globals['_ADDTRAFFICREQUEST']._serialized_end=1154
+  _globals['_ADDTRAFFICRESPONSE']._serialized_start=1156
+  _globals['_ADDTRAFFICRESPONSE']._serialized_end=1176
+  _globals['_GETTRAFFICREQUEST']._serialized_start=1178
+  _globals['_GETTRAFFICREQUEST']._serialized_end=1250
+  _globals['_DAYOFTRAFFIC']._serialized_start=1252
+  _globals['_DAYOFTRAFFIC']._serialized_end=1324
+  _globals['_GETTRAFFICRESPONSE']._serialized_start=1326
+  _globals['_GETTRAFFICRESPONSE']._serialized_end=1393
+  _globals['_AUDITENTRY']._serialized_start=1396
+  _globals['_AUDITENTRY']._serialized_end=1564
+  _globals['_AUDITENTRY_DETAILSENTRY']._serialized_start=1518
+  _globals['_AUDITENTRY_DETAILSENTRY']._serialized_end=1564
+  _globals['_RECORDACTRESPONSE']._serialized_start=1566
+  _globals['_RECORDACTRESPONSE']._serialized_end=1585
+  _globals['_ACCESSSERVICE']._serialized_start=1588
+  _globals['_ACCESSSERVICE']._serialized_end=2342
 # @@protoc_insertion_point(module_scope)

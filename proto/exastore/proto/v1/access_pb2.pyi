@@ -187,6 +187,7 @@ class ChangeUserRequest(_message.Message):
     NEW_KEY_FIELD_NUMBER: _builtins.int
     DROP_OTHER_KEYS_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    RESEALED_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     disabled: _builtins.bool
     policy: _builtins.str
@@ -195,6 +196,10 @@ class ChangeUserRequest(_message.Message):
     actor: _builtins.str
     @_builtins.property
     def new_key(self) -> Global___AccessKey: ...
+    @_builtins.property
+    def resealed_key(self) -> Global___AccessKey:
+        """one of the user's, its secret sealed anew; of a key that is gone: nothing"""
+
     def __init__(
         self,
         *,
@@ -204,10 +209,11 @@ class ChangeUserRequest(_message.Message):
         new_key: Global___AccessKey | None = ...,
         drop_other_keys: _builtins.bool = ...,
         actor: _builtins.str = ...,
+        resealed_key: Global___AccessKey | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_disabled", b"_disabled", "_policy", b"_policy", "disabled", b"disabled", "new_key", b"new_key", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disabled", b"_disabled", "_policy", b"_policy", "disabled", b"disabled", "new_key", b"new_key", "policy", b"policy", "resealed_key", b"resealed_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disabled", b"_disabled", "_policy", b"_policy", "actor", b"actor", "disabled", b"disabled", "drop_other_keys", b"drop_other_keys", "name", b"name", "new_key", b"new_key", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disabled", b"_disabled", "_policy", b"_policy", "actor", b"actor", "disabled", b"disabled", "drop_other_keys", b"drop_other_keys", "name", b"name", "new_key", b"new_key", "policy", b"policy", "resealed_key", b"resealed_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__disabled: _TypeAlias = _typing.Literal["disabled"]  # noqa: Y015
     _WhichOneofArgType__disabled: _TypeAlias = _typing.Literal["_disabled", b"_disabled"]  # noqa: Y015
