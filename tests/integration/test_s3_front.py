@@ -363,10 +363,42 @@ def test_an_object_has_one_version(client: Any, bucket: str) -> None:
     objects = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in versions]
     client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
     assert "Contents" not in client.list_objects_v2(Bucket=bucket)
-    assert error_of(client.get_object, Bucket=bucket, Key="a", VersionId="7") == (
-        404,
-        "NoSuchVersion",
+    get = client.get_object
+    unknown = error_of(get, Bucket=bucket, Key="a", VersionId="0" * 32)
+    assert unknown == (404, "NoSuchVersion")
+    for malformed in ("7", "x" * 32, "0" * 40):
+        refused = error_of(get, Bucket=bucket, Key="a", VersionId=malformed)
+        assert refused == (400, "InvalidArgument")
+
+
+def test_boto3_signs_again_for_the_region_that_a_refusal_names() -> None:
+    config = GatewayConfig(
+        access_key=ACCESS_KEY, secret_key=SECRET_KEY, region="eu-north-1", check_region=True
     )
+    clock = RealClock()
+    with ServedStore(lambda: MemoryStore(clock.now_s), config, clock=clock) as served:
+
+        def client_of(region: str) -> Any:
+            return boto3.client(
+                "s3",
+                endpoint_url=f"http://{served.address}",
+                aws_access_key_id=ACCESS_KEY,
+                aws_secret_access_key=SECRET_KEY,
+                region_name=region,
+                config=Config(
+                    s3={"addressing_style": "path"}, proxies={}, retries={"max_attempts": 1}
+                ),
+            )
+
+        with closing(client_of("eu-north-1")) as right, closing(client_of("us-west-2")) as wrong:
+            right.create_bucket(Bucket="north")
+            with pytest.raises(ClientError) as caught:
+                wrong.list_buckets()
+            error = caught.value.response["Error"]
+            assert error["Code"] == "AuthorizationHeaderMalformed"
+            assert error["Region"] == "eu-north-1"
+            wrong.put_object(Bucket="north", Key="k", Body=b"x")
+            assert right.get_object(Bucket="north", Key="k")["Body"].read() == b"x"
 
 
 def test_attributes_are_shown_as_asked_for(client: Any, bucket: str) -> None:

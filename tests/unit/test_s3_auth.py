@@ -14,12 +14,14 @@ from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.auth import (
     Identity,
     Scope,
+    check_region,
     frame_signature,
     parse_authorization,
     signing_key,
     trailer_signature,
     verify,
 )
+from exastore.gateway.s3.errors import S3Error
 from exastore.gateway.s3.message import Request, parse_query
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -227,6 +229,20 @@ def test_a_path_that_a_proxy_encoded_less_is_still_accepted() -> None:
 
 
 # ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("presigned", "code"),
+    [(False, "AuthorizationHeaderMalformed"), (True, "AuthorizationQueryParametersError")],
+)
+def test_a_signature_of_another_region_is_told_the_right_one(presigned: bool, code: str) -> None:
+    it, _ = signed_by_botocore("http://h/bucket/key", presigned=presigned)
+    authorization = parse_authorization(it)
+    check_region(authorization, "eu-north-1")
+    with pytest.raises(S3Error) as caught:
+        check_region(authorization, "us-east-1")
+    assert (caught.value.code, caught.value.fields) == (code, {"Region": "us-east-1"})
+    assert "'eu-north-1' is wrong; expecting 'us-east-1'" in caught.value.message
 
 
 @pytest.mark.parametrize("change", ["method", "path", "query", "header", "payload"])

@@ -27,7 +27,9 @@ class GatewayConfig:
     traffic_flush_s: float = 10.0
     """Seconds between two batches of traffic counts; a gateway that dies loses the last one."""
     region: str = "us-east-1"
-    """The region that GetBucketLocation reports; signatures of any region are accepted."""
+    """The region that GetBucketLocation reports."""
+    check_region: bool = False
+    """Whether signatures of other regions are refused, as S3 does."""
     domain: str = ""
     """With "s3.example.org", bucket.s3.example.org is a bucket; empty: path style only."""
     website_domain: str = ""

@@ -1,5 +1,6 @@
 """What a client says about an object in headers, and how it is shown again."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import formatdate
@@ -18,6 +19,8 @@ MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
 METADATA_PREFIX = "x-amz-meta-"
 _LOCK = "x-amz-object-lock-"
+#: A version's id is 16 bytes in hex, which the store puts 8 before that order them.
+_VERSION_ID = re.compile(r"null|(?:[0-9a-f]{16})?[0-9a-f]{32}", re.ASCII)
 
 _KEPT_HEADERS = {
     "cache-control": "Cache-Control",
@@ -258,3 +261,9 @@ def check_version_id(version_id: str) -> None:
     """Raise InvalidArgument for what no version can have as its id."""
     if not version_id:
         raise RequestError("InvalidArgument", "Version id cannot be the empty string")
+    if not _VERSION_ID.fullmatch(version_id):
+        raise S3Error(
+            "InvalidArgument",
+            "Invalid version id specified",
+            fields={"ArgumentName": "versionId", "ArgumentValue": version_id[:1024]},
+        )

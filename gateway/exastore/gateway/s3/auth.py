@@ -290,6 +290,29 @@ def parse_authorization(request: Request) -> Authorization:
     raise RequestError("AccessDenied", "Access Denied")
 
 
+def check_region(authorization: Authorization, region: str) -> None:
+    """Refuse a signature of another region; SDKs sign again for the one that the answer names.
+
+    Raises:
+        S3Error: AuthorizationHeaderMalformed, AuthorizationQueryParametersError.
+    """
+    signed = authorization.scope.region
+    if signed == region:
+        return
+    is_query = authorization.expires_s is not None
+    raise S3Error(
+        "AuthorizationQueryParametersError" if is_query else "AuthorizationHeaderMalformed",
+        (
+            "Error parsing the X-Amz-Credential parameter"
+            if is_query
+            else "The authorization header is malformed"
+        )
+        + f"; the region '{signed}' is wrong; expecting '{region}'",
+        fields={"Region": region},
+        headers={"x-amz-bucket-region": region},
+    )
+
+
 def _from_header(header: str, headers: Mapping[str, str]) -> Authorization:
     algorithm, _, rest = header.strip().partition(" ")
     if algorithm != ALGORITHM:

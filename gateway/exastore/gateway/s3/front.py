@@ -12,6 +12,7 @@ from exastore.gateway.s3.access_operations import ACCESS_OPERATIONS
 from exastore.gateway.s3.auth import (
     Identity,
     anonymous_identity,
+    check_region,
     hoist_headers,
     is_anonymous,
     parse_authorization,
@@ -80,6 +81,8 @@ class FrontOptions:
     """How the front behaves."""
 
     region: str = "us-east-1"
+    check_region: bool = False
+    """Whether signatures of other regions are refused."""
     domain: str = ""
     """Hosts below it name buckets; empty: path style only."""
     website_domain: str = ""
@@ -253,6 +256,8 @@ class S3Front:
         if is_anonymous(request):
             return ANONYMOUS, anonymous_identity(request)
         authorization = parse_authorization(request)
+        if self._options.check_region:
+            check_region(authorization, self._options.region)
         access_key = authorization.access_key
         found = self._keys.cached(access_key) or await self._keys.find(access_key)
         secret_key = None if found is None else found.secret_key

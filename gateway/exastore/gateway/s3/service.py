@@ -50,7 +50,11 @@ class S3Service:
             record_act=record_act,
             master_key=master_key,
             options=FrontOptions(
-                config.region, config.domain, config.website_domain, config.bucket_ttl_s
+                region=config.region,
+                check_region=config.check_region,
+                domain=config.domain,
+                website_domain=config.website_domain,
+                bucket_ttl_s=config.bucket_ttl_s,
             ),
         )
         self._server = HttpServer(

@@ -151,7 +151,7 @@ class MemoryStore:
         info = ObjectInfo(
             bucket,
             key,
-            f"v{next(self._ids)}",
+            f"{next(self._ids):032x}",
             _size(data, body),
             _etag(data, body),
             self._now_s(),
@@ -198,7 +198,7 @@ class MemoryStore:
         if not bucket.info.versioning:
             return Deleted(existed=bucket.objects.pop(key, None) is not None)
         marker = ObjectInfo(
-            name, key, f"v{next(self._ids)}", 0, "", self._now_s(), delete_marker=True
+            name, key, f"{next(self._ids):032x}", 0, "", self._now_s(), delete_marker=True
         )
         marker = self._install(marker, b"")
         return Deleted(present is not None, True, self._shown(marker).version_id)
@@ -265,7 +265,7 @@ class MemoryStore:
             info,
             bucket=target[0],
             key=target[1],
-            version_id=f"v{next(self._ids)}",
+            version_id=f"{next(self._ids):032x}",
             modified_s=self._now_s(),
             attributes=info.attributes if attributes is None else attributes,
         )
@@ -380,7 +380,7 @@ class MemoryStore:
         info = ObjectInfo(
             bucket,
             key,
-            f"v{next(self._ids)}",
+            f"{next(self._ids):032x}",
             sum(part.size_bytes for part, _ in chosen),
             f"{_md5(digests)}-{len(chosen)}",
             self._now_s(),
