@@ -30,6 +30,7 @@ from exastore.sim.report import (
     report_sections,
     simulation_report,
 )
+from exastore.sim.report.events import loss_sections, map_section
 from exastore.sim.results import FORMAT_VERSION, TABLES, ResultsWriter
 from exastore.sim.sections import IncidentSection
 from exastore.sim.summary import bytes_text, duration_text
@@ -280,7 +281,7 @@ def _plotly(page: str) -> str:
 
 def test_every_chart_has_a_title_axes_with_units_and_a_sentence(results: Results) -> None:
     charts = [section for section in report_sections(results) if section.figure]
-    assert len(charts) == 6
+    assert len(charts) == 8
     for section in charts:
         assert section.title
         assert section.text.endswith(".")
@@ -289,6 +290,35 @@ def test_every_chart_has_a_title_axes_with_units_and_a_sentence(results: Results
         assert layout["xaxis"]["title"]["text"]
         assert layout["yaxis"]["title"]["text"]
         json.dumps(section.figure, allow_nan=False)
+
+
+def test_the_map_has_a_cell_for_each_node_and_of_many_racks_one_for_each_rack(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_node = map_section(results).figure
+    assert by_node is not None
+    cells = by_node["data"][0]["z"]
+    assert [len(row) for row in cells] == [12] * 3
+    fifth = [row["fill_end"] for row in results.placement.to_pylist() if row["node"] == 5]
+    assert cells[2][1] == pytest.approx(100 * sum(fifth) / 4)
+    monkeypatch.setattr("exastore.sim.report.events._MAP_RACKS", 10)
+    monkeypatch.setattr("exastore.sim.report.events._MAP_WIDTH", 5)
+    by_rack = map_section(results).figure
+    assert by_rack is not None
+    assert by_rack["data"][0]["y"] == ["0", "5", "10"]
+    assert by_rack["data"][0]["z"][2][2:] == [None] * 3
+    json.dumps(by_rack, allow_nan=False)
+
+
+def test_losses_are_shown_by_the_moment_when_there_are_any(results: Results) -> None:
+    assert loss_sections(results) == []
+    year = 365.25 * 86_400
+    losses = pa.table({"trial": [0, 0, 1], "time_s": [year, year, year / 2], "pg": [1, 2, 3]})
+    (section,) = loss_sections(replace(results, losses=losses))
+    assert section.figure is not None
+    assert section.figure["data"][0]["y"] == [2.0, 1.0]
+    assert section.table[1][:3] == ("0", "1.000", "2")
+    assert section.table[2][:3] == ("1", "0.500", "1")
 
 
 def test_text_is_escaped_and_figures_cannot_close_their_script() -> None:

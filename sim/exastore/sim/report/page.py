@@ -1,7 +1,8 @@
 """Generic pages: sections of text, tables and Plotly charts in one HTML file that opens offline.
 
 The script of Plotly is inlined once; the page asks the network for nothing. A figure is plain JSON,
-`{"data": [...], "layout": {...}}`; `line_figure` and `bar_figure` build the usual ones.
+`{"data": [...], "layout": {...}}`; `line_figure`, `bar_figure` and `heat_figure` build the
+usual ones.
 """
 
 import json
@@ -61,16 +62,21 @@ def line_figure(
     y_title: str,
     fill: bool = False,
     log_y: bool = False,
+    is_points: bool = False,
 ) -> Figure:
-    """Lines over one x axis; titles name the unit. `fill` shades below the first."""
+    """Lines over one x axis; titles name the unit. `fill` shades below the first.
+
+    `is_points`: marks that no line joins.
+    """
     data = [
         {
             "type": "scatter",
-            "mode": "lines",
+            "mode": "markers" if is_points else "lines",
             "name": name,
             "x": [float(value) for value in x],
             "y": [float(value) for value in values],
             "line": {"color": COLOURS[i % len(COLOURS)], "width": 2},
+            "marker": {"color": COLOURS[i % len(COLOURS)], "size": 8},
             **({"fill": "tozeroy", "fillcolor": "rgba(0,114,178,0.12)"} if fill and not i else {}),
         }
         for i, (name, values) in enumerate(lines.items())
@@ -110,6 +116,41 @@ def bar_figure(
         "data": data,
         "layout": {**layout, "barmode": "overlay" if overlay else "group", "bargap": 0.08},
     }
+
+
+def heat_figure(
+    x: Sequence[float],
+    y: Sequence[float],
+    cells: Sequence[Sequence[float | None]],
+    *,
+    x_title: str,
+    y_title: str,
+    z_title: str,
+) -> Figure:
+    """A map: one cell per y (rows, the first on top) and x; None leaves one empty.
+
+    The scale, cividis, is even in brightness, so that it can be read without seeing red or green.
+    """
+    data = [
+        {
+            "type": "heatmap",
+            "x": list(x),
+            "y": [str(value) for value in y],
+            "z": [list(row) for row in cells],
+            "colorscale": "Cividis",
+            "colorbar": {"title": {"text": z_title}, "thickness": 12, "outlinewidth": 0},
+            "hoverongaps": False,
+            "hovertemplate": f"{x_title} %{{x}}<br>{y_title} %{{y}}<br>{z_title} %{{z:.4g}}"
+            "<extra></extra>",
+            "xgap": 1,
+            "ygap": 1,
+        }
+    ]
+    layout = _layout(x_title, y_title, has_legend=False, log_y=False)
+    layout["xaxis"] |= {"showgrid": False, "zeroline": False}
+    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
+    del layout["yaxis"]["rangemode"]
+    return {"data": data, "layout": {**layout, "hovermode": "closest"}}
 
 
 def _log_range(values: Sequence[float]) -> list[float]:

@@ -5,28 +5,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exastore.sim.durability import durability, nines_text, probability_text
-from exastore.sim.report.page import (
-    Card,
-    ReportSection,
-    bar_figure,
-    line_figure,
-    render_report,
-)
+from exastore.sim.report.page import ReportSection, bar_figure, line_figure
 from exastore.sim.results import Results
 from exastore.sim.summary import (
     balance_rows,
-    bytes_text,
     cluster_rows,
     cost_rows,
-    count_text,
     durability_rows,
     duration_text,
     traffic_rows,
 )
 
 _HOURS_PER_MONTH = 365.25 * 24 / 12
-_HEAD = ("", "value", "meaning")
+HEAD = ("", "value", "meaning")
 
 
 def monthly_mean(results: Results, column: str) -> NDArray[Any]:
@@ -47,7 +38,8 @@ def years_of_months(results: Results) -> NDArray[Any]:
     return np.asarray((np.arange(len(hours_of_months(results))) + 0.5) / 12)
 
 
-def _over_trials(results: Results) -> str:
+def over_trials(results: Results) -> str:
+    """What a figure of all trials is."""
     trials = results.provenance.trials
     return "one trial" if trials == 1 else f"the mean of {trials:,} trials"
 
@@ -57,7 +49,7 @@ def failure_section(results: Results) -> ReportSection:
     failures = monthly_mean(results, "device_failures")
     return ReportSection(
         "Device failures",
-        f"Devices that failed for good in each month ({_over_trials(results)});"
+        f"Devices that failed for good in each month ({over_trials(results)});"
         f" {failures.sum():,.0f} in {results.provenance.years:g} years.",
         figure=bar_figure(
             years_of_months(results).tolist(),
@@ -197,7 +189,7 @@ def durability_section(results: Results) -> ReportSection:
         "The probability that the cluster loses any data in one year: what the trials can say, and"
         " the estimate of a Markov chain that assumes independent failures and knows nothing of"
         " bursts, latent errors and mistakes.",
-        table=(_HEAD, *durability_rows(results)),
+        table=(HEAD, *durability_rows(results)),
         wide=True,
     )
 
@@ -208,7 +200,7 @@ def numbers_section(results: Results) -> ReportSection:
     return ReportSection(
         "In numbers",
         "The cluster and what happened to it; counts are means over the trials.",
-        table=(_HEAD, *rows, *cost_rows(results)),
+        table=(HEAD, *rows, *cost_rows(results)),
         wide=True,
     )
 
@@ -230,52 +222,4 @@ def provenance_section(results: Results) -> ReportSection:
         f" The events of all trials: {int(results.trials['events'].to_numpy().sum()):,}.",
         table=rows,
         wide=True,
-    )
-
-
-def report_sections(results: Results) -> list[ReportSection]:
-    """Every section of a simulation's report, in the order of reading."""
-    return [
-        durability_section(results),
-        failure_section(results),
-        traffic_section(results),
-        degraded_section(results),
-        redundancy_section(results),
-        degraded_time_section(results),
-        balance_section(results),
-        numbers_section(results),
-        provenance_section(results),
-    ]
-
-
-def report_cards(results: Results) -> list[Card]:
-    """The key numbers of a run."""
-    found = durability(results)
-    days = results.provenance.years * 365.25
-    rebuilt = float(results.trials["rebuilt_bytes"].to_numpy().mean()) / days
-    failures = float(results.trials["device_failures"].to_numpy().mean())
-    violations = int(results.trials["violations"].to_numpy().max())
-    durable = durability_rows(results)
-    return [
-        Card("P(any loss) per year", durable[0][1], "seen in the trials"),
-        Card(
-            "the same, analytic",
-            probability_text(found.chain.loss_per_year),
-            f"{nines_text(found.chain.loss_per_year)} nines, independent failures",
-        ),
-        Card("device failures", count_text(failures), f"in {results.provenance.years:g} years"),
-        Card("rebuilt per day", bytes_text(rebuilt), "mean"),
-        Card("domain violations", f"{violations}", "placement rule broken"),
-    ]
-
-
-def simulation_report(results: Results) -> str:
-    """The page of `exastore sim report`."""
-    scenario = results.scenario
-    return render_report(
-        f"Simulation of {scenario.name}",
-        report_sections(results),
-        subtitle=scenario.description,
-        cards=report_cards(results),
-        footer="Made by exastore. The tables behind this page are the Parquet files beside it.",
     )
