@@ -8,11 +8,11 @@ from prometheus_client import CollectorRegistry
 from tests.unit.gateway_fakes import FakeMetadata, FakeNode, LoopClock, some_bytes
 
 from exastore.gateway.chunk_stream import ByteBudget
-from exastore.gateway.cluster_store import time_ordered_ids
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
 from exastore.gateway.errors import MetadataUnavailable, NodeSlow, NodeUnavailable, RequestError
+from exastore.gateway.ids import time_ordered_ids
 from exastore.gateway.metadata_client import MetadataClient
 from exastore.gateway.metadata_errors import REQUEST_CODES
 from exastore.gateway.metrics import GatewayMetrics

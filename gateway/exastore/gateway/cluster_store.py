@@ -7,21 +7,20 @@ Laws:
 """
 
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import TypeVar
 
-import numpy as np
 from prometheus_client import CollectorRegistry
 
 from exastore.erasure import UnknownCode, codec
 from exastore.gateway.bucket_documents import DocumentCache
+from exastore.gateway.bucket_pools import BucketPools
 from exastore.gateway.cluster_view import ClusterView
+from exastore.gateway.committer import Committer
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.encryption.streams import SealedBody
-from exastore.gateway.errors import MarkerFound, RequestError, ServiceError, StaleEpoch
+from exastore.gateway.errors import MarkerFound, RequestError
+from exastore.gateway.ids import time_ordered_ids
 from exastore.gateway.map_cache import MapCache
 from exastore.gateway.messages import (
     attributes_message,
@@ -69,29 +68,9 @@ from exastore.gateway.stripe_writer import StripeWriter
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import Phase, reach
-from exastore.proto.v1 import common_pb2, lock_pb2, metadata_pb2
+from exastore.proto.v1 import lock_pb2, metadata_pb2
 
 logger = logging.getLogger(__name__)
-
-Committed = TypeVar("Committed")
-
-#: How often the extents of one commit are moved out of the way of a changing map.
-MAX_COMMIT_COUNT = 4
-#: Buckets whose pool is remembered.
-MAX_POOL_NAMES = 10_000
-
-
-def time_ordered_ids(clock: Clock) -> Callable[[], bytes]:
-    """Makes ids of 16 bytes that no other caller gets, the later the greater.
-
-    Six bytes of milliseconds since 1970, ten random ones (as UUID version 7, RFC 9562): what is
-    written together lies together in the indexes of the nodes.
-    """
-
-    def new_id() -> bytes:
-        return int(clock.now_s() * 1000).to_bytes(6, "big") + os.urandom(10)
-
-    return new_id
 
 
 def warm_up(code_name: str) -> None:
@@ -139,8 +118,6 @@ class ClusterStore:
         self._new_id = new_id
         #: The code whose kernels are compiled, or being compiled.
         self._warm_code = ""
-        #: The pool of each bucket, as it was when we last looked; of clusters with pools.
-        self._pools: dict[str, str] = {}
         self._hashers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="md5")
         self.metadata = MetadataClient(config, clock=clock)
         self._documents = DocumentCache(
@@ -150,6 +127,7 @@ class ClusterStore:
         )
         self.nodes = NodePool(config, clock=clock, metrics=metrics)
         self.maps = MapCache(self.metadata, config, clock=clock, on_change=self._take_view)
+        self._pools = BucketPools(self.metadata, self.maps, config.region)
         self._stripe_writer = StripeWriter(
             config,
             maps=self.maps,
@@ -170,6 +148,14 @@ class ClusterStore:
         self._writer = BodyWriter(
             config, stripes=self._stripe_writer, hashers=self._hashers, metrics=metrics
         )
+        self._committer = Committer(
+            config,
+            maps=self.maps,
+            pools=self._pools,
+            writer=self._stripe_writer,
+            reader=self._stripe_reader,
+            clock=clock,
+        )
 
     async def close(self) -> None:
         """Let go of all connections; requests under way fail."""
@@ -186,7 +172,7 @@ class ClusterStore:
         self, name: str, *, owner: str, location: str = "", object_lock: bool = False
     ) -> BucketInfo:
         """Create a bucket in the pool that the location names, if the cluster has pools."""
-        pool = await self._pool_at(location)
+        pool = await self._pools.at_location(location)
         request = metadata_pb2.CreateBucketRequest(
             name=name,
             owner=owner,
@@ -202,30 +188,6 @@ class ClusterStore:
         if (await self.metadata.get_bucket(name)).owner != owner:
             raise RequestError("BucketAlreadyExists", f"The bucket {name} belongs to another.")
         raise RequestError("BucketAlreadyOwnedByYou", f"You own the bucket {name} already.")
-
-    async def _pool_at(self, location: str) -> str:
-        """The pool of a location; empty: the server chooses."""
-        if not location or location == self._config.region:
-            return ""
-        pools = (await self.maps.view()).pools
-        if pools and location not in pools:
-            raise RequestError(
-                "InvalidLocationConstraint",
-                f"There is no pool {location}; there are {', '.join(pools)}.",
-            )
-        return location if pools else ""
-
-    async def _pool_of(self, bucket: str, *, is_known: bool = True) -> str:
-        """The pool of a bucket. It never changes; a new bucket of the name may have another."""
-        if not (await self.maps.view()).pools:
-            return ""
-        pool = self._pools.get(bucket) if is_known else None
-        if pool is None:
-            pool = (await self.metadata.get_bucket(bucket)).pool
-            if len(self._pools) >= MAX_POOL_NAMES:
-                self._pools.clear()
-            self._pools[bucket] = pool
-        return pool
 
     async def get_bucket(self, name: str) -> BucketInfo:
         return bucket_of(await self.metadata.get_bucket(name))
@@ -269,7 +231,7 @@ class ClusterStore:
             body,
             inline_bytes=self._config.inline_bytes,
             packed_bytes=self._config.packed_bytes,
-            pool=await self._pool_of(bucket),
+            pool=await self._pools.of_bucket(bucket),
             admit=lambda: self.metadata.get_bucket(bucket),
         )
         version_id = self._new_id().hex()
@@ -281,7 +243,7 @@ class ClusterStore:
             )
             return self.metadata.commit_object(request)
 
-        return info_of(await self._commit(bucket, stored, commit))
+        return info_of(await self._committer.commit(bucket, stored, commit))
 
     async def open_object(
         self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
@@ -439,7 +401,7 @@ class ClusterStore:
     ) -> ObjectPart:
         # Refuse before the bytes are sent, not after.
         await self.list_parts(bucket, key, upload_id, after_number=0, max_parts=1)
-        pool = await self._pool_of(bucket)
+        pool = await self._pools.of_bucket(bucket)
         stored = await self._writer.store(body, inline_bytes=0, pool=pool)
 
         is_sealed = isinstance(body, SealedBody)
@@ -453,7 +415,7 @@ class ClusterStore:
             )
             return self.metadata.commit_part(request)
 
-        return part_of(await self._commit(bucket, stored, commit))
+        return part_of(await self._committer.commit(bucket, stored, commit))
 
     async def complete_upload(
         self,
@@ -513,66 +475,6 @@ class ClusterStore:
             max_uploads=max_uploads,
         )
         return uploads_of(await self.metadata.list_uploads(request))
-
-    # ---- commit ----
-
-    async def _commit(
-        self,
-        bucket: str,
-        stored: StoredBody,
-        commit: Callable[[StoredBody], Awaitable[Committed]],
-    ) -> Committed:
-        """Commit what was stored; stripes that a map change has overtaken are written anew.
-
-        So are those of a bucket that was deleted and made again in another pool meanwhile.
-        """
-        replaced: list[common_pb2.Extent] = []
-        for attempt in range(MAX_COMMIT_COUNT):
-            try:
-                reach(Phase.COMMIT_SENDING)
-                committed = await commit(stored)
-                reach(Phase.COMMITTED)
-            except RequestError:
-                # Refused, so nothing will ever refer to these.
-                self._stripe_writer.discard([*stored.extents, *replaced])
-                raise
-            except StaleEpoch:
-                if attempt == MAX_COMMIT_COUNT - 1:
-                    self._stripe_writer.discard([*stored.extents, *replaced])
-                    raise
-                stored = await self._rewritten(bucket, stored, replaced)
-            else:
-                self._stripe_writer.discard(replaced)
-                return committed
-        raise AssertionError("unreachable")
-
-    async def _rewritten(
-        self, bucket: str, stored: StoredBody, replaced: list[common_pb2.Extent]
-    ) -> StoredBody:
-        """The same bytes with stripes of the present map in place of overtaken ones."""
-        view = await self.maps.refresh()
-        if view is None:
-            raise ServiceError("the cluster has no map any more")
-        pool = await self._pool_of(bucket, is_known=False)
-        extents: list[common_pb2.Extent] = []
-        for extent in stored.extents:
-            is_current = view.pg_epoch[extent.pg] <= extent.epoch
-            if is_current and view.is_in_pool(extent.pg, pool):
-                extents.append(extent)
-                continue
-            capacity = await self._stripe_writer.extent_capacity()
-            buffer = np.empty(max(capacity, extent.data_bytes), dtype=np.uint8)
-            await self._stripe_reader.read_into(extent, buffer)
-            extents.append(
-                await self._stripe_writer.write(
-                    buffer, extent.data_bytes, is_log=extent.is_log, pool=pool
-                )
-            )
-            replaced.append(extent)
-        if not replaced:
-            # The server we ask has not seen the change that the commit ran into.
-            await self._clock.sleep(self._config.backoff_min_s)
-        return replace(stored, extents=extents)
 
     def _take_view(self, view: ClusterView) -> None:
         self._metrics.map_epoch.set(view.epoch)

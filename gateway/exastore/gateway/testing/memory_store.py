@@ -1,11 +1,9 @@
 """An object store in a dictionary: what `ObjectStore` promises, without a cluster."""
 
-import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 
-from exastore.gateway.encryption.streams import SealedBody
 from exastore.gateway.errors import MarkerFound, RequestError
 from exastore.gateway.store import (
     NO_CHECKSUMS,
@@ -16,7 +14,6 @@ from exastore.gateway.store import (
     BucketChange,
     BucketInfo,
     BucketLock,
-    ByteRange,
     Deleted,
     Deletion,
     Listing,
@@ -30,52 +27,17 @@ from exastore.gateway.store import (
     UploadListing,
     VersionListing,
 )
-
-#: Bytes of one piece of a read.
-_PIECE_BYTES = 256 * 1024
-
-
-@dataclass(slots=True)
-class _Upload:
-    info: UploadInfo
-    parts: dict[int, tuple[ObjectPart, bytes]] = field(
-        default_factory=dict[int, tuple[ObjectPart, bytes]]
-    )
-
-
-@dataclass(slots=True)
-class _Bucket:
-    info: BucketInfo
-    #: The current versions that are no delete markers.
-    objects: dict[str, tuple[ObjectInfo, bytes]] = field(
-        default_factory=dict[str, tuple[ObjectInfo, bytes]]
-    )
-    #: All others of a key, newest first.
-    others: dict[str, list[tuple[ObjectInfo, bytes]]] = field(
-        default_factory=dict[str, list[tuple[ObjectInfo, bytes]]]
-    )
-    uploads: dict[str, _Upload] = field(default_factory=dict[str, _Upload])
-    documents: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    #: Completed uploads, so that completing them again gets the same answer.
-    completed: dict[str, ObjectInfo] = field(default_factory=dict[str, ObjectInfo])
-
-
-class MemoryReader:
-    """An open object: a snapshot."""
-
-    def __init__(self, info: ObjectInfo, data: bytes) -> None:
-        self._info = info
-        self._data = data
-
-    @property
-    def info(self) -> ObjectInfo:
-        return self._info
-
-    async def read(self, byte_range: ByteRange | None = None) -> AsyncIterator[bytes | memoryview]:
-        part = byte_range or ByteRange(0, len(self._data))
-        data = memoryview(self._data)[part.start : part.start + part.length]
-        for position in range(0, len(data), _PIECE_BYTES):
-            yield data[position : position + _PIECE_BYTES]
+from exastore.gateway.testing.memory_rows import (
+    HeldBucket,
+    HeldUpload,
+    MemoryReader,
+    common_prefix,
+    etag_of,
+    is_locked,
+    md5_of,
+    read_all,
+    size_of,
+)
 
 
 class MemoryStore:
@@ -85,7 +47,7 @@ class MemoryStore:
         self._now_s = now_s
         self._min_part_bytes = min_part_bytes
         self._ids = count(1)
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, HeldBucket] = {}
 
     async def create_bucket(
         self, name: str, *, owner: str, location: str = "", object_lock: bool = False
@@ -97,7 +59,7 @@ class MemoryStore:
         info = BucketInfo(name, self._now_s(), owner, region=location)
         if object_lock:
             info = replace(info, versioning="Enabled", lock=BucketLock())
-        self._buckets[name] = _Bucket(info)
+        self._buckets[name] = HeldBucket(info)
         return info
 
     async def configure_bucket(self, name: str, change: BucketChange) -> BucketInfo:
@@ -146,14 +108,14 @@ class MemoryStore:
         precondition: Precondition,
     ) -> ObjectInfo:
         self._bucket(bucket)
-        data = await _read_all(body)
+        data = await read_all(body)
         checksums = body.finish()
         info = ObjectInfo(
             bucket,
             key,
             f"{next(self._ids):032x}",
-            _size(data, body),
-            _etag(data, body),
+            size_of(data, body),
+            etag_of(data, body),
             self._now_s(),
             attributes,
             checksums,
@@ -204,11 +166,7 @@ class MemoryStore:
         return Deleted(present is not None, True, self._shown(marker).version_id)
 
     def _is_locked(self, lock: ObjectLock, *, bypass: bool) -> bool:
-        if lock.legal_hold:
-            return True
-        if not lock.mode or lock.retain_until_s <= self._now_s():
-            return False
-        return not (bypass and lock.mode == "GOVERNANCE")
+        return is_locked(lock, self._now_s(), bypass=bypass)
 
     async def put_tags(
         self, bucket: str, key: str, version_id: str, tags: Mapping[str, str]
@@ -281,8 +239,7 @@ class MemoryStore:
         for key in sorted(objects, key=str.encode):
             if not key.startswith(prefix) or key.encode() <= start_after.encode():
                 continue
-            end = key.find(delimiter, len(prefix)) if delimiter else -1
-            common = key[: end + len(delimiter)] if end >= 0 else ""
+            common = common_prefix(key, prefix, delimiter)
             if common and (common in prefixes or common == start_after):
                 continue
             if len(found) + len(prefixes) == max_keys:
@@ -309,8 +266,7 @@ class MemoryStore:
         prefixes: dict[str, None] = {}
         last, is_behind = ("", ""), not version_id_marker
         for key in sorted({*known.objects, *known.others}, key=str.encode):
-            end = key.find(delimiter, len(prefix)) if delimiter else -1
-            common = key[: end + len(delimiter)] if end >= 0 else ""
+            common = common_prefix(key, prefix, delimiter)
             if not key.startswith(prefix) or key.encode() < key_marker.encode():
                 continue
             if common in prefixes or (common and common == key_marker):
@@ -341,16 +297,18 @@ class MemoryStore:
         checksum: UploadChecksum = NO_UPLOAD_CHECKSUM,
     ) -> UploadInfo:
         info = UploadInfo(bucket, key, f"u{next(self._ids)}", self._now_s(), attributes, checksum)
-        self._bucket(bucket).uploads[info.upload_id] = _Upload(info)
+        self._bucket(bucket).uploads[info.upload_id] = HeldUpload(info)
         return info
 
     async def put_part(
         self, bucket: str, key: str, upload_id: str, number: int, body: Body
     ) -> ObjectPart:
         upload = self._upload(bucket, key, upload_id)
-        data = await _read_all(body)
+        data = await read_all(body)
         checksums = body.finish()
-        part = ObjectPart(number, _size(data, body), _etag(data, body), self._now_s(), checksums)
+        part = ObjectPart(
+            number, size_of(data, body), etag_of(data, body), self._now_s(), checksums
+        )
         upload.parts[number] = (part, data)
         return part
 
@@ -382,7 +340,7 @@ class MemoryStore:
             key,
             f"{next(self._ids):032x}",
             sum(part.size_bytes for part, _ in chosen),
-            f"{_md5(digests)}-{len(chosen)}",
+            f"{md5_of(digests)}-{len(chosen)}",
             self._now_s(),
             upload.info.attributes,
             checksums,
@@ -425,8 +383,7 @@ class MemoryStore:
                 position <= marker if upload_id_marker else position[0] <= marker[0]
             ):
                 continue
-            end = upload.key.find(delimiter, len(prefix)) if delimiter else -1
-            common = upload.key[: end + len(delimiter)] if end >= 0 else ""
+            common = common_prefix(upload.key, prefix, delimiter)
             if not upload.key.startswith(prefix) or common in prefixes:
                 continue
             if common and common == key_marker:
@@ -450,7 +407,7 @@ class MemoryStore:
         changed = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
         self._bucket(bucket).objects[key] = (info, changed)
 
-    def _bucket(self, name: str) -> _Bucket:
+    def _bucket(self, name: str) -> HeldBucket:
         try:
             return self._buckets[name]
         except KeyError:
@@ -518,13 +475,13 @@ class MemoryStore:
             bucket.objects[key] = (info, data)
         return info
 
-    def _promote(self, bucket: _Bucket, key: str) -> None:
+    def _promote(self, bucket: HeldBucket, key: str) -> None:
         """The newest version that is left is current, unless it is a delete marker."""
         others = bucket.others.get(key, [])
         if key not in bucket.objects and others and not others[0][0].delete_marker:
             bucket.objects[key] = others.pop(0)
 
-    def _upload(self, bucket: str, key: str, upload_id: str) -> _Upload:
+    def _upload(self, bucket: str, key: str, upload_id: str) -> HeldUpload:
         upload = self._bucket(bucket).uploads.get(upload_id)
         if upload is None or upload.info.key != key:
             raise RequestError("NoSuchUpload", "The specified upload does not exist.")
@@ -541,21 +498,3 @@ class MemoryStore:
             if precondition.if_match not in ("*", present[0].etag):
                 raise RequestError("PreconditionFailed", "The object has another ETag.")
         return self._shown(self._install(info, data))
-
-
-def _size(data: bytes, body: Body) -> int:
-    return body.plain_bytes if isinstance(body, SealedBody) else len(data)
-
-
-def _etag(data: bytes, body: Body) -> str:
-    if isinstance(body, SealedBody) and body.plain_md5 is not None:
-        return body.plain_md5.hex()
-    return _md5(data)
-
-
-async def _read_all(body: Body) -> bytes:
-    return b"".join([bytes(piece) async for piece in body])
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
