@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from exastore.erasure.jit import njit
 from exastore.sim import parse_scenario, place
+from exastore.sim.accounts import lose_run
 from exastore.sim.build import build_model, build_state
 from exastore.sim.physics import build_physics
 from exastore.sim.rebuild import new_run, release_sources, start_next
-from exastore.sim.state import State
+from exastore.sim.state import Records, State
+from exastore.sim.streams import wide
 
 FIVE = """
 name = "five"
@@ -31,6 +34,20 @@ years = 1
 """
 
 
+@njit
+def _begin(model: Records, state: State, target: int, slot: int, now_s: float) -> None:
+    lose_run(model, state, slot, 0, now_s)
+    run = new_run(state, slot, -1, 0)
+    state.devices[target].queue_head = run
+    state.devices[target].queue_tail = run
+    start_next(None, model, state, target, now_s)
+
+
+@njit
+def _end(model: Records, state: State, target: int) -> None:
+    release_sources(model, state, target, wide(state.devices[target].active))
+
+
 def ends_s(limit: str, starts_s: tuple[float, ...]) -> list[float]:
     """When rebuilds that all read from node 0 end; a run is of 1e9 bytes, so alone in 1,000 s."""
     scenario = parse_scenario(FIVE.format(limit=limit))
@@ -43,7 +60,7 @@ def ends_s(limit: str, starts_s: tuple[float, ...]) -> list[float]:
     for number, start_s in enumerate(starts_s):
         for target, end_s in list(under_way):
             if end_s <= start_s:
-                release_sources(model, state, target, int(state.devices[target]["active"]))
+                _end(model, state, target)
                 under_way.remove((target, end_s))
         target = 2 + 2 * number
         start_one(model, state, target, start_s)
@@ -54,18 +71,13 @@ def ends_s(limit: str, starts_s: tuple[float, ...]) -> list[float]:
 
 def start_one(model: np.void, state: State, target: int, now_s: float) -> None:
     """Starts a rebuild on the target of a run whose other copy is on node 0."""
-    from exastore.sim.accounts import lose_run
-
     node = state.devices["node"]
     for pg, row in enumerate(state.pg_devices.tolist()):
         is_free = not (state.degraded["pg"] == pg).any()
         if is_free and node[row[0]] == 0 and node[row[1]] != 0:
             slot = pg << 1 | 1
             state.pg_devices[pg, 1] = target
-            lose_run(model, state, slot, 0, now_s)
-            run = new_run(state, slot, -1, 0)
-            state.devices[target]["queue_head"] = state.devices[target]["queue_tail"] = run
-            start_next(None, model, state, target, now_s)
+            _begin(model, state, target, slot, now_s)
             return
     raise AssertionError("no group has its first copy on node 0 alone")
 

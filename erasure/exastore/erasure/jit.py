@@ -10,7 +10,7 @@ user without a home), a new temporary folder serves this process and its childre
 import hashlib
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -50,6 +50,29 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     cast(Any, numba_config).reload_config()
 
 
+#: All that we ask for. Counted references are asked for by name, as a function that does not say
+#: inherits it from its caller; numba's types do not know of it.
+_njit = partial(cast(Any, numba).njit, cache=True, nogil=True, error_model="numpy")
+
+
 def njit(function: F) -> F:
     """Compile `function` on first call: cached on disk, GIL released, C division semantics."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return cast(F, _njit(_nrt=True)(function))
+
+
+def inline_njit(function: F) -> F:
+    """`njit` of a line or two, which are put into each caller: no kernel for each kind of argument.
+
+    Constants, for one, are kinds of their own.
+    """
+    return cast(F, _njit(_nrt=True, inline="always")(function))
+
+
+def inner_njit(function: F) -> F:
+    """`njit` of what only other kernels call and what allocates nothing: cheaper to make and call.
+
+    There is no entry from Python, whose code is longer than that of most kernels, and references
+    are not counted: an atomic addition per array of each tuple that is passed on. So whoever calls
+    from Python keeps the arrays. An allocation in it is an error of compilation.
+    """
+    return cast(F, _njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function))

@@ -10,14 +10,12 @@ from math import log2
 
 import numpy as np
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inner_njit
 from exastore.metadata.core.redundancy_kernels import BoolArray, CodeColumns, remaining_redundancy
 from exastore.metadata.core.topology import Float64Array, Int32Array, Int64Array
 from exastore.sim.degraded import drop, find, find_or_add
 from exastore.sim.state import (
     CHUNK_RUNS_LOST,
-    CHUNK_RUNS_REBUILT,
-    CHUNK_RUNS_RETURNED,
     DEGRADED_PGS,
     HISTOGRAM,
     HISTOGRAM_BINS,
@@ -30,7 +28,7 @@ from exastore.sim.state import (
     Records,
     State,
 )
-from exastore.sim.streams import Uint16Array
+from exastore.sim.streams import Uint16Array, wide
 
 #: Value of DeviceState.UP, as a plain integer, which kernels may read.
 UP = 1
@@ -54,13 +52,13 @@ UNAVAILABLE_EPISODES = 14
 RUNS_LOST = 15
 
 
-@njit
+@inner_njit
 def bucket_of(model: Records, state: State, time: float) -> int:
     """The row of the timeline that a time belongs to."""
     return min(int(time / model.bucket_s), int(state.timeline.shape[0]) - 1)
 
 
-@njit
+@inner_njit
 def advance(model: Records, state: State, now: float) -> None:
     """Adds the time since the last event to the integrals, bucket by bucket."""
     time = state.clock[0]
@@ -85,7 +83,7 @@ def advance(model: Records, state: State, now: float) -> None:
     state.clock[0] = now
 
 
-@njit
+@inner_njit
 def _count_up(runs: Int32Array, shift: int, mask: int, touched: Uint16Array) -> tuple[int, int]:
     """Adds the runs to `touched`: how many were first there, and the most now. The hot loop."""
     first, most = 0, 0
@@ -98,7 +96,7 @@ def _count_up(runs: Int32Array, shift: int, mask: int, touched: Uint16Array) -> 
     return first, most
 
 
-@njit
+@inner_njit
 def _count_down(runs: Int32Array, shift: int, mask: int, touched: Uint16Array) -> int:
     """Takes the runs out of `touched`: how many were last there."""
     last = 0
@@ -110,7 +108,7 @@ def _count_down(runs: Int32Array, shift: int, mask: int, touched: Uint16Array) -
     return last
 
 
-@njit
+@inner_njit
 def hide_runs(model: Records, state: State, runs: Int32Array) -> int:
     """These runs cannot be read from now on; returns a bound of how many in one of their PGs."""
     first, most = _count_up(runs, model.shift, model.touched_mask, state.touched)
@@ -118,14 +116,14 @@ def hide_runs(model: Records, state: State, runs: Int32Array) -> int:
     return most
 
 
-@njit
+@inner_njit
 def show_runs(model: Records, state: State, runs: Int32Array) -> None:
     """These runs can be read again."""
     last = _count_down(runs, model.shift, model.touched_mask, state.touched)
     state.counter[UNREADABLE_PGS] -= len(runs) if model.is_shared else last
 
 
-@njit
+@inner_njit
 def unreadable(model: Records, state: State, pg: int, lost: BoolArray) -> int:
     """Sets which slots of a PG cannot be read, and counts them. Shape: (n,)."""
     at = find(state.degraded, pg)
@@ -138,7 +136,7 @@ def unreadable(model: Records, state: State, pg: int, lost: BoolArray) -> int:
     return count
 
 
-@njit
+@inner_njit
 def remaining(
     code: CodeColumns | None, model: Records, state: State, pg: int, lost: BoolArray
 ) -> int:
@@ -151,13 +149,13 @@ def remaining(
     return remaining_redundancy(code, lost)
 
 
-@njit
-def _sure(code: CodeColumns | None, model: Records) -> int:
+@inner_njit
+def sure_losses(code: CodeColumns | None, model: Records) -> int:
     """Losses that are survived whichever they are."""
     return int(model.m) if code is None else code.sure
 
 
-@njit
+@inner_njit
 def judge_runs(
     code: CodeColumns | None, model: Records, state: State, runs: Int32Array, cells: Float64Array
 ) -> None:
@@ -166,8 +164,8 @@ def judge_runs(
     Called when all that changed at once has changed. By far most PGs are passed over at the sight
     of their counter.
     """
-    sure = _sure(code, model)
-    lost = np.zeros(state.pg_devices.shape[1], np.bool_)
+    sure = sure_losses(code, model)
+    lost = state.room[0]
     for slot in runs:
         pg = slot >> model.shift
         bound = int(state.touched[pg & model.touched_mask])
@@ -192,29 +190,22 @@ def judge_runs(
             state.degraded[at].unavailable = 0
 
 
-@njit
+@inner_njit
 def judge_node(
     code: CodeColumns | None,
     model: Records,
     state: State,
     node: int,
-    most: int,
     cells: Float64Array,
 ) -> None:
-    """`judge_runs` of all runs of a node that went or came; `most` bounds what is unreadable."""
-    if (
-        most <= _sure(code, model)
-        and state.counter[UNAVAILABLE_PGS] == 0
-        and most <= cells[MAX_UNREADABLE]
-    ):
-        return
-    for device in range(state.nodes[node].first_device, state.nodes[node].end_device):
+    """`judge_runs` of all runs of a node that went or came."""
+    for device in range(wide(state.nodes[node].first_device), wide(state.nodes[node].end_device)):
         if state.devices[device].dead == 0:
             runs = state.slots[device, : state.devices[device].slot_count]
             judge_runs(code, model, state, runs, cells)
 
 
-@njit
+@inner_njit
 def _count_loss(state: State, at: int, row: int, now: float) -> None:
     state.degraded[at].lost = 1
     state.timeline[row, PGS_LOST] += 1
@@ -225,15 +216,14 @@ def _count_loss(state: State, at: int, row: int, now: float) -> None:
         state.losses[kept].code = state.degraded[at].pg
 
 
-@njit
-def _is_undecodable(code: CodeColumns | None, model: Records, n: int, gone: int) -> bool:
-    """Whether what is gone for good leaves the data undecodable."""
-    lost = np.zeros(n, np.bool_)
+@inner_njit
+def _is_undecodable(code: CodeColumns | None, model: Records, lost: BoolArray, gone: int) -> bool:
+    """Whether what is gone for good leaves the data undecodable. `lost` is room."""
     count = 0
-    for index in range(n):
+    for index in range(len(lost)):
         lost[index] = (gone >> index) & 1 == 1
         count += lost[index]
-    if count <= _sure(code, model):
+    if count <= sure_losses(code, model):
         return False
     if code is None:
         return True
@@ -242,7 +232,7 @@ def _is_undecodable(code: CodeColumns | None, model: Records, n: int, gone: int)
     return remaining_redundancy(code, lost) < 0
 
 
-@njit
+@inner_njit
 def mark_gone(
     code: CodeColumns | None, model: Records, state: State, slot: int, row: int, now: float
 ) -> None:
@@ -250,13 +240,11 @@ def mark_gone(
     at = find(state.degraded, slot >> model.shift)
     gone = state.degraded[at].gone | (np.int64(1) << (slot & ((1 << model.shift) - 1)))
     state.degraded[at].gone = gone
-    if state.degraded[at].lost == 0 and _is_undecodable(
-        code, model, state.pg_devices.shape[1], gone
-    ):
+    if state.degraded[at].lost == 0 and _is_undecodable(code, model, state.room[0], gone):
         _count_loss(state, at, row, now)
 
 
-@njit
+@inner_njit
 def lose_run(model: Records, state: State, slot: int, row: int, now: float) -> None:
     """The run is no longer where the map says; it was readable unless its node is away."""
     pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
@@ -279,10 +267,8 @@ def lose_run(model: Records, state: State, slot: int, row: int, now: float) -> N
         state.timeline[row, MAX_MISSING] = count
 
 
-@njit
-def regain_run(
-    model: Records, state: State, slot: int, device: int, now: float, is_return: bool
-) -> None:
+@inner_njit
+def regain_run(model: Records, state: State, slot: int, device: int, now: float) -> None:
     """The run is whole again on a device: rebuilt there, or back on it."""
     count = state.devices[device].slot_count
     state.slots[device, count] = slot
@@ -297,10 +283,6 @@ def regain_run(
         still += (left >> i) & 1
     state.counter[MISSING_PGS + still + 1] -= 1
     state.counter[MISSING_SLOTS] -= 1
-    if is_return:
-        state.counter[CHUNK_RUNS_RETURNED] += 1
-    else:
-        state.counter[CHUNK_RUNS_REBUILT] += 1
     if still > 0:
         state.counter[MISSING_PGS + still] += 1
         return
@@ -311,7 +293,7 @@ def regain_run(
         drop(state, at)
 
 
-@njit
+@inner_njit
 def _count_time(counter: Int64Array, degraded_s: float) -> None:
     bin_index = 0 if degraded_s < 60.0 else int(2.0 * log2(degraded_s / 60.0))
     counter[HISTOGRAM + min(bin_index, HISTOGRAM_BINS - 1)] += 1

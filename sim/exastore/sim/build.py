@@ -172,6 +172,7 @@ def build_state(
         incident_draw=np.zeros(domain_count, np.int32),
         timeline=np.zeros((buckets, len(TIMELINE_COLUMNS))),
         missing_s=np.zeros(n + 1),
+        room=np.zeros((2, n), np.bool_),
         losses=np.zeros(LOSS_LOG, EVENT),
         log=np.zeros(log_events, EVENT),
     )

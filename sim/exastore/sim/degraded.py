@@ -8,8 +8,9 @@ place after a removal.
 
 import numpy as np
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inner_njit, njit
 from exastore.sim.state import DEGRADED, DEGRADED_ENTRIES, NONE, Records, State
+from exastore.sim.streams import wide
 
 
 @njit
@@ -18,7 +19,7 @@ def _home(pg: int, mask: int) -> int:
     return ((pg * 0x9E3779B1) & 0xFFFFFFFF) * 0x85EBCA6B >> 20 & mask
 
 
-@njit
+@inner_njit
 def find(table: Records, pg: int) -> int:
     """Where the record of a PG is, or NONE."""
     mask = len(table) - 1
@@ -32,7 +33,7 @@ def find(table: Records, pg: int) -> int:
         at = (at + 1) & mask
 
 
-@njit
+@inner_njit
 def find_or_add(state: State, pg: int) -> int:
     """Where the record of a PG is; a new one if there was none. The caller saw to the room."""
     table = state.degraded
@@ -54,7 +55,7 @@ def find_or_add(state: State, pg: int) -> int:
     return at
 
 
-@njit
+@inner_njit
 def drop(state: State, at: int) -> None:
     """Removes the record at `at`."""
     table = state.degraded
@@ -62,7 +63,7 @@ def drop(state: State, at: int) -> None:
     hole = at
     at = (at + 1) & mask
     while table[at].pg != NONE:
-        home = _home(table[at].pg, mask)
+        home = _home(wide(table[at].pg), mask)
         # An entry may fill the hole unless its home lies behind it, cyclically.
         if ((at - home) & mask) >= ((at - hole) & mask):
             table[hole].pg = table[at].pg
@@ -83,7 +84,7 @@ def _move_all(old: Records, new: Records) -> None:
     for i in range(len(old)):
         if old[i].pg == NONE:
             continue
-        at = _home(old[i].pg, mask)
+        at = _home(wide(old[i].pg), mask)
         while new[at].pg != NONE:
             at = (at + 1) & mask
         new[at] = old[i]

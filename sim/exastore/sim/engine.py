@@ -37,12 +37,13 @@ The model, in the order of a chunk's life. A "chunk run" is all that one PG keep
 
 import numpy as np
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inner_njit, njit
 from exastore.metadata.core.placement import PlacementColumns
 from exastore.metadata.core.redundancy_kernels import CodeColumns
 from exastore.sim.accounts import (
     ABANDONED_BYTES,
     DEVICE_FAILURES,
+    MAX_UNREADABLE,
     NODE_OUTAGES,
     NODE_OUTS,
     READ_BYTES,
@@ -57,6 +58,7 @@ from exastore.sim.accounts import (
     lose_run,
     mark_gone,
     show_runs,
+    sure_losses,
 )
 from exastore.sim.heap import (
     ENTITY_BITS,
@@ -100,11 +102,12 @@ from exastore.sim.state import (
     SLOT_COUNT_MAX,
     STARTED,
     STRAYS,
+    UNAVAILABLE_PGS,
     WAITING_HEAD,
     Records,
     State,
 )
-from exastore.sim.streams import trial_key
+from exastore.sim.streams import trial_key, wide
 
 # Values of DeviceState, as plain integers, which kernels may read.
 DOWN = 2
@@ -118,7 +121,7 @@ PAUSED = 2
 NO_LIMIT = 2**62
 
 
-@njit
+@inner_njit
 def _evacuate(model: Records, state: State, device: int, row: int, now: float) -> None:
     """The device is OUT: all that it held or was to hold needs a new device."""
     is_gone = state.devices[device].dead != 0
@@ -133,7 +136,7 @@ def _evacuate(model: Records, state: State, device: int, row: int, now: float) -
     state.counter[PLAN_NOW] = 1
 
 
-@njit
+@inner_njit
 def _push_failure(
     physics: Physics,
     model: Records,
@@ -152,7 +155,7 @@ def _push_failure(
         push_far(state, time, event_code(DEVICE_FAILED, device))
 
 
-@njit
+@inner_njit
 def _kill_device(
     code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
 ) -> None:
@@ -172,7 +175,7 @@ def _kill_device(
         for slot in runs:
             lose_run(model, state, slot, row, now)
     for slot in runs:
-        mark_gone(code, model, state, slot, row, now)
+        mark_gone(code, model, state, wide(slot), row, now)
     if state.nodes[node].out == 2 or state.counter[STRAYS] == 1:
         lose_homes(code, model, state, device, row, now)
     abort(model, state, device)
@@ -180,7 +183,7 @@ def _kill_device(
     push_near(state, time, event_code(DEVICE_DETECTED, device))
 
 
-@njit
+@inner_njit
 def _device_detected(model: Records, state: State, device: int, row: int, now: float) -> None:
     _evacuate(model, state, device, row, now)
     state.devices[device].dead = 2
@@ -189,7 +192,7 @@ def _device_detected(model: Records, state: State, device: int, row: int, now: f
     push_near(state, time, event_code(DEVICE_REPLACED, device))
 
 
-@njit
+@inner_njit
 def _device_replaced(
     physics: Physics, model: Records, state: State, key: np.uint64, device: int, now: float
 ) -> None:
@@ -202,7 +205,7 @@ def _device_replaced(
     state.counter[PLAN_NOW] = 1
 
 
-@njit
+@inner_njit
 def _node_down(
     code: CodeColumns | None, model: Records, state: State, node: int, row: int, now: float
 ) -> None:
@@ -211,7 +214,7 @@ def _node_down(
     cells[NODE_OUTAGES] += 1
     up_s, before_s = state.nodes[node].pending_up_s, state.nodes[node].up_at_s
     state.nodes[node].pending_up_s = 0.0
-    first, end = state.nodes[node].first_device, state.nodes[node].end_device
+    first, end = wide(state.nodes[node].first_device), wide(state.nodes[node].end_device)
     if before_s == 0.0:
         state.nodes[node].down_at_s = now
         state.nodes[node].up_at_s = up_s
@@ -223,7 +226,12 @@ def _node_down(
             if state.devices[device].dead == 0:
                 runs = state.slots[device, : state.devices[device].slot_count]
                 most = max(most, hide_runs(model, state, runs))
-        judge_node(code, model, state, node, most, cells)
+        if (
+            most > sure_losses(code, model)
+            or most > cells[MAX_UNREADABLE]
+            or state.counter[UNAVAILABLE_PGS] > 0
+        ):
+            judge_node(code, model, state, node, cells)
     if state.nodes[node].pending_gives_up == 1:
         state.nodes[node].gives_up = 1
     state.nodes[node].pending_gives_up = 0
@@ -241,13 +249,13 @@ def _node_down(
     state.nodes[node].pending_dies = 0
 
 
-@njit
+@inner_njit
 def _node_out(model: Records, state: State, node: int, row: int, now: float) -> None:
     out_s = state.nodes[node].down_at_s + model.out_after_s
     up_s, out = state.nodes[node].up_at_s, state.nodes[node].out
     if up_s == 0.0 or out == 2 or now < out_s:
         return  # of an outage that is over
-    first, end = state.nodes[node].first_device, state.nodes[node].end_device
+    first, end = wide(state.nodes[node].first_device), wide(state.nodes[node].end_device)
     if out == 0:
         state.timeline[row, NODE_OUTS] += 1
         for device in range(first, end):
@@ -263,7 +271,7 @@ def _node_out(model: Records, state: State, node: int, row: int, now: float) -> 
             _evacuate(model, state, device, row, now)
 
 
-@njit
+@inner_njit
 def _node_up(
     columns: PlacementColumns,
     code: CodeColumns | None,
@@ -279,7 +287,7 @@ def _node_up(
     state.nodes[node].up_at_s = 0.0
     state.nodes[node].out = 0
     run_count = 0
-    first, end = state.nodes[node].first_device, state.nodes[node].end_device
+    first, end = wide(state.nodes[node].first_device), wide(state.nodes[node].end_device)
     for device in range(first, end):
         if state.devices[device].dead != 2:
             state.device_state[device] = UP
@@ -287,7 +295,8 @@ def _node_up(
             runs = state.slots[device, : state.devices[device].slot_count]
             show_runs(model, state, runs)
             run_count += len(runs)
-    judge_node(code, model, state, node, 0, state.timeline[row])
+    if state.counter[UNAVAILABLE_PGS] > 0:
+        judge_node(code, model, state, node, state.timeline[row])
     if out == 1:
         rate = min(model.write_bytes_per_s, model.read_bytes_per_s)
         elapsed_s = now - (state.nodes[node].down_at_s + model.out_after_s)
@@ -299,11 +308,11 @@ def _node_up(
     state.counter[PLAN_NOW] = 1
 
 
-@njit
+@inner_njit
 def _rebuilt(
     code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
 ) -> None:
-    run = state.devices[device].active
+    run = wide(state.devices[device].active)
     if run == NONE or state.devices[device].active_done_s != now:
         return  # that rebuild was aborted
     if state.device_state[device] != UP:
@@ -321,7 +330,7 @@ def _rebuilt(
     start_next(code, model, state, device, now)
 
 
-@njit
+@inner_njit
 def _log(state: State, now: float, code: int) -> None:
     state.counter[EVENTS] += 1
     logged = state.counter[LOG_COUNT]
@@ -341,7 +350,7 @@ def lacks_room(model: Records, state: State) -> int:
     counter = state.counter
     if counter[SLOT_COUNT_MAX] >= state.slots.shape[1]:
         return 1
-    devices = int(state.nodes[0].end_device)
+    devices = wide(state.nodes[0].end_device)
     runs = devices * counter[SLOT_COUNT_MAX] + devices
     if counter[NEAR_SIZE] + counter[RUN_COUNT] + runs + model.hit_max + 64 > len(state.near):
         return 2
@@ -352,7 +361,7 @@ def lacks_room(model: Records, state: State) -> int:
     return 5 if counter[RUN_COUNT] + runs > len(state.runs) else 0
 
 
-@njit
+@inner_njit
 def _start(physics: Physics, model: Records, state: State, key: np.uint64) -> None:
     for device in range(len(state.devices)):
         age = age_at_start_s(physics, key, state.devices[device].law, device)

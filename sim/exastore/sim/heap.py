@@ -8,24 +8,22 @@ all events pass through it. The earlier of the two tops is the next event.
 
 from math import inf
 
-from exastore.erasure.jit import njit
-from exastore.metadata.core.topology import Int64Array
+from exastore.erasure.jit import inline_njit, inner_njit
 from exastore.sim.state import FAR_SIZE, NEAR_SIZE, Records, State
 
 #: Bits of an event's code below its kind.
 ENTITY_BITS = 40
 
 
-@njit
+@inline_njit
 def event_code(kind: int, entity: int) -> int:
     """Kind and entity in one integer; kinds order events of the same time."""
     return (kind << ENTITY_BITS) | entity
 
 
-@njit
-def _push(heap: Records, counter: Int64Array, size_at: int, time: float, code: int) -> None:
-    i = counter[size_at]
-    counter[size_at] = i + 1
+@inner_njit
+def _push(heap: Records, size: int, time: float, code: int) -> None:
+    i = size
     while i > 0:
         parent = (i - 1) >> 2
         parent_time = heap[parent].time_s
@@ -38,10 +36,9 @@ def _push(heap: Records, counter: Int64Array, size_at: int, time: float, code: i
     heap[i].code = code
 
 
-@njit
-def _pop(heap: Records, counter: Int64Array, size_at: int) -> None:
-    size = counter[size_at] - 1
-    counter[size_at] = size
+@inner_njit
+def _pop(heap: Records, size: int) -> None:
+    """Takes the top away, so that `size` events are left."""
     time, code = heap[size].time_s, heap[size].code
     i = 0
     while True:
@@ -63,19 +60,23 @@ def _pop(heap: Records, counter: Int64Array, size_at: int) -> None:
     heap[i].code = code
 
 
-@njit
+@inner_njit
 def push_near(state: State, time: float, code: int) -> None:
     """Add an event that comes soon; the caller has seen to the room."""
-    _push(state.near, state.counter, NEAR_SIZE, time, code)
+    size = state.counter[NEAR_SIZE]
+    state.counter[NEAR_SIZE] = size + 1
+    _push(state.near, size, time, code)
 
 
-@njit
+@inner_njit
 def push_far(state: State, time: float, code: int) -> None:
     """Add an event that is far off; the caller has seen to the room."""
-    _push(state.far, state.counter, FAR_SIZE, time, code)
+    size = state.counter[FAR_SIZE]
+    state.counter[FAR_SIZE] = size + 1
+    _push(state.far, size, time, code)
 
 
-@njit
+@inner_njit
 def _near_is_first(state: State) -> bool:
     if state.counter[NEAR_SIZE] == 0 or state.counter[FAR_SIZE] == 0:
         return bool(state.counter[NEAR_SIZE] > 0)
@@ -83,7 +84,7 @@ def _near_is_first(state: State) -> bool:
     return bool(near.time_s < far.time_s or (near.time_s == far.time_s and near.code < far.code))
 
 
-@njit
+@inner_njit
 def next_time(state: State) -> float:
     """When the next event is; inf if there is none."""
     if state.counter[NEAR_SIZE] == 0 and state.counter[FAR_SIZE] == 0:
@@ -91,13 +92,17 @@ def next_time(state: State) -> float:
     return float(state.near[0].time_s if _near_is_first(state) else state.far[0].time_s)
 
 
-@njit
+@inner_njit
 def pop_event(state: State) -> tuple[float, int]:
     """Take the earliest event away; there must be one."""
     if _near_is_first(state):
         time, code = state.near[0].time_s, state.near[0].code
-        _pop(state.near, state.counter, NEAR_SIZE)
+        size = state.counter[NEAR_SIZE] - 1
+        state.counter[NEAR_SIZE] = size
+        _pop(state.near, size)
     else:
         time, code = state.far[0].time_s, state.far[0].code
-        _pop(state.far, state.counter, FAR_SIZE)
+        size = state.counter[FAR_SIZE] - 1
+        state.counter[FAR_SIZE] = size
+        _pop(state.far, size)
     return time, code

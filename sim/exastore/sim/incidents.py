@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inner_njit
 from exastore.sim.heap import event_code, push_far, push_near
 from exastore.sim.physics import DOMAIN_BITS, Physics, duration_s, gap_s
 from exastore.sim.rebuild import INCIDENT, NODE_DOWN
@@ -16,7 +16,7 @@ from exastore.sim.streams import (
 )
 
 
-@njit
+@inner_njit
 def _hit(
     physics: Physics,
     state: State,
@@ -40,7 +40,7 @@ def _hit(
         push_near(state, now, event_code(NODE_DOWN, node))
 
 
-@njit
+@inner_njit
 def _burst(
     physics: Physics,
     state: State,
@@ -68,7 +68,7 @@ def _burst(
         _hit(physics, state, key, incident, draw, node, now, up_s)
 
 
-@njit
+@inner_njit
 def push_incident(
     physics: Physics, model: Records, state: State, key: np.uint64, entity: int, after: float
 ) -> None:
@@ -86,7 +86,7 @@ def push_incident(
         push_far(state, time, event_code(INCIDENT, entity))
 
 
-@njit
+@inner_njit
 def befall(
     physics: Physics, model: Records, state: State, key: np.uint64, entity: int, now: float
 ) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inner_njit, njit
 from exastore.metadata.core.topology import Topology, Uint8Array
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
@@ -134,7 +134,7 @@ def life_s(
     return float(max(0.0, piece.from_s + (total - piece.before) / piece.per_s - age_s))
 
 
-@njit
+@inner_njit
 def age_at_start_s(physics: Physics, key: np.uint64, law: int, device: int) -> float:
     """The age of a device at time zero."""
     row = physics.laws[law]
@@ -144,7 +144,7 @@ def age_at_start_s(physics: Physics, key: np.uint64, law: int, device: int) -> f
     return float(row.age_min_s + share * (row.age_max_s - row.age_min_s))
 
 
-@njit
+@inner_njit
 def duration_s(physics: Physics, key: np.uint64, incident: int, address: int, draw: int) -> float:
     """How long an incident lasts; `address` is that of its kind and domain."""
     at = physics.incidents[incident].first_duration
@@ -158,7 +158,7 @@ def duration_s(physics: Physics, key: np.uint64, incident: int, address: int, dr
     return float(row.value_s * exponential(key, STREAM_DURATION, address, draw))
 
 
-@njit
+@inner_njit
 def gap_s(physics: Physics, key: np.uint64, incident: int, address: int, draw: int) -> float:
     """How long after the end of one incident in a domain the next one comes."""
     mean = float(physics.incidents[incident].mean_gap_s)
@@ -181,7 +181,9 @@ def draw_laws(physics: Physics, topology: Topology, *, seed: int, trial: int) ->
     """Shape (D,): the model of each device. Nodes are bought as one: all devices of one model."""
     law = np.zeros(topology.device_count, np.uint8)
     if len(physics.laws) > 1:
-        _draw_laws(physics, trial_key(seed, trial), topology.device_node, law)
+        # From Python a kernel's result comes as an int, which may be more than numba's.
+        key = np.uint64(trial_key(seed, trial))
+        _draw_laws(physics, key, topology.device_node, law)
     return law
 
 

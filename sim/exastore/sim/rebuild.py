@@ -10,7 +10,7 @@ promised up to 1 + 1/2 + 1/3 + ... times; `docs/adr/0015-bandwidth.md` compares 
 
 import numpy as np
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inner_njit, njit
 from exastore.metadata.core.placement import PlacementColumns, choose_replacement
 from exastore.metadata.core.redundancy_kernels import BoolArray, CodeColumns, plan_slot_repair
 from exastore.metadata.core.repair import repair_priority, returns_home
@@ -27,6 +27,8 @@ from exastore.sim.degraded import find
 from exastore.sim.heap import event_code, push_near
 from exastore.sim.state import (
     CHOICES,
+    CHUNK_RUNS_REBUILT,
+    CHUNK_RUNS_RETURNED,
     FREE_RUN,
     NONE,
     PLAN_NOW,
@@ -37,7 +39,7 @@ from exastore.sim.state import (
     Records,
     State,
 )
-from exastore.sim.streams import STREAM_REPLACEMENT, bits64
+from exastore.sim.streams import STREAM_REPLACEMENT, bits64, wide
 
 # Kinds of events, in the order in which those of the same time happen.
 NODE_UP = 0
@@ -50,11 +52,14 @@ DEVICE_FAILED = 6
 INCIDENT = 7
 NODE_DOWN = 8
 
+#: What a rebuild adds to the counts of its links. As arguments they go through `wide`.
+BEGINS = 1
+ENDS = -1
 #: A target of which the next run has too few readable sources tries again after this.
 RETRY_S = 60.0
 
 
-@njit
+@inner_njit
 def new_run(state: State, slot: int, home: int, home_life: int) -> int:
     """A record for a missing run; the caller saw to the room."""
     run = state.counter[FREE_RUN]
@@ -68,7 +73,7 @@ def new_run(state: State, slot: int, home: int, home_life: int) -> int:
     return int(run)
 
 
-@njit
+@inner_njit
 def _free_run(state: State, run: int) -> None:
     state.runs[run].slot = NONE
     state.runs[run].home = NONE
@@ -77,11 +82,11 @@ def _free_run(state: State, run: int) -> None:
     state.counter[RUN_COUNT] -= 1
 
 
-@njit
+@inner_njit
 def _enqueue(state: State, device: int, run: int) -> None:
     state.runs[run].next = NONE
     state.runs[run].target = device
-    tail = state.devices[device].queue_tail
+    tail = wide(state.devices[device].queue_tail)
     if tail == NONE:
         state.devices[device].queue_head = run
     else:
@@ -89,17 +94,17 @@ def _enqueue(state: State, device: int, run: int) -> None:
     state.devices[device].queue_tail = run
 
 
-@njit
+@inner_njit
 def _take_most_urgent(
     code: CodeColumns | None, model: Records, state: State, device: int, lost: BoolArray
 ) -> int:
     """Unlinks the run of the queue that repair puts first; frees the void ones on the way."""
-    best, before_best, before = NONE, NONE, NONE
+    best, before_best, before = wide(NONE), wide(NONE), wide(NONE)
     best_priority = 0
     mask = (1 << model.shift) - 1
-    run = int(state.devices[device].queue_head)
+    run = wide(state.devices[device].queue_head)
     while run != NONE:
-        following, slot = int(state.runs[run].next), int(state.runs[run].slot)
+        following, slot = wide(state.runs[run].next), wide(state.runs[run].slot)
         if slot == NONE:
             _unlink(state, device, run, before)
             _free_run(state, run)
@@ -113,10 +118,10 @@ def _take_most_urgent(
         run = following
     if best != NONE:
         _unlink(state, device, best, before_best)
-    return best
+    return int(best)
 
 
-@njit
+@inner_njit
 def _unlink(state: State, device: int, run: int, before: int) -> None:
     after = state.runs[run].next
     if before == NONE:
@@ -127,7 +132,7 @@ def _unlink(state: State, device: int, run: int, before: int) -> None:
         state.devices[device].queue_tail = before
 
 
-@njit
+@inner_njit
 def _link_rate(
     model: Records, state: State, source: int, target: int, share: float, total: float
 ) -> float:
@@ -155,7 +160,7 @@ def _link_rate(
     return float(rate)
 
 
-@njit
+@inner_njit
 def _count_links(state: State, run: int, target: int, sign: int) -> None:
     """Counts a rebuild in every link it uses, out of each source and once into the target."""
     node_count, links = len(state.nodes), state.links
@@ -184,12 +189,12 @@ def _count_links(state: State, run: int, target: int, sign: int) -> None:
     links[zones + zone_count + to_zone] += sign * crosses_zone
 
 
-@njit
+@inner_njit
 def _plan_sources(
     code: CodeColumns | None, model: Records, state: State, run: int, lost: BoolArray
 ) -> float:
     """Sets the sources of a rebuild; the share of a chunk that each reads, 0 if it cannot be."""
-    slot = int(state.runs[run].slot)
+    slot = wide(state.runs[run].slot)
     pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
     n = state.pg_devices.shape[1]
     unreadable(model, state, pg, lost)
@@ -202,7 +207,7 @@ def _plan_sources(
                 found += 1
         state.runs[run].read_parts = model.m
         return 1.0 if found == model.k else 0.0
-    reads = np.zeros(n, np.bool_)
+    reads = state.room[1]
     share = plan_slot_repair(code, index, lost, reads)
     state.runs[run].read_parts = round(share * model.m)
     if share > 0.0:
@@ -213,7 +218,7 @@ def _plan_sources(
     return float(share)
 
 
-@njit
+@inner_njit
 def _rebuild_rate(
     code: CodeColumns | None, model: Records, state: State, device: int, run: int, lost: BoolArray
 ) -> float:
@@ -221,7 +226,7 @@ def _rebuild_rate(
     sources = state.sources[run]
     sources[:] = NONE
     rate = float(model.write_bytes_per_s)
-    at = find(state.degraded, int(state.runs[run].slot) >> model.shift)
+    at = find(state.degraded, wide(state.runs[run].slot) >> model.shift)
     if state.degraded[at].lost == 1:
         return rate
     share = _plan_sources(code, model, state, run, lost)
@@ -238,17 +243,17 @@ def _rebuild_rate(
         rate = min(rate, float(model.read_bytes_per_s) / streams / share)
     if model.has_links:
         for i in range(count):
-            link = _link_rate(model, state, sources[i], device, share, share * count)
+            link = _link_rate(model, state, wide(sources[i]), device, share, share * count)
             rate = min(rate, link)
-        _count_links(state, run, device, 1)
+        _count_links(state, run, device, wide(BEGINS))
     return rate
 
 
-@njit
+@inner_njit
 def release_sources(model: Records, state: State, device: int, run: int) -> int:
     """Ends the reads of a rebuild; returns how many sources it had."""
     if model.has_links:
-        _count_links(state, run, device, -1)
+        _count_links(state, run, device, wide(ENDS))
     released = 0
     for i in range(state.sources.shape[1]):
         source = state.sources[run, i]
@@ -260,7 +265,7 @@ def release_sources(model: Records, state: State, device: int, run: int) -> int:
     return released
 
 
-@njit
+@inner_njit
 def start_next(
     code: CodeColumns | None, model: Records, state: State, device: int, now: float
 ) -> None:
@@ -273,7 +278,7 @@ def start_next(
         or state.device_state[device] != UP
     ):
         return
-    lost = np.zeros(state.pg_devices.shape[1], np.bool_)
+    lost = state.room[0]
     run = _take_most_urgent(code, model, state, device, lost)
     if run == NONE:
         return
@@ -289,25 +294,26 @@ def start_next(
     push_near(state, done, event_code(REBUILT, device))
 
 
-@njit
+@inner_njit
 def finish(
     code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
 ) -> int:
     """The run in work is whole on its target; returns how many sources it read."""
-    run = state.devices[device].active
+    run = wide(state.devices[device].active)
     state.devices[device].active = NONE
     source_count = release_sources(model, state, device, run)
-    slot = int(state.runs[run].slot)
+    slot = wide(state.runs[run].slot)
     _free_run(state, run)
     at = state.devices[device].slot_count
-    regain_run(model, state, slot, device, now, False)
+    regain_run(model, state, slot, device, now)
+    state.counter[CHUNK_RUNS_REBUILT] += 1
     rebuilt = state.slots[device, at : at + 1]
     show_runs(model, state, rebuilt)
     judge_runs(code, model, state, rebuilt, state.timeline[row])
     return source_count
 
 
-@njit
+@inner_njit
 def wait(state: State, run: int) -> None:
     """Puts a missing run on the list of those that need a device."""
     state.runs[run].next = NONE
@@ -320,7 +326,7 @@ def wait(state: State, run: int) -> None:
     state.counter[WAITING_TAIL] = run
 
 
-@njit
+@inner_njit
 def plan_waiting(
     columns: PlacementColumns,
     code: CodeColumns | None,
@@ -336,8 +342,8 @@ def plan_waiting(
     state.counter[PLAN_NOW] = 0
     while following != NONE:
         run = following
-        following = int(state.runs[run].next)
-        slot = int(state.runs[run].slot)
+        following = wide(state.runs[run].next)
+        slot = wide(state.runs[run].slot)
         if slot == NONE:
             _free_run(state, run)
             continue
@@ -346,8 +352,8 @@ def plan_waiting(
         row[index] = NONE
         draw = state.counter[CHOICES]
         state.counter[CHOICES] = draw + 1
-        seed = int(bits64(key, STREAM_REPLACEMENT, slot, draw) >> np.uint64(32))
-        target = choose_replacement(columns, state.device_state, row, index, pg, seed)
+        seed = int(bits64(key, wide(STREAM_REPLACEMENT), slot, draw) >> np.uint64(32))
+        target = wide(choose_replacement(columns, state.device_state, row, index, pg, seed))
         if target == NONE:
             wait(state, run)
             continue
@@ -356,30 +362,30 @@ def plan_waiting(
         start_next(code, model, state, target, now)
 
 
-@njit
+@inner_njit
 def abort(model: Records, state: State, device: int) -> None:
     """Puts the run that is being rebuilt back into the queue."""
-    run = state.devices[device].active
+    run = wide(state.devices[device].active)
     if run != NONE:
         state.devices[device].active = NONE
         release_sources(model, state, device, run)
         _enqueue(state, device, run)
 
 
-@njit
+@inner_njit
 def send_on(model: Records, state: State, device: int) -> None:
     """What was to be rebuilt on the device needs another one."""
     abort(model, state, device)
-    run = int(state.devices[device].queue_head)
+    run = wide(state.devices[device].queue_head)
     state.devices[device].queue_head = NONE
     state.devices[device].queue_tail = NONE
     while run != NONE:
-        following = int(state.runs[run].next)
+        following = wide(state.runs[run].next)
         wait(state, run)
         run = following
 
 
-@njit
+@inner_njit
 def _is_at_home(state: State, run: int, node: int) -> bool:
     """Whether the run was given up with this node and its old copy is still there."""
     home = state.runs[run].home
@@ -417,8 +423,8 @@ def come_home(
     order = order[np.argsort(order[:, 0])]
     targets = np.full(count, NONE, np.int32)
     for i in range(count):
-        run = order[i, 1]
-        slot, home, target = order[i, 0], state.runs[run].home, state.runs[run].target
+        slot, run = order[i, 0], order[i, 1]
+        home, target = wide(state.runs[run].home), wide(state.runs[run].target)
         pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
         pg_row = state.pg_devices[pg]
         if not returns_home(columns, state.device_state, pg_row, index, home):
@@ -433,16 +439,17 @@ def come_home(
         else:
             state.runs[run].slot = NONE  # its list drops it
         at = state.devices[home].slot_count
-        regain_run(model, state, slot, home, now, True)
+        regain_run(model, state, slot, home, now)
+        state.counter[CHUNK_RUNS_RETURNED] += 1
         back = state.slots[home, at : at + 1]
         show_runs(model, state, back)
         judge_runs(code, model, state, back, state.timeline[row])
     for target in targets:
         if target != NONE:
-            start_next(code, model, state, int(target), now)
+            start_next(code, model, state, wide(target), now)
 
 
-@njit
+@inner_njit
 def lose_homes(
     code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
 ) -> None:
@@ -454,4 +461,4 @@ def lose_homes(
             and state.runs[run].home_life == state.devices[device].draw
         ):
             state.runs[run].home = NONE
-            mark_gone(code, model, state, int(state.runs[run].slot), row, now)
+            mark_gone(code, model, state, wide(state.runs[run].slot), row, now)

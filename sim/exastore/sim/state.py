@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from exastore.metadata.core.redundancy_kernels import BoolArray
 from exastore.metadata.core.topology import Float64Array, Int32Array, Int64Array, Uint8Array
 from exastore.sim.streams import Uint16Array
 
@@ -223,6 +224,7 @@ class State(NamedTuple):
         incident_draw: How often each incident befell each of its domains.
         timeline: Shape (buckets, columns).
         missing_s: Shape (n + 1,). PG-seconds with so many slots missing; entry 0 unused.
+        room: Shape (2, n). What kernels write down a pattern of slots in.
         losses: Records of EVENT: the first losses.
         log: Records of EVENT: the first events; empty to keep none.
     """
@@ -245,5 +247,6 @@ class State(NamedTuple):
     incident_draw: Int32Array
     timeline: Float64Array
     missing_s: Float64Array
+    room: BoolArray
     losses: Records
     log: Records

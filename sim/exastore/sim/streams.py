@@ -6,11 +6,12 @@ splitmix64 (Steele, Lea, Flood, OOPSLA 2014), applied once per word of the addre
 """
 
 from math import log
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exastore.erasure.jit import njit
+from exastore.erasure.jit import inline_njit, njit
 
 #: Which random quantity a draw belongs to.
 STREAM_DEVICE_LIFE = 1
@@ -26,6 +27,12 @@ STREAM_BURST_SIZE = 10
 STREAM_BURST_PLACE = 11
 
 Uint16Array = NDArray[np.uint16]
+
+
+@inline_njit
+def wide(value: Any) -> Any:
+    """An integer as 64 bits: numba compiles a kernel anew for each width, and for each constant."""
+    return np.int64(value)
 
 
 @njit
@@ -50,13 +57,15 @@ def bits64(key: np.uint64, stream: int, entity: int, draw: int) -> np.uint64:
     return mix64(mix64(key ^ word) ^ np.uint64(draw))
 
 
-@njit
+@inline_njit
 def uniform(key: np.uint64, stream: int, entity: int, draw: int) -> float:
     """A number strictly between 0 and 1, with 53 bits."""
-    return (float(bits64(key, stream, entity, draw) >> np.uint64(11)) + 0.5) * 2.0**-53
+    return (
+        float(bits64(key, wide(stream), wide(entity), wide(draw)) >> np.uint64(11)) + 0.5
+    ) * 2.0**-53
 
 
-@njit
+@inline_njit
 def exponential(key: np.uint64, stream: int, entity: int, draw: int) -> float:
     """An exponential variate of mean 1 by inversion."""
     return -log(uniform(key, stream, entity, draw))
