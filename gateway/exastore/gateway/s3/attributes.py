@@ -19,8 +19,9 @@ MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
 METADATA_PREFIX = "x-amz-meta-"
 _LOCK = "x-amz-object-lock-"
-#: A version's id is 16 bytes in hex, which the store puts 8 before that order them.
-_VERSION_ID = re.compile(r"null|(?:[0-9a-f]{16})?[0-9a-f]{32}", re.ASCII)
+#: A version's id begins with 16 bytes in hex; what orders versions may stand before it, and that of
+#: a delete marker goes on with its place in the request that made it.
+_VERSION_ID = re.compile(r"null|[0-9a-f]{32}[0-9A-Za-z.:_-]{0,64}", re.ASCII)
 
 _KEPT_HEADERS = {
     "cache-control": "Cache-Control",
