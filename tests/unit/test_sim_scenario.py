@@ -113,7 +113,7 @@ def test_a_missing_section_is_named() -> None:
         ("afr_per_year = 0.05", "afr_per_year = 1.0", "device.afr_per_year", "less than 1"),
         ("afr_per_year = 0.05", "afr_per_year = -0.1", "device.afr_per_year", "greater than"),
         ("afr_per_year = 0.05", "afr_per_year = nan", "device.afr_per_year", "nan"),
-        ("afr_per_year = 0.05", 'afr_per_year = "5 %"', "device.afr_per_year", "valid number"),
+        ("afr_per_year = 0.05", 'afr_per_year = "5 %"', "device.afr_per_year", "a plain number"),
         ("pg_count = 2_400", "pg_count = 0", "placement.pg_count", "greater than or equal to 1"),
         ("pg_count = 2_400", "pg_count = 2400.0", "placement.pg_count", "valid integer"),
         ('domain = "rack"', 'domain = "shelf"', "placement.domain", "'rack'"),
@@ -240,3 +240,22 @@ gives_up = false
     scenario = parse_scenario(TINY + more)
     assert len(scenario.model) == len(scenario.incident) == 1
     assert parse_scenario(scenario_toml(scenario)) == scenario
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "line", "key", "remedy"),
+    [
+        ("4_000_000_000_000", '"4 TB"', 12, "device.capacity_bytes", "'4 TB'; give a plain number"),
+        ("2_400", "2_000_000_000", 16, "placement.pg_count", "use at most 268,435,456"),
+        ("250_000", "900_000", 21, "data.user_bytes", "use less data, more devices"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_line_and_the_remedy(
+    good: str, bad: str, line: int, key: str, remedy: str
+) -> None:
+    preset = resources.files("exastore.sim").joinpath("presets", "tiny.toml").read_text("utf-8")
+    with pytest.raises(ScenarioError) as told:
+        parse_scenario(preset.replace(good, bad, 1))
+    (problem,) = told.value.problems
+    assert (problem.line, problem.key) == (line, key)
+    assert remedy in problem.text

@@ -218,14 +218,17 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
                 "data.user_bytes",
                 f"{scenario.data.user_bytes} bytes of user data fill {scenario.fill:.1%} of the"
                 f" devices with {scenario.code}, more than max_fill = {scenario.data.max_fill:.0%};"
-                f" it takes {devices:,} devices, the cluster has {scenario.cluster.device_count:,}",
+                f" it takes {devices:,} devices, the cluster has {scenario.cluster.device_count:,};"
+                " use less data, more devices or larger ones",
             )
         )
     found += _law_problems(scenario)
     found += _incident_problems(scenario)
     slot_limit = 2**31
     if placement.pg_count << max(1, (n - 1).bit_length()) > slot_limit:
-        found.append(("placement.pg_count", f"{placement.pg_count} PGs of {n} are too many"))
+        most = slot_limit >> max(1, (n - 1).bit_length())
+        text = f"{placement.pg_count} PGs of {n} are too many; use at most {most:,}"
+        found.append(("placement.pg_count", text))
     return found
 
 
@@ -331,5 +334,7 @@ def _say(item: Any) -> str:
         return "is not a key of a scenario; check its spelling and its section"
     if kind in {"dataclass_type", "dataclass_exact_type"}:
         return f"must be a section, written as [name], not {given!r}"
+    if kind in {"int_type", "float_type"} and isinstance(given, str):
+        return f"is {given!r}; give a plain number, the name of the key ends in its unit"
     message: str = item["msg"]
     return f"{message.replace('Input should', 'should')}, not {given!r}"

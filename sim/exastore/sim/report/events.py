@@ -91,7 +91,6 @@ def incident_section(results: Results) -> ReportSection:
         "Incidents",
         f"What took nodes away, and how often ({over_trials(results)}).",
         table=(HEAD, *rows),
-        wide=True,
     )
 
 
