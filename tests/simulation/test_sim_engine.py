@@ -300,7 +300,7 @@ def test_the_patterns_of_losses_are_judged_right_at_every_step(case: str) -> Non
     most, checks, done = 0, 0, -1
     while done != DONE:
         # After every event at first, then every so often.
-        limit = 1 if checks < 150 else 4000
+        limit = 1 if checks < 150 else 20_000
         done = run_until(placement.columns, code, physics, model, state, horizon_s, limit)
         if done == NEEDS_ROOM:
             state = with_more_room(model, state)
