@@ -111,10 +111,10 @@ def test_every_chart_is_drawn_offline_without_script_errors(
     )
     assert page.locator("svg.main-svg").count() >= figure_count
     assert page.locator(".figure:has(svg.main-svg)").count() == figure_count
-    # Lines and bars are there, not axes alone.
+    # Lines, bars and maps are there, not axes alone.
     for index in range(figure_count):
         figure = page.locator(".figure").nth(index)
-        assert figure.locator(".trace").count() >= 1, figure.get_attribute("aria-label")
+        assert figure.locator(".trace, .heatmaplayer image").count() >= 1, figure.get_attribute("aria-label")
     assert page.locator("h2").count() == len(sections)
     assert requested == []
     assert errors == []
