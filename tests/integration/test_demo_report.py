@@ -114,7 +114,8 @@ def test_every_chart_is_drawn_offline_without_script_errors(
     # Lines, bars and maps are there, not axes alone.
     for index in range(figure_count):
         figure = page.locator(".figure").nth(index)
-        assert figure.locator(".trace, .heatmaplayer image").count() >= 1, figure.get_attribute("aria-label")
+        drawn = figure.locator(".trace, .heatmaplayer image").count()
+        assert drawn >= 1, figure.get_attribute("aria-label")
     assert page.locator("h2").count() == len(sections)
     assert requested == []
     assert errors == []
