@@ -278,3 +278,14 @@ async def test_a_deleted_multipart_object_leaves_with_one_entry(engine: MemoryEn
     await delete(engine, KEY)
     stats = await engine.read(trash.trash_stats)
     assert (stats.entry_count, stats.extent_count) == (1, 199)
+
+
+async def test_completing_again_says_again_that_it_made_the_null_version(
+    engine: MemoryEngine,
+) -> None:
+    listed = [await add(engine, a_part(1))]
+    request = pb.ConfigureBucketRequest(name=BUCKET, versioning=pb.VERSIONING_SUSPENDED)
+    await engine.transact(lambda txn: buckets.configure_bucket(txn, request))
+    done = await complete(engine, KEY, UPLOAD, listed)
+    assert done.null_version
+    assert await complete(engine, KEY, UPLOAD, listed) == done

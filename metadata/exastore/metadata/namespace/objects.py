@@ -93,6 +93,7 @@ def find_done(
     result_value: bytes | None,
     key: str,
     commit_id: str,
+    terms: Terms,
 ) -> metadata_pb2.Object | None:
     """The answer of the commit with this id, if it was done. Raises InvalidArgument.
 
@@ -101,13 +102,13 @@ def find_done(
         result_value: The `q` row of the id.
     """
     if known is not None and known.version_id == commit_id:
-        return versions.answer(space.bucket.name, key, known)
+        return answered(space, key, versions.answer(space.bucket.name, key, known), terms)
     if result_value is None:
         return None
     done = metadata_pb2.StoredResult.FromString(result_value).object
     if done.key != key:
         raise InvalidArgument(f"the id {commit_id} belongs to another request")
-    return versions.answer(space.bucket.name, key, done)
+    return answered(space, key, versions.answer(space.bucket.name, key, done), terms)
 
 
 def commit_object(
@@ -136,7 +137,7 @@ def commit_object(
     held = (space.base + rows.current(key), space.base + rows.result(new.version_id))
     current_value, result_value = txn.multi_get(held)
     known = None if current_value is None else metadata_pb2.Object.FromString(current_value)
-    done = find_done(space, known, result_value, key, new.version_id)
+    done = find_done(space, known, result_value, key, new.version_id, terms)
     if done is not None:
         return done
     check_condition(request.condition, known, new.bucket, key)

@@ -162,7 +162,11 @@ def commit_part(
 
 
 def plan_completion(
-    txn: Transaction, request: metadata_pb2.CompleteUploadRequest, *, min_part_bytes: int
+    txn: Transaction,
+    request: metadata_pb2.CompleteUploadRequest,
+    *,
+    min_part_bytes: int,
+    terms: Terms = DEFAULT_TERMS,
 ) -> CompletionPlan | metadata_pb2.Object:
     """Check a completion in a snapshot; the object when the upload is complete already.
 
@@ -171,7 +175,7 @@ def plan_completion(
     """
     space = open_to_read(txn, request.bucket)
     if space.get(rows.upload(request.key, request.upload_id)) is None:
-        return _completed(space, request.key, request.upload_id)
+        return _completed(space, request.key, request.upload_id, terms)
     uploaded = {
         part.number: part
         for holder, value in space.scan(rows.data_of(request.upload_id))
@@ -215,7 +219,7 @@ def complete_upload(
     holder = rows.upload(key, upload_id)
     value = space.get(holder)
     if value is None:
-        return _completed(space, key, upload_id)
+        return _completed(space, key, upload_id, terms)
     if part_totals(space, upload_id) != plan.totals:
         raise PlanOutdated(upload_id)
     known = versions.find_current(space, key)
@@ -414,10 +418,10 @@ def _md5_of(part: metadata_pb2.Part) -> bytes:
         raise InvalidPart(part.number, f"its ETag {part.etag} is no MD5") from None
 
 
-def _completed(space: Space, key: str, upload_id: str) -> metadata_pb2.Object:
+def _completed(space: Space, key: str, upload_id: str, terms: Terms) -> metadata_pb2.Object:
     """The answer of the completion that was done. Raises NoSuchUpload."""
     known = versions.find_current(space, key)
-    done = find_done(space, known, space.get(rows.result(upload_id)), key, upload_id)
+    done = find_done(space, known, space.get(rows.result(upload_id)), key, upload_id, terms)
     if done is None:
         raise NoSuchUpload(upload_id)
     return done

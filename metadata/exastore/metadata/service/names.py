@@ -375,7 +375,9 @@ class NamespaceService:
         now_s = self._clock.now_s()
         plan = await self.partitions.read(
             request.bucket,
-            lambda txn: uploads.plan_completion(txn, request, min_part_bytes=self._min_part_bytes),
+            lambda txn: uploads.plan_completion(
+                txn, request, min_part_bytes=self._min_part_bytes, terms=self.terms
+            ),
         )
         if isinstance(plan, metadata_pb2.Object):
             return plan
