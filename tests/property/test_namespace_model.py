@@ -306,7 +306,9 @@ class Bucket(RuleBasedStateMachine):
 
     def _complete(self, request: metadata_pb2.CompleteUploadRequest) -> metadata_pb2.Object:
         plan = run(
-            self.engine.read(lambda txn: uploads.plan_completion(txn, request, min_part_bytes=0))
+            self.engine.read(
+                lambda txn: uploads.plan_completion(txn, request, min_part_bytes=0, terms=TERMS)
+            )
         )
         if isinstance(plan, metadata_pb2.Object):
             return plan
