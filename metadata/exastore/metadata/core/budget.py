@@ -31,9 +31,29 @@ class TokenBucket:
         """Takes tokens and returns the seconds to wait before the bytes may move; 0 if none."""
         if self.rate_bytes_per_s == 0:
             return 0.0
+        self._earn(now)
+        self.level_bytes -= count_bytes
+        return max(0.0, -self.level_bytes / self.rate_bytes_per_s)
+
+    def ready_in(self, now: float) -> float:
+        """Seconds until what others took is paid for: whoever takes then need not wait."""
+        if self.rate_bytes_per_s == 0:
+            return 0.0
+        self._earn(now)
+        return max(0.0, -self.level_bytes / self.rate_bytes_per_s)
+
+    def set_rate(self, rate_bytes_per_s: float, burst_bytes: float, now: float) -> None:
+        """Another rate from now on; what is owed stays owed, and is paid at the new rate."""
+        if rate_bytes_per_s == self.rate_bytes_per_s:
+            return
+        if self.rate_bytes_per_s:
+            self._earn(now)
+        self.rate_bytes_per_s, self.burst_bytes = rate_bytes_per_s, burst_bytes
+        self.level_bytes = min(self.level_bytes, burst_bytes)
+        self.updated_s = now
+
+    def _earn(self, now: float) -> None:
         if self.updated_s is not None:
             earned = (now - self.updated_s) * self.rate_bytes_per_s
             self.level_bytes = min(self.burst_bytes, self.level_bytes + max(0.0, earned))
         self.updated_s = now if self.updated_s is None else max(now, self.updated_s)
-        self.level_bytes -= count_bytes
-        return max(0.0, -self.level_bytes / self.rate_bytes_per_s)

@@ -8,6 +8,7 @@ ErrorReason without the prefix, so that a gateway maps errors without reading pr
 """
 
 from collections import abc as _abc
+from exastore.proto.v1 import budget_pb2 as _budget_pb2
 from exastore.proto.v1 import common_pb2 as _common_pb2
 from exastore.proto.v1 import encryption_pb2 as _encryption_pb2
 from exastore.proto.v1 import lock_pb2 as _lock_pb2
@@ -315,6 +316,7 @@ class HeartbeatRequest(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     KNOWN_EPOCH_FIELD_NUMBER: _builtins.int
     TAKES_DELTAS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     known_epoch: _builtins.int
     takes_deltas: _builtins.bool
     """the map in the answer may be deltas from known_epoch on"""
@@ -324,6 +326,8 @@ class HeartbeatRequest(_message.Message):
 
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceReport]: ...
+    @_builtins.property
+    def load(self) -> _budget_pb2.BackgroundLoad: ...
     def __init__(
         self,
         *,
@@ -331,10 +335,11 @@ class HeartbeatRequest(_message.Message):
         devices: _abc.Iterable[Global___DeviceReport] | None = ...,
         known_epoch: _builtins.int = ...,
         takes_deltas: _builtins.bool = ...,
+        load: _budget_pb2.BackgroundLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "known_epoch", b"known_epoch", "node", b"node", "takes_deltas", b"takes_deltas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "known_epoch", b"known_epoch", "load", b"load", "node", b"node", "takes_deltas", b"takes_deltas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,6 +352,7 @@ class HeartbeatResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     DEVICE_INDEXES_FIELD_NUMBER: _builtins.int
     MAP_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def device_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -356,16 +362,21 @@ class HeartbeatResponse(_message.Message):
     def map(self) -> _common_pb2.ClusterMap:
         """set when newer than known_epoch"""
 
+    @_builtins.property
+    def grant(self) -> _budget_pb2.BackgroundGrant:
+        """set by the server that does the background work"""
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         device_indexes: _abc.Iterable[_builtins.int] | None = ...,
         map: _common_pb2.ClusterMap | None = ...,
+        grant: _budget_pb2.BackgroundGrant | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["map", b"map"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "map", b"map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_indexes", b"device_indexes", "epoch", b"epoch", "map", b"map"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_indexes", b"device_indexes", "epoch", b"epoch", "grant", b"grant", "map", b"map"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

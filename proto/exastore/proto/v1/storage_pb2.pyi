@@ -4,6 +4,7 @@ isort:skip_file
 What a storage node serves."""
 
 from collections import abc as _abc
+from exastore.proto.v1 import budget_pb2 as _budget_pb2
 from exastore.proto.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -41,6 +42,8 @@ class _ChunkStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChunkStat
     CHUNK_STATUS_IO_ERROR: _ChunkStatus.ValueType  # 8
     CHUNK_STATUS_INVALID: _ChunkStatus.ValueType  # 9
     """the request itself is wrong"""
+    CHUNK_STATUS_BUSY: _ChunkStatus.ValueType  # 10
+    """the budget of background work is spent: ask again after retry_after_s"""
 
 class ChunkStatus(_ChunkStatus, metaclass=_ChunkStatusEnumTypeWrapper): ...
 
@@ -59,6 +62,8 @@ CHUNK_STATUS_FENCED: ChunkStatus.ValueType  # 7
 CHUNK_STATUS_IO_ERROR: ChunkStatus.ValueType  # 8
 CHUNK_STATUS_INVALID: ChunkStatus.ValueType  # 9
 """the request itself is wrong"""
+CHUNK_STATUS_BUSY: ChunkStatus.ValueType  # 10
+"""the budget of background work is spent: ask again after retry_after_s"""
 Global___ChunkStatus: _TypeAlias = ChunkStatus  # noqa: Y015
 
 @_typing.final
@@ -162,6 +167,7 @@ class ReadChunkRequest(_message.Message):
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     device_index: _builtins.int
     @_builtins.property
@@ -170,6 +176,10 @@ class ReadChunkRequest(_message.Message):
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ByteRun]:
         """what to read: ascending, neither empty nor overlapping; none: the whole chunk"""
 
+    @_builtins.property
+    def background(self) -> _budget_pb2.BackgroundRead:
+        """set: for repair or a move, within the node's budgets"""
+
     def __init__(
         self,
         *,
@@ -177,10 +187,11 @@ class ReadChunkRequest(_message.Message):
         device_index: _builtins.int = ...,
         chunk: _common_pb2.ChunkId | None = ...,
         runs: _abc.Iterable[Global___ByteRun] | None = ...,
+        background: _budget_pb2.BackgroundRead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "device_index", b"device_index", "request_id", b"request_id", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk", "device_index", b"device_index", "request_id", b"request_id", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,6 +206,7 @@ class ReadChunkResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     status: Global___ChunkStatus.ValueType
     message: _builtins.str
@@ -202,6 +214,8 @@ class ReadChunkResponse(_message.Message):
     """over data; of a whole chunk as it is stored"""
     data: _builtins.bytes
     """the runs, one after the other"""
+    retry_after_s: _builtins.float
+    """of CHUNK_STATUS_BUSY"""
     def __init__(
         self,
         *,
@@ -210,10 +224,11 @@ class ReadChunkResponse(_message.Message):
         message: _builtins.str = ...,
         crc32c: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        retry_after_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "data", b"data", "message", b"message", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32c", b"crc32c", "data", b"data", "message", b"message", "request_id", b"request_id", "retry_after_s", b"retry_after_s", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,21 +427,25 @@ class RebuildSource(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     DEVICE_INDEX_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    RACK_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """slot"""
     device_index: _builtins.int
     address: _builtins.str
     """of its node"""
+    rack: _builtins.str
+    """of its node, with zone and region, as RebuildRequest.rack"""
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         device_index: _builtins.int = ...,
         address: _builtins.str = ...,
+        rack: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device_index", b"device_index", "index", b"index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "device_index", b"device_index", "index", b"index", "rack", b"rack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,6 +463,7 @@ class RebuildRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     STRIPE_IDS_FIELD_NUMBER: _builtins.int
     BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    RACK_FIELD_NUMBER: _builtins.int
     pg: _builtins.int
     index: _builtins.int
     """the slot to rebuild"""
@@ -453,6 +473,8 @@ class RebuildRequest(_message.Message):
     epoch: _builtins.int
     bandwidth_bytes_per_s: _builtins.int
     """limit for bytes written by this task; 0: none"""
+    rack: _builtins.str
+    """of the node that rebuilds; what comes from another passes its uplink"""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___RebuildSource]: ...
     @_builtins.property
@@ -470,10 +492,11 @@ class RebuildRequest(_message.Message):
         sources: _abc.Iterable[Global___RebuildSource] | None = ...,
         stripe_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         bandwidth_bytes_per_s: _builtins.int = ...,
+        rack: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "code", b"code", "device_index", b"device_index", "epoch", b"epoch", "index", b"index", "pg", b"pg", "sources", b"sources", "stripe_ids", b"stripe_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_s", b"bandwidth_bytes_per_s", "code", b"code", "device_index", b"device_index", "epoch", b"epoch", "index", b"index", "pg", b"pg", "rack", b"rack", "sources", b"sources", "stripe_ids", b"stripe_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
