@@ -11,6 +11,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.errors import InvalidMapDelta
 from exastore.proto.v1 import common_pb2, metadata_pb2
 from exastore.proto.v1.metadata_pb2_grpc import MetadataServiceStub
+from exastore.storage.budget import BackgroundBudget
 from exastore.storage.channel import open_channel
 from exastore.storage.devices import Devices
 from exastore.storage.metrics import StorageMetrics
@@ -34,6 +35,7 @@ class Heartbeats:
         addresses: Sequence[str],
         node: common_pb2.Node,
         devices: Devices,
+        budget: BackgroundBudget,
         *,
         interval_s: float,
         clock: Clock,
@@ -43,6 +45,7 @@ class Heartbeats:
         self._node = node
         self._device_class = device_class
         self._devices = devices
+        self._budget = budget
         self._interval_s = interval_s
         self._clock = clock
         self._metrics = metrics
@@ -140,9 +143,12 @@ class Heartbeats:
                 devices=[self._report(uuid) for uuid in uuids],
                 known_epoch=self._known_epoch,
                 takes_deltas=True,
+                load=self._budget.load(),
             ),
             timeout=_TIMEOUT_S,
         )
+        if response.HasField("grant"):
+            self._budget.take_grant(response.grant)
         if len(response.device_indexes) == len(uuids):
             self._devices.learn_indexes(uuids, response.device_indexes)
         if response.HasField("map"):

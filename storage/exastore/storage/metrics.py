@@ -157,6 +157,22 @@ class StorageMetrics:
             "exastore_storage_heartbeat_failures", "Heartbeats that were not answered",
             ["metadata"], registry=registry,
         )  # fmt: skip
+        self.background_limit = Gauge(
+            "exastore_storage_background_limit_bytes_per_second",
+            "What repair and moves may use now of a device, the node each way, the rack; 0: no "
+            "limit, or no share of the rack",
+            ["of"], registry=registry,
+        )  # fmt: skip
+        self.background_waits = Counter(
+            "exastore_storage_background_wait_seconds",
+            "Seconds that repair and moves waited for budgets, by what was short",
+            ["of"], registry=registry,
+        )  # fmt: skip
+        self.foreground_p99 = Gauge(
+            "exastore_storage_foreground_p99_seconds",
+            "What 99 % of the chunk requests of clients took at most, lately; 0: there were none",
+            registry=registry,
+        )
         self.map_epoch = Gauge(
             "exastore_storage_map_epoch", "Epoch of the cluster map of this node",
             registry=registry,

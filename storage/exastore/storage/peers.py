@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc.aio
 
 from exastore.proto.chunk_frames import ReadFrame
-from exastore.proto.v1 import common_pb2, storage_pb2
+from exastore.proto.v1 import budget_pb2, common_pb2, storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
 from exastore.storage.channel import open_channel
 from exastore.storage.errors import PeerFailure
@@ -47,6 +47,8 @@ class Peer:
         device_index: int,
         chunk: common_pb2.ChunkId,
         runs: Iterable[ByteRun] = (),
+        *,
+        background: budget_pb2.BackgroundRead | None = None,
     ) -> ReadFrame:
         """The answer, whatever its status. Raises PeerFailure when there is none in time.
 
@@ -54,6 +56,7 @@ class Peer:
             device_index: Where the chunk is.
             chunk: Which one.
             runs: What to read of it; nothing: all.
+            background: Set for repair and moves: the node answers BUSY when its budget is spent.
         """
         request = storage_pb2.ReadChunkRequest(
             request_id=next(self._request_ids),
@@ -63,6 +66,7 @@ class Peer:
                 storage_pb2.ByteRun(offset=run.offset_bytes, length=run.length_bytes)
                 for run in runs
             ],
+            background=background,
         )
         answer: asyncio.Future[ReadFrame] = asyncio.get_running_loop().create_future()
         try:

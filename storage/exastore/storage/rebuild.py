@@ -29,7 +29,8 @@ from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.redundancy import log_copies, repair_plan_for
-from exastore.proto.v1 import storage_pb2
+from exastore.proto.v1 import budget_pb2, storage_pb2
+from exastore.storage.budget import BackgroundBudget
 from exastore.storage.crc import Buffer, crc32c
 from exastore.storage.errors import (
     ChunkCorrupt,
@@ -98,6 +99,7 @@ class Rebuilder:
         self,
         peers: Peers,
         codec_of: Callable[[str], Codec],
+        budget: BackgroundBudget,
         *,
         parallelism: int,
         clock: Clock,
@@ -105,6 +107,7 @@ class Rebuilder:
     ) -> None:
         self._peers = peers
         self._codec_of = codec_of
+        self._budget = budget
         self._parallelism = parallelism
         self._clock = clock
         self._metrics = metrics
@@ -230,6 +233,7 @@ class Rebuilder:
             del parts
         reach(Phase.REBUILD_PULLED)
         crc = crc32c(data)
+        await self._budget.write(request.device_index, chunk_bytes)
         write = ChunkWrite(key, generation, copies[0].code, data, crc, Purpose.REPAIR)
         await task.lane.write(write)
         reach(Phase.REBUILD_WRITTEN)
@@ -289,17 +293,25 @@ class Rebuilder:
         runs: list[ByteRun] = []
         if plan is not None and not plan.reads_whole_chunks:
             runs = [ByteRun(*run) for run in plan.byte_runs(source.index, copy.chunk_bytes)]
-        try:
-            peer = self._peers.get(source.address)
-            response = await peer.read(source.device_index, chunk_id, runs)
-        except PeerFailure as error:
-            return str(error)
+        expected_bytes = sum(run.length_bytes for run in runs) if runs else copy.chunk_bytes
+        await self._budget.receive(expected_bytes, source.rack)
+        background = budget_pb2.BackgroundRead(rack=task.request.rack)
+        peer = self._peers.get(source.address)
+        while True:
+            try:
+                response = await peer.read(
+                    source.device_index, chunk_id, runs, background=background
+                )
+            except PeerFailure as error:
+                return str(error)
+            if response.status != ChunkStatus.CHUNK_STATUS_BUSY:
+                break
+            await self._clock.sleep(response.header.retry_after_s)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
             return f"slot {source.index}: {status_label(response.status)} {response.message}"
         data = response.data
         task.progress.read_bytes += len(data)
         self._metrics.rebuild_read_bytes.inc(len(data))
-        expected_bytes = sum(run.length_bytes for run in runs) if runs else copy.chunk_bytes
         is_intact = len(data) == expected_bytes and crc32c(data) == response.crc32c
         # The checksum of the list is another copy than the one beside the data: compare both.
         if not is_intact or (not runs and response.crc32c != copy.crc32c):

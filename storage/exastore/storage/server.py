@@ -13,6 +13,7 @@ from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2
 from exastore.proto.v1.upkeep_pb2_grpc import add_PackServiceServicer_to_server
+from exastore.storage.budget import BackgroundBudget, rack_name
 from exastore.storage.channel import make_server
 from exastore.storage.check import add_to_server as add_check_to_server
 from exastore.storage.chunk_store import ChunkStore
@@ -189,17 +190,19 @@ class StorageNode:
             zone=config.zone,
             region=config.region,
         )
+        rack = rack_name(config.region, config.zone, config.rack)
+        budget = BackgroundBudget(rack, self._clock, self.metrics)
         heartbeats = Heartbeats(
-            config.metadata, node, self.devices,
+            config.metadata, node, self.devices, budget,
             interval_s=config.heartbeat_s, clock=self._clock, metrics=self.metrics,
             device_class=config.device_class,
         )  # fmt: skip
         rebuilder = Rebuilder(
-            self._peers, self._codec_of,
+            self._peers, self._codec_of, budget,
             parallelism=config.rebuild_parallelism, clock=self._clock, metrics=self.metrics,
         )  # fmt: skip
         servicer = StorageServicer(
-            self.devices, heartbeats.refresh_map, rebuilder,
+            self.devices, heartbeats.refresh_map, rebuilder, budget,
             stream_bytes=config.stream_bytes, clock=self._clock, metrics=self.metrics,
         )  # fmt: skip
         add_to_server(servicer, server)

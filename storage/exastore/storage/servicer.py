@@ -14,6 +14,7 @@ from exastore.proto.v1.storage_pb2_grpc import (
     StorageServiceServicer,
     add_StorageServiceServicer_to_server,
 )
+from exastore.storage.budget import BackgroundBudget
 from exastore.storage.devices import Devices, RefreshMap
 from exastore.storage.errors import ChunkCorrupt, ChunkNotFound, StorageError, TransferCorrupt
 from exastore.storage.lane import ChunkWrite
@@ -41,6 +42,7 @@ class StorageServicer(StorageServiceServicer):
         devices: Devices,
         refresh_map: RefreshMap,
         rebuilder: Rebuilder,
+        budget: BackgroundBudget,
         *,
         stream_bytes: int,
         clock: Clock,
@@ -49,6 +51,7 @@ class StorageServicer(StorageServiceServicer):
         self._devices = devices
         self._refresh_map = refresh_map
         self._rebuilder = rebuilder
+        self._budget = budget
         self._stream_bytes = stream_bytes
         self._clock = clock
         self._metrics = metrics
@@ -90,7 +93,9 @@ class StorageServicer(StorageServiceServicer):
                 ChunkWrite(key_of(chunk), chunk.generation, request.code, data, request.crc32c)
             )
             self._metrics.written_bytes.inc(len(data))
-            self._metrics.write_seconds.observe(self._clock.monotonic_s() - started_s)
+            duration_s = self._clock.monotonic_s() - started_s
+            self._metrics.write_seconds.observe(duration_s)
+            self._budget.note_foreground(duration_s)
         except StorageError as error:
             status, message = status_of(error), str(error)
             if isinstance(error, TransferCorrupt):
@@ -114,6 +119,17 @@ class StorageServicer(StorageServiceServicer):
         return _REQUEST_BYTES + (entry.data_bytes if entry else 0)
 
     async def _read(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
+        is_background = request.HasField("background")
+        if is_background:
+            wait_s = await self._budget.send(
+                request.device_index, self._read_cost(request), request.background.rack
+            )
+            if wait_s:
+                status = ChunkStatus.CHUNK_STATUS_BUSY
+                busy = storage_pb2.ReadChunkResponse(
+                    request_id=request.request_id, status=status, retry_after_s=wait_s
+                )
+                return ReadFrame(busy, b"")
         started_s = self._clock.monotonic_s()
         response = storage_pb2.ReadChunkResponse(
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK
@@ -127,7 +143,10 @@ class StorageServicer(StorageServiceServicer):
                 raise ChunkNotFound(f"generation {chunk.generation} is stored")
             response.crc32c, data = chunk.crc32c, chunk.data
             self._metrics.read_bytes.inc(len(chunk.data))
-            self._metrics.read_seconds.observe(self._clock.monotonic_s() - started_s)
+            duration_s = self._clock.monotonic_s() - started_s
+            self._metrics.read_seconds.observe(duration_s)
+            if not is_background:
+                self._budget.note_foreground(duration_s)
         except StorageError as error:
             response.status, response.message = status_of(error), str(error)
             if isinstance(error, ChunkCorrupt):

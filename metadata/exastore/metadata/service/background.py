@@ -149,6 +149,7 @@ class Background:
             await service.cluster.take_over()
         if service.maps.epoch != self._known_epoch:
             await service.cluster.load_intents()
+        await service.budgets.run_round()
         await service.cluster.settle()
         await self.repair.run_round()
         await self.slot_mover.run_round()

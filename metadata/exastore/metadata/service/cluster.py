@@ -36,9 +36,12 @@ from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.residency import pool_statuses
-from exastore.proto.v1 import common_pb2, metadata_pb2
+from exastore.proto.v1 import budget_pb2, common_pb2, metadata_pb2
 
 log = logging.getLogger(__name__)
+
+#: What a node may use for repair and moves; None: another server says it.
+GrantOf = Callable[[metadata_pb2.HeartbeatRequest], budget_pb2.BackgroundGrant | None]
 
 _STATE_NAMES = {state.value: state.name.lower() for state in DeviceState}
 
@@ -107,6 +110,7 @@ class ClusterService:
         self.background_status: Callable[[], BackgroundStatus] = lambda: BackgroundStatus(
             metadata_pb2.RepairStatus(eta_s=-1), 0, 0
         )
+        self.grant: GrantOf = lambda _: None
         self.add_moves: Callable[[metadata_pb2.ClusterStatus], None] = lambda _: None
         self.carry_out: Callable[
             [metadata_pb2.OperateRequest], Awaitable[metadata_pb2.OperationPlan]
@@ -170,6 +174,7 @@ class ClusterService:
             epoch=message.epoch,
             device_indexes=[by_uuid.get(d.uuid, WIRE_NO_DEVICE) for d in request.devices],
             map=update,
+            grant=self.grant(request),
         )
 
     async def set_device_state(

@@ -104,6 +104,18 @@ class MetadataConfig:
     """Slots rebuilt at the same time."""
     repair_bandwidth_bytes_per_s: int = 0
     """Bytes per second that all rebuilding together may write; 0: no limit."""
+    device_budget_bytes_per_s: int = 0
+    """Bytes per second that repair and moves may use of each device; 0: no limit. Like the next
+    four, until an operator sets something else (`exastore cluster budget`)."""
+    node_budget_bytes_per_s: int = 0
+    """Bytes per second of repair and moves through each node's network, each way; 0: no limit."""
+    rack_budget_bytes_per_s: int = 0
+    """Bytes per second of repair and moves between each rack and the others, each way; 0: none."""
+    foreground_p99_s: float = 0.1
+    """Seconds within which 99 % of clients' chunk requests shall be done while repair runs; 0:
+    repair heeds nobody."""
+    budget_floor_bytes_per_s: int = 4 << 20
+    """Bytes per second that a node may use for repair and moves however slow clients are."""
     repair_retry_s: float = 1.0
     """Seconds before a failed rebuild is tried again; doubles up to 30 s."""
     move_concurrency: int = 4
@@ -173,6 +185,14 @@ class MetadataConfig:
             raise ValueError(
                 "repair_concurrency must be at least 1, repair_bandwidth_bytes_per_s at least 0"
             )
+        budgets = (
+            self.device_budget_bytes_per_s,
+            self.node_budget_bytes_per_s,
+            self.rack_budget_bytes_per_s,
+            self.foreground_p99_s,
+        )
+        if min(budgets) < 0 or self.budget_floor_bytes_per_s < 1:
+            raise ValueError("budgets must be at least 0, budget_floor_bytes_per_s at least 1")
         if not 4096 <= self.packed_chunk_bytes <= 4 << 20:
             raise ValueError("packed_chunk_bytes must be 4 KiB to 4 MiB")
         if self.pack_wait_s < 0 or self.pack_concurrency < 1:

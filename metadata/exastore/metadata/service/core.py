@@ -3,6 +3,7 @@
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.kv.contract import Engine
 from exastore.metadata.service.audit import AuditLog
+from exastore.metadata.service.budgets import Budgets
 from exastore.metadata.service.cluster import ClusterService
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.documents import DocumentService
@@ -21,6 +22,7 @@ class MetadataService:
     Attributes:
         maps: The cluster map.
         lease: The background lease.
+        budgets: What repair and moves may use.
         cluster: Calls about the map, nodes and devices.
         names: Calls about buckets, objects and uploads.
         upkeep: Calls about packing and orphans.
@@ -42,6 +44,8 @@ class MetadataService:
         self.maps = MapStore(engine, config.rule)
         self.lease = Lease(engine, holder, config.lease_s, clock)
         self.cluster = ClusterService(config, engine, self.maps, self.lease, clock, metrics)
+        self.budgets = Budgets(config, engine, self.maps, self.lease, clock, metrics)
+        self.cluster.grant = self.budgets.grant
         self.names = NamespaceService(config, engine, self.maps, clock, self.lease)
         self.upkeep = UpkeepService(self.names.partitions, clock)
         self.documents = DocumentService(self.names.partitions)

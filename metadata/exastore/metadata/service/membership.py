@@ -134,6 +134,17 @@ def serves(message: common_pb2.ClusterMap, device: int) -> bool:
     return device < len(message.devices) and message.devices[device].state in READABLE
 
 
+def rack_of(message: common_pb2.ClusterMap, device: int) -> str:
+    """The rack of the device's node, with where it is, as nodes name their own."""
+    node = message.nodes[message.devices[device].node_index]
+    return rack_name(node)
+
+
+def rack_name(node: common_pb2.Node) -> str:
+    """A rack with where it is: two racks of one name in two zones are two."""
+    return f"{node.region}/{node.zone}/{node.rack}"
+
+
 def is_quiet(message: common_pb2.ClusterMap | None, pg: int) -> bool:
     """Every slot is clean and its device can be reached."""
     if message is None or pg >= len(message.pgs):

@@ -78,6 +78,18 @@ class MetadataMetrics:
             "Time until the repair is done; negative: not known.",
             registry=registry,
         )
+        self._pace = Gauge(
+            "exastore_metadata_background_pace_bytes_per_second",
+            "What repair and moves may use of a node's network now, each way; 0: no limit.",
+            ("node",),
+            registry=registry,
+        )
+        self._foreground = Gauge(
+            "exastore_metadata_foreground_p99_seconds",
+            "What 99 % of clients' chunk requests to a node took at most, as it or gateways see.",
+            ("node",),
+            registry=registry,
+        )
         self._repair_oldest = Gauge(
             "exastore_metadata_repair_age_seconds",
             "Time since the current repair began; 0: none.",
@@ -231,6 +243,11 @@ class MetadataMetrics:
         self._repair_tasks.labels("running").set(running)
         self._repair_eta.set(eta_s)
         self._repair_oldest.set(age_s)
+
+    def paced(self, node: str, rate_bytes_per_s: float, p99_s: float) -> None:
+        """A node was told its pace."""
+        self._pace.labels(node).set(rate_bytes_per_s)
+        self._foreground.labels(node).set(p99_s)
 
     def rebuilt(self, chunk_bytes: int, read_bytes: int) -> None:
         """A rebuild made progress."""

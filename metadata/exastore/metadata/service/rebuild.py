@@ -124,6 +124,7 @@ class Rebuilder:
             sources=sources_of(message, target),
             stripe_ids=stripe_ids,
             bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+            rack=membership.rack_of(message, target.device),
         )
         address = message.nodes[message.devices[target.device].node_index].address
         progress = storage_pb2.RebuildProgress()
@@ -161,7 +162,12 @@ def sources_of(
             continue
         for device in devices:
             address = message.nodes[message.devices[device].node_index].address
-            source = storage_pb2.RebuildSource(index=slot, device_index=device, address=address)
+            source = storage_pb2.RebuildSource(
+                index=slot,
+                device_index=device,
+                address=address,
+                rack=membership.rack_of(message, device),
+            )
             if slot != target.slot:
                 others.append(source)
             elif device != target.device:

@@ -12,6 +12,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.kv.contract import Engine
 from exastore.metadata.kv.open import open_engine
 from exastore.metadata.service.background import Background
+from exastore.metadata.service.budgeting import BudgetServicer
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.errors import AddressInUse
@@ -74,6 +75,7 @@ class MetadataServer:
             await asyncio.to_thread(warm_up, self._config)
             self._server = grpc.aio.server(options=server_options(METADATA_MESSAGE_BYTES))
             add_to_server(service, self._metrics, self._clock, self._server)
+            BudgetServicer(service.budgets).add_to_server(self._server)
             healing = HealingServicer()
             healing.add_to_server(self._server)
             port = self._bind(self._server)
