@@ -291,6 +291,7 @@ class LocalCluster:
         device = self.paths.data(name)
         device.mkdir(exist_ok=True)
         number = int(name.rpartition("-")[2])
+        rack = spec.racks[(number - 1) % len(spec.racks)] if spec.racks else ""
         region = spec.regions[(number - 1) % len(spec.regions)] if spec.regions else ""
         return {
             "address": self._address(name),
@@ -299,6 +300,7 @@ class LocalCluster:
             "metadata": self._metadata_addresses(spec),
             "heartbeat_s": spec.heartbeat_s,
             "capacity_bytes": spec.capacity_bytes,
+            **({"rack": rack} if rack else {}),
             **({"region": region} if region else {}),
         }
 

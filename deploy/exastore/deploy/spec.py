@@ -65,6 +65,8 @@ class ClusterSpec:
     """With "web.example.org", gateways serve bucket.web.example.org as a website; empty: none."""
     lifecycle_day_s: float = 86400.0
     """Seconds of a day of lifecycle rules; fewer make their effects visible in tests."""
+    racks: tuple[str, ...] = ()
+    """Racks that the nodes are put in, in turn; none: one for all."""
     regions: tuple[str, ...] = ()
     """Regions that the nodes are in, in turn, the first node in the first; empty: all in one."""
     removed: tuple[int, ...] = ()
@@ -118,6 +120,7 @@ class ClusterOptions:
     pools: tuple[str, ...] | None = None
     website_domain: str | None = None
     lifecycle_day_s: float | None = None
+    racks: tuple[str, ...] | None = None
     regions: tuple[str, ...] | None = None
 
     def given(self) -> dict[str, object]:
@@ -126,9 +129,14 @@ class ClusterOptions:
 
 
 #: Options that say what the cluster is; they cannot change once it exists.
-IDENTITY = ("nodes", "code", "pg_count", "engine", "pools", "regions")
+IDENTITY = ("nodes", "code", "pg_count", "engine", "pools", "racks", "regions")
 #: Options that may be repeated are called by one of what they name.
-REPEATED = {"partitions": "--partition", "pools": "--pool", "regions": "--region"}
+REPEATED = {
+    "partitions": "--partition",
+    "pools": "--pool",
+    "racks": "--rack",
+    "regions": "--region",
+}
 
 
 def new_spec(options: ClusterOptions) -> ClusterSpec:

@@ -15,6 +15,7 @@ from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.gateway.metrics import GatewayMetrics
+from exastore.gateway.node_latency import NodeLatency
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
@@ -175,6 +176,7 @@ class NodePool:
         self._config = config
         self._clock = clock
         self._metrics = metrics
+        self._latency = NodeLatency(config.metadata, clock)
         self._clients: dict[str, NodeClient] = {}
         #: Until when an address (str) or a device (int) is avoided.
         self._suspect_until_s: dict[str | int, float] = {}
@@ -183,11 +185,13 @@ class NodePool:
     async def write(self, view: ClusterView, chunk: ChunkWrite) -> storage_pb2.WriteChunkResponse:
         """Write to the device's node; failures make the node or device suspect."""
         client = self._client(view, chunk.address.device_index)
+        begun_s = self._clock.monotonic_s()
         try:
             response = await client.write_chunk(chunk)
         except NodeUnavailable as error:
             self._blame("write", error)
             raise
+        self._latency.note(client.address, self._clock.monotonic_s() - begun_s)
         self._judge("write", chunk.address.device_index, response.status)
         return response
 
@@ -200,11 +204,13 @@ class NodePool:
     ) -> ReadFrame:
         """Read from the device's node; failures make the node or device suspect."""
         client = self._client(view, address.device_index)
+        begun_s = self._clock.monotonic_s()
         try:
             response = await client.read_chunk(address, size_bytes, offset)
         except NodeUnavailable as error:
             self._blame("read", error)
             raise
+        self._latency.note(client.address, self._clock.monotonic_s() - begun_s)
         self._judge("read", address.device_index, response.status)
         return response
 
@@ -238,6 +244,7 @@ class NodePool:
     async def close(self) -> None:
         clients, self._clients = list(self._clients.values()), {}
         await asyncio.gather(*self._closing, *(client.close() for client in clients))
+        await self._latency.close()
 
     def _client(self, view: ClusterView, device_index: int) -> NodeClient:
         address = view.device_address[device_index]

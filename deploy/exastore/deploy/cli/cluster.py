@@ -8,6 +8,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from exastore.deploy.cli import operations
+from exastore.deploy.cli.budget import budget
 from exastore.deploy.cli.options import DEFAULT_DIR, DirOption, JsonOption
 from exastore.deploy.cli.output import binary_size, duration, err, out, print_json
 from exastore.deploy.cli.restart import restart
@@ -26,6 +27,7 @@ from exastore.deploy.status import DeviceView, StatusView, fetch_status
 app = typer.Typer(help="A local cluster of real processes.", no_args_is_help=True)
 operations.add_to(app)
 app.command()(restart)
+app.command()(budget)
 
 
 @app.command()
@@ -102,6 +104,13 @@ def up(
             show_default="none",
         ),
     ] = None,
+    rack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Racks that the nodes are put in, in turn; may be repeated.",
+            show_default="one for all",
+        ),
+    ] = None,
     region: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,6 +148,7 @@ def up(
         engine=engine,
         partitions=tuple(partition) if partition else None,
         pools=tuple(pool) if pool else None,
+        racks=tuple(rack) if rack else None,
         regions=tuple(region) if region else None,
         website_domain=website_domain,
         lifecycle_day_s=lifecycle_day_s,
