@@ -299,8 +299,8 @@ def test_unknown_keys_and_strangers_are_refused() -> None:
     ("authorization", "code"),
     [
         ("AWS AKID:signature", "InvalidRequest"),
-        ("Bearer token", "InvalidRequest"),
-        ("", "InvalidRequest"),
+        ("Bearer token", "InvalidArgument"),
+        ("", "InvalidArgument"),
         ("AWS4-HMAC-SHA256 nonsense", "AuthorizationHeaderMalformed"),
         ("AWS4-HMAC-SHA256 Credential=a/b/c,SignedHeaders=h", "AuthorizationHeaderMalformed"),
         (
@@ -319,7 +319,7 @@ def test_unknown_keys_and_strangers_are_refused() -> None:
         ),
         (
             f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/{SCOPE},SignedHeaders=range,Signature=0",
-            "AuthorizationHeaderMalformed",
+            "AccessDenied",
         ),
         (
             f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/{SCOPE},"

@@ -173,16 +173,16 @@ async def test_what_botocore_frames_is_understood(data: bytes, frame_bytes: int)
 @pytest.mark.parametrize(
     ("wire", "code"),
     [
-        (b"zz\r\n", "InvalidChunk"),
-        (b"\r\n", "InvalidChunk"),
-        (b"-1\r\n", "InvalidChunk"),
-        (b"11111111111111111\r\n", "InvalidChunk"),
-        (b"5\r\nhelloXX0\r\n\r\n", "InvalidChunk"),
-        (b"5" * 5000, "InvalidChunk"),
-        (b"5\r\nhello\r\n0\r\nnonsense\r\n\r\n", "InvalidChunk"),
-        (b"5\r\nhello\r\n0\r\n" + b"a:b\r\n" * 10_000, "InvalidChunk"),
-        (b"5\r\nhello\r\n0\r\n\r\nmore\r\n", "InvalidChunk"),
-        (b"5\r\nhello\r\n0\r\n\r\n", "InvalidRequest"),
+        (b"zz\r\n", "IncompleteBody"),
+        (b"\r\n", "IncompleteBody"),
+        (b"-1\r\n", "IncompleteBody"),
+        (b"11111111111111111\r\n", "IncompleteBody"),
+        (b"5\r\nhelloXX0\r\n\r\n", "IncompleteBody"),
+        (b"5" * 5000, "IncompleteBody"),
+        (b"5\r\nhello\r\n0\r\nnonsense\r\n\r\n", "MalformedTrailerError"),
+        (b"5\r\nhello\r\n0\r\n" + b"a:b\r\n" * 10_000, "MalformedTrailerError"),
+        (b"5\r\nhello\r\n0\r\n\r\nmore\r\n", "IncompleteBody"),
+        (b"5\r\nhello\r\n0\r\n\r\n", "MalformedTrailerError"),
         (b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n", "BadDigest"),
         (b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:AAAA\r\n\r\n", "InvalidRequest"),
         (b"6\r\nhello!\r\n0\r\n\r\n", "IncompleteBody"),
@@ -198,13 +198,13 @@ async def test_signed_frames_must_be_signed_in_their_order() -> None:
     data = b"a" * 10 + b"b" * 10
     unsigned = framed([data], signed=False, trailers={})
     headers = headers_of(data, SIGNED)
-    assert await refusal(lambda: body_of([unsigned], SIGNED, headers)) == "InvalidChunk"
+    assert await refusal(lambda: body_of([unsigned], SIGNED, headers)) == "IncompleteBody"
     swapped = framed([data[10:], data[:10]], signed=True, trailers={}).replace(b"b", b"c")
     assert await refusal(lambda: body_of([swapped], SIGNED, headers)) == "SignatureDoesNotMatch"
     no_trailer_signature = framed([data], signed=True, trailers={})
     trailing = headers_of(data, SIGNED_TRAILER)
     assert await refusal(lambda: body_of([no_trailer_signature], SIGNED_TRAILER, trailing)) == (
-        "InvalidChunk"
+        "IncompleteBody"
     )
 
 

@@ -64,6 +64,8 @@ async def get_policy(call: Call) -> Response:
 
 async def put_policy(call: Call) -> Response:
     document = await call.document()
+    if not document:
+        raise RequestError("MissingRequestBodyError", "Request Body is empty")
     if len(document) > MAX_POLICY_BYTES:
         raise RequestError("MalformedPolicy", f"Policies have at most {MAX_POLICY_BYTES} bytes")
     policy = parse_bucket_policy(document, call.bucket)
@@ -177,14 +179,14 @@ async def put_bucket_acl(call: Call) -> Response:
 
 async def get_object_acl(call: Call) -> Response:
     """An object has no list of its own: all of it is the bucket owner's."""
-    await call.store.head_object(call.bucket, call.key)
+    await call.store.head_object(call.bucket, call.key, call.version_id)
     bucket = await call.guard.buckets.get(call.bucket)
     return xml.xml_response(acl_document(bucket.owner, Acl()))
 
 
 async def put_object_acl(call: Call) -> Response:
     """Takes the one list that an object has, and refuses others."""
-    await call.store.head_object(call.bucket, call.key)
+    await call.store.head_object(call.bucket, call.key, call.version_id)
     bucket = await _bucket(call)
     acl = await _wanted_acl(call, bucket)
     if acl.grants:
@@ -196,6 +198,10 @@ async def _wanted_acl(call: Call, bucket: BucketAccess) -> Acl:
     acl = acl_of_headers(call.request.headers)
     document = await call.document()
     if acl is None:
+        if not document:
+            raise RequestError(
+                "MissingSecurityHeader", "Your request was missing a required header"
+            )
         acl = acl_of_document(document, bucket.owner)
     elif document.strip():
         raise RequestError(

@@ -42,11 +42,34 @@ _OVERRIDES = {
 
 #: Headers that ask for something that would silently not be done.
 _NOT_IMPLEMENTED = (
+    "x-amz-object-lock-event-hold",
+    "x-amz-object-lock-event-hold-duration-days",
+    "x-amz-object-lock-event-hold-duration-years",
     "x-amz-server-side-encryption-aws-kms-key-id",
     "x-amz-server-side-encryption-context",
-    "x-amz-website-redirect-location",
     "x-amz-write-offset-bytes",
 )
+
+#: What S3 takes as the class of a new object. Here everything is kept as STANDARD is.
+_STORAGE_CLASSES = frozenset(
+    {
+        "STANDARD",
+        "REDUCED_REDUNDANCY",
+        "STANDARD_IA",
+        "ONEZONE_IA",
+        "INTELLIGENT_TIERING",
+        "GLACIER",
+        "GLACIER_IR",
+        "DEEP_ARCHIVE",
+    }
+)
+
+#: Kept among an object's headers, and shown again.
+REDIRECT_LOCATION = "x-amz-website-redirect-location"
+
+#: Letters, digits, spaces and + - = . _ : / @, in any script.
+_TAG_TEXT = re.compile(r"[\w\s+\-=./:@]*")
+MAX_OBJECT_TAGS = 10
 
 
 def check_key(key: str) -> None:
@@ -64,7 +87,7 @@ def read_attributes(headers: Mapping[str, str]) -> ObjectAttributes:
     """The attributes of an object to be.
 
     Raises:
-        RequestError: MetadataTooLarge, NotImplemented.
+        RequestError: MetadataTooLarge, NotImplemented, InvalidStorageClass, InvalidTag, ...
     """
     for name in _NOT_IMPLEMENTED:
         if name in headers:
@@ -72,7 +95,18 @@ def read_attributes(headers: Mapping[str, str]) -> ObjectAttributes:
                 "NotImplemented",
                 f"A header you provided implies functionality that is not implemented: {name}",
             )
+    if headers.get("x-amz-storage-class", "STANDARD") not in _STORAGE_CLASSES:
+        raise RequestError("InvalidStorageClass", "The storage class you specified is not valid")
     kept = {shown: headers[name] for name, shown in _KEPT_HEADERS.items() if name in headers}
+    location = headers.get(REDIRECT_LOCATION)
+    if location is not None:
+        if not location.startswith(("/", "http://", "https://")):
+            raise RequestError(
+                "InvalidRedirectLocation",
+                "The website redirect location must have a prefix of 'http://' or 'https://' "
+                "or '/'.",
+            )
+        kept[REDIRECT_LOCATION] = location
     encoding = stored_content_encoding(headers)
     if encoding:
         kept["Content-Encoding"] = encoding
@@ -110,7 +144,22 @@ def _read_tags(header: str) -> dict[str, str]:
             "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query "
             "parameters without tag name duplicates.",
         )
+    check_tags(tags, MAX_OBJECT_TAGS)
     return tags
+
+
+def check_tags(tags: Mapping[str, str], max_count: int) -> None:
+    """Raise BadRequest for too many tags, InvalidTag for one that S3 does not take."""
+    if len(tags) > max_count:
+        what = "Object tags" if max_count == MAX_OBJECT_TAGS else "Bucket tag count"
+        raise RequestError("BadRequest", f"{what} cannot be greater than {max_count}")
+    for name, value in tags.items():
+        if not 1 <= len(name) <= 128 or not _TAG_TEXT.fullmatch(name):
+            raise RequestError("InvalidTag", "The TagKey you have provided is invalid")
+        if len(value) > 256 or not _TAG_TEXT.fullmatch(value):
+            raise RequestError("InvalidTag", "The TagValue you have provided is invalid")
+        if name.lower().startswith("aws:"):
+            raise RequestError("InvalidTag", "System tags cannot be added/updated by requester")
 
 
 def _read_lock(headers: Mapping[str, str]) -> ObjectLock:

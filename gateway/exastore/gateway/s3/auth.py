@@ -6,6 +6,7 @@ and never normalised, query pairs are re-encoded one by one and sorted, header v
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -315,6 +316,12 @@ def check_region(authorization: Authorization, region: str) -> None:
 
 def _from_header(header: str, headers: Mapping[str, str]) -> Authorization:
     algorithm, _, rest = header.strip().partition(" ")
+    if algorithm != ALGORITHM and algorithm != "AWS" and not algorithm.startswith("AWS4-"):
+        raise S3Error(
+            "InvalidArgument",
+            "Unsupported Authorization Type",
+            fields={"ArgumentName": "Authorization", "ArgumentValue": algorithm[:64]},
+        )
     if algorithm != ALGORITHM:
         raise RequestError(
             "InvalidRequest",
@@ -342,6 +349,7 @@ def _from_header(header: str, headers: Mapping[str, str]) -> Authorization:
         raise RequestError(
             "InvalidRequest", "Missing required header for this request: x-amz-content-sha256"
         )
+    _check_payload_hash(payload_hash)
     return Authorization(
         access_key, scope, tuple(signed.split(";")), signature, timestamp, payload_hash
     )
@@ -366,13 +374,35 @@ def _from_query(request: Request) -> Authorization:
     expires_s = int(expires[:9])
     if expires_s > MAX_PRESIGNED_S:
         raise _bad_query("X-Amz-Expires must be less than a week (in seconds); 604800 at most.")
-    access_key, scope = parse_credential(credential)
+    if _seconds_of(timestamp) is None:
+        raise _bad_query("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
+    try:
+        access_key, scope = parse_credential(credential)
+    except RequestError as error:
+        raise _bad_query(f"Error parsing the X-Amz-Credential parameter; {error.message}") from None
     payload_hash = query.get("X-Amz-Content-Sha256")
     if payload_hash is None:
         payload_hash = request.headers.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
     return Authorization(
         access_key, scope, tuple(signed.split(";")), signature, timestamp, payload_hash, expires_s
     )
+
+
+#: What x-amz-content-sha256 may say.
+_PAYLOAD = re.compile(
+    r"[0-9a-fA-F]{64}|UNSIGNED-PAYLOAD|STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+    r"|STREAMING-AWS4-HMAC-SHA256-PAYLOAD(-TRAILER)?"
+)
+
+
+def _check_payload_hash(payload_hash: str) -> None:
+    """Raise InvalidArgument for what is neither a SHA-256 in hex nor a word of S3's."""
+    if not _PAYLOAD.fullmatch(payload_hash):
+        raise RequestError(
+            "InvalidArgument",
+            "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, a STREAMING-* value of Signature "
+            "Version 4 or a valid sha256 value.",
+        )
 
 
 def parse_credential(credential: str) -> tuple[str, Scope]:
@@ -441,18 +471,22 @@ def _check_time(authorization: Authorization, now_s: float) -> float:
 def _check_signed_headers(request: Request, authorization: Authorization) -> None:
     signed = authorization.signed_headers
     if "host" not in signed:
-        raise _malformed("The host header must be signed.")
+        raise _not_signed("host")
     presigned = authorization.expires_s is not None
     for name in request.headers:
         if not name.startswith("x-amz-") or name in signed:
             continue
         if presigned and name == "x-amz-content-sha256":
             continue  # Its value is within the signature, as the payload hash.
-        raise S3Error(
-            "AccessDenied",
-            "There were headers present in the request which were not signed",
-            fields={"HeadersNotSigned": name},
-        )
+        raise _not_signed(name)
+
+
+def _not_signed(name: str) -> S3Error:
+    return S3Error(
+        "AccessDenied",
+        "There were headers present in the request which were not signed",
+        fields={"HeadersNotSigned": name},
+    )
 
 
 def _iso(seconds: float) -> str:

@@ -24,6 +24,8 @@ from exastore.gateway.store import BodyDigests
 MAX_PUT_BYTES = 5 << 30
 
 _CHECKSUM_PREFIX = "x-amz-checksum-"
+#: Headers that begin so and have no digest.
+_ABOUT_CHECKSUMS = frozenset(_CHECKSUM_PREFIX + it for it in ("algorithm", "mode", "type"))
 _STREAMING = {
     "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
     "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
@@ -59,11 +61,13 @@ def read_promise(headers: Mapping[str, str], payload_hash: str) -> Promise:
         # Only the signed hash says how to read the frames.
         raise RequestError("InvalidRequest", "aws-chunked needs a STREAMING-* x-amz-content-sha256")
     trailing = _trailing(headers) if payload_hash.endswith("-TRAILER") else ()
+    checksums = _checksums(headers)
+    _check_algorithms(headers, (*checksums, *trailing))
     return Promise(
         length_bytes=_length(headers, framed=framed),
         md5=_content_md5(headers),
         sha256=None if framed or payload_hash == UNSIGNED_PAYLOAD else _sha256(payload_hash),
-        checksums=_checksums(headers),
+        checksums=checksums,
         trailing=trailing,
         framed=framed,
         frames_signed=payload_hash.startswith("STREAMING-AWS4-"),
@@ -124,20 +128,41 @@ def _sha256(payload_hash: str) -> bytes:
 
 def _checksums(headers: Mapping[str, str]) -> dict[str, bytes]:
     digests: dict[str, bytes] = {}
-    for algorithm, digest_bytes in DIGEST_BYTES.items():
-        text = headers.get(_CHECKSUM_PREFIX + algorithm)
-        if text is not None:
-            digest = decode_digest(text, digest_bytes)
-            if digest is None:
-                raise RequestError(
-                    "InvalidRequest", f"Value for x-amz-checksum-{algorithm} header is invalid."
-                )
-            digests[algorithm] = digest
-    if len(digests) > 1:
+    for name, text in headers.items():
+        if not name.startswith(_CHECKSUM_PREFIX) or name in _ABOUT_CHECKSUMS:
+            continue
+        digest_bytes = DIGEST_BYTES.get(name.removeprefix(_CHECKSUM_PREFIX))
+        if digest_bytes is None:
+            raise RequestError(
+                "InvalidRequest",
+                "The algorithm type you specified in x-amz-checksum- header is invalid.",
+            )
+        digest = decode_digest(text, digest_bytes)
+        if digest is None:
+            raise RequestError("InvalidRequest", f"Value for {name} header is invalid.")
+        digests[name.removeprefix(_CHECKSUM_PREFIX)] = digest
+    return digests
+
+
+def _check_algorithms(headers: Mapping[str, str], named: tuple[str, ...]) -> None:
+    """Hold what the headers say of checksums against those that come: one, of the SDK's kind."""
+    if len(named) > 1:
         raise RequestError(
             "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple found."
         )
-    return digests
+    announced = headers.get("x-amz-sdk-checksum-algorithm")
+    if not announced:
+        return
+    if not named:
+        raise RequestError(
+            "InvalidRequest",
+            "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or "
+            "x-amz-trailer headers were found.",
+        )
+    if announced.lower() != named[0]:
+        raise RequestError(
+            "InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid."
+        )
 
 
 def _trailing(headers: Mapping[str, str]) -> tuple[str, ...]:
@@ -250,7 +275,8 @@ class RequestBody:
         """Check every promise; return the checksums to store.
 
         Raises:
-            RequestError: IncompleteBody, BadDigest, XAmzContentSHA256Mismatch, InvalidRequest.
+            RequestError: IncompleteBody, BadDigest, XAmzContentSHA256Mismatch, InvalidRequest,
+            MalformedTrailerError.
         """
         promise = self._promise
         if not self._ended or self._received_bytes != promise.length_bytes:
@@ -278,7 +304,11 @@ class RequestBody:
         for algorithm in self._promise.trailing:
             assert self._decoder is not None
             text = self._decoder.trailers.get(_CHECKSUM_PREFIX + algorithm)
-            digest = None if text is None else decode_digest(text, DIGEST_BYTES[algorithm])
+            if text is None:
+                raise RequestError(
+                    "MalformedTrailerError", f"There is no trailing x-amz-checksum-{algorithm}."
+                )
+            digest = decode_digest(text, DIGEST_BYTES[algorithm])
             if digest is None:
                 raise RequestError(
                     "InvalidRequest",
@@ -328,18 +358,23 @@ async def read_document(
         own_checksum: Whether x-amz-checksum-* is of the document, not of an object.
 
     Raises:
-        RequestError: EntityTooLarge, and what `RequestBody` raises.
+        RequestError: MaxMessageLengthExceeded, and what `RequestBody` raises.
     """
     headers = request.headers
     if not own_checksum:
         headers = {
-            name: value for name, value in headers.items() if not name.startswith(_CHECKSUM_PREFIX)
+            name: value
+            for name, value in headers.items()
+            if not name.startswith((_CHECKSUM_PREFIX, "x-amz-sdk-checksum-"))
         }
     if "content-length" not in headers and "x-amz-decoded-content-length" not in headers:
         headers = {**headers, "content-length": "0"}
     promise = read_promise(headers, identity.payload_hash)
     if promise.length_bytes > max_bytes:
-        raise RequestError("EntityTooLarge", f"The document has more than {max_bytes} bytes.")
+        raise RequestError(
+            "MaxMessageLengthExceeded",
+            f"Your request was too large: the document has more than {max_bytes} bytes.",
+        )
     body = RequestBody(
         request.stream, promise, identity, count=lambda _: None, default_checksum=None
     )

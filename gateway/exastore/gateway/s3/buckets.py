@@ -8,9 +8,15 @@ from exastore.gateway.s3 import xml
 from exastore.gateway.s3.acl import ENFORCED, OWNERSHIPS, Acl, acl_of_headers
 from exastore.gateway.s3.bucket_access import ACL, OWNERSHIP, change_document
 from exastore.gateway.s3.context import Call, Operation
+from exastore.gateway.s3.listing import decode_token, encode_token
 from exastore.gateway.s3.message import Response
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
+MAX_BUCKETS = 10_000
+#: Parameters with which ListBuckets tells regions, too.
+_PAGING = frozenset({"bucket-region", "continuation-token", "max-buckets", "prefix"})
+_RESERVED_PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
+_RESERVED_SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
 _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
 
 
@@ -22,23 +28,60 @@ def check_bucket_name(name: str) -> None:
         or ".." in name
         or ".-" in name
         or "-." in name
+        or name.startswith(_RESERVED_PREFIXES)
+        or name.endswith(_RESERVED_SUFFIXES)
     ):
         raise RequestError("InvalidBucketName", "The specified bucket is not valid.")
 
 
+def with_bad_name(error: RequestError, name: str) -> RequestError:
+    """The error to show: a bucket that is not there because none can have its name is told so."""
+    if error.code == "NoSuchBucket":
+        try:
+            check_bucket_name(name)
+        except RequestError as bad:
+            return bad
+    return error
+
+
 async def list_buckets(call: Call) -> Response:
-    prefix = call.parameter("prefix")
+    prefix, region = call.parameter("prefix"), call.parameter("bucket-region")
+    room, after = _max_buckets(call), call.request.query.get("continuation-token")
+    after_name = "" if after is None else decode_token(after)
+    found = [
+        info
+        for info in await call.store.list_buckets()
+        # A tenant learns of its own buckets alone; the administrator, of all.
+        if (call.is_administrator or info.owner == call.owner)
+        and info.name.startswith(prefix)
+        and info.name > after_name
+        and region in ("", info.region or call.region)
+    ]
+    found.sort(key=lambda info: info.name)
     root = xml.document("ListAllMyBucketsResult")
     xml.add_owner(root, call.owner)
     buckets = SubElement(root, "Buckets")
-    for info in await call.store.list_buckets():
-        # A tenant learns of its own buckets alone; the administrator, of all.
-        is_shown = call.is_administrator or info.owner == call.owner
-        if is_shown and info.name.startswith(prefix):
-            bucket = SubElement(buckets, "Bucket")
-            xml.add(bucket, "Name", info.name)
-            xml.add(bucket, "CreationDate", xml.iso_time(info.created_s))
+    for info in found[:room]:
+        bucket = SubElement(buckets, "Bucket")
+        xml.add(bucket, "Name", info.name)
+        xml.add(bucket, "CreationDate", xml.iso_time(info.created_s))
+        if not _PAGING.isdisjoint(call.request.query):
+            xml.add(bucket, "BucketRegion", info.region or call.region)
+    if len(found) > room:
+        xml.add(root, "ContinuationToken", encode_token(found[room - 1].name))
+    if prefix:
+        xml.add(root, "Prefix", prefix)
     return xml.xml_response(root)
+
+
+def _max_buckets(call: Call) -> int:
+    text = call.parameter("max-buckets", str(MAX_BUCKETS))
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_BUCKETS:
+        raise RequestError(
+            "InvalidArgument",
+            f"Argument max-buckets must be an integer between 1 and {MAX_BUCKETS}",
+        )
+    return int(text)
 
 
 async def create_bucket(call: Call) -> Response:
@@ -46,11 +89,14 @@ async def create_bucket(call: Call) -> Response:
     # A location may name a pool of the cluster; where there are none, any is accepted.
     location = xml.parse_location(await call.document())
     acl, ownership = _lists_of_new_bucket(call)
+    lock = (call.header("x-amz-bucket-object-lock-enabled") or "false").lower()
+    if lock not in ("true", "false"):
+        raise RequestError("InvalidArgument", "x-amz-bucket-object-lock-enabled is true or false")
     await call.store.create_bucket(
         call.bucket,
         owner=call.owner,
         location=location,
-        object_lock=(call.header("x-amz-bucket-object-lock-enabled") or "").lower() == "true",
+        object_lock=lock == "true",
     )
     if ownership is not None:
         await change_document(call.store, call.bucket, OWNERSHIP, ownership.encode())

@@ -9,7 +9,18 @@ from typing import Protocol, cast
 from awscrt import checksums as crt
 
 #: Bytes of each algorithm's digest; the names are S3's, in lower case.
-DIGEST_BYTES = {"crc32": 4, "crc32c": 4, "crc64nvme": 8, "sha1": 20, "sha256": 32}
+DIGEST_BYTES = {
+    "crc32": 4,
+    "crc32c": 4,
+    "crc64nvme": 8,
+    "sha1": 20,
+    "sha256": 32,
+    "sha512": 64,
+    "md5": 16,
+    "xxhash64": 8,
+    "xxhash3": 8,
+    "xxhash128": 16,
+}
 
 #: Computed and stored when the client names no algorithm, as AWS does.
 DEFAULT_ALGORITHM = "crc64nvme"
@@ -38,6 +49,22 @@ class _Crc:
         return self._value.to_bytes(self._digest_bytes, "big")
 
 
+class _XxHash:
+    """One of the XXHash family, which can be finished only once."""
+
+    def __init__(self, running: crt.XXHash) -> None:
+        self._running = running
+        self._digest: bytes | None = None
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._running.update(data)
+
+    def digest(self) -> bytes:
+        if self._digest is None:
+            self._digest = self._running.finalize()
+        return self._digest
+
+
 def new_checksum(algorithm: str) -> Checksum:
     """A fresh checksum of one of the algorithms in `DIGEST_BYTES`."""
     match algorithm:
@@ -51,6 +78,16 @@ def new_checksum(algorithm: str) -> Checksum:
             return hashlib.sha1(usedforsecurity=False)
         case "sha256":
             return hashlib.sha256()
+        case "sha512":
+            return hashlib.sha512()
+        case "md5":
+            return hashlib.md5(usedforsecurity=False)
+        case "xxhash64":
+            return _XxHash(crt.XXHash.new_xxhash64())
+        case "xxhash3":
+            return _XxHash(crt.XXHash.new_xxhash3_64())
+        case "xxhash128":
+            return _XxHash(crt.XXHash.new_xxhash3_128())
         case _:
             raise KeyError(algorithm)
 
@@ -63,10 +100,15 @@ _COMBINE: dict[str, Callable[[int, int, int], int]] = {
 }
 
 
+def is_combinable(algorithm: str) -> bool:
+    """Whether the digest of a whole object comes out of those of its parts."""
+    return algorithm in _COMBINE
+
+
 def full_digest(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> bytes | None:
     """The digest of a whole object from the (digest, bytes) of its parts, without its data.
 
-    None for an algorithm whose digests cannot be combined: the SHAs.
+    None for an algorithm whose digests cannot be combined: the hashes.
     """
     combine = _COMBINE.get(algorithm)
     if combine is None:

@@ -45,6 +45,8 @@ async def check_whole_object(call: Call, parts: Sequence[CompletedPart]) -> dict
             return {}  # A retry of a completion that succeeded, perhaps: the store knows.
         raise
     kind = headers.get("x-amz-checksum-type", "").upper() or upload.checksum.type
+    if kind not in ("", "COMPOSITE", "FULL_OBJECT"):
+        raise RequestError("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
     if upload.checksum.type and kind != upload.checksum.type:
         raise RequestError(
             "InvalidRequest",

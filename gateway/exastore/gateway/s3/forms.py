@@ -50,7 +50,7 @@ class FormReader:
         """The fields before the file, by lower-case name; the first of equal names wins.
 
         Raises:
-            RequestError: MalformedPOSTRequest, MaxPostPreDataLengthExceeded, InvalidArgument
+            RequestError: MalformedPOSTRequest, MaxPostPreDataLengthExceededError, InvalidArgument
                 (there is no file), IncompleteBody.
         """
         found: dict[str, str] = {}
@@ -104,7 +104,7 @@ class FormReader:
             await self._more()
         if at < 0 or at > limit_bytes:
             raise RequestError(
-                "MaxPostPreDataLengthExceeded",
+                "MaxPostPreDataLengthExceededError",
                 "Your POST request fields preceding the upload file were too large.",
             )
         found = bytes(self._buffer[:at])

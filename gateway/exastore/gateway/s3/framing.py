@@ -92,7 +92,8 @@ class FrameDecoder:
         """Take a piece of the framed body; yield the data in it.
 
         Raises:
-            RequestError: InvalidChunk for bad framing, SignatureDoesNotMatch.
+            RequestError: IncompleteBody for bad framing, MalformedTrailerError,
+                SignatureDoesNotMatch.
         """
         position = 0
         if self._buffer:
@@ -167,7 +168,7 @@ class FrameDecoder:
     def _take_trailer(self, line: str) -> None:
         self._trailer_bytes += len(line)
         if self._trailer_bytes > MAX_TRAILER_BYTES:
-            raise _bad_framing("the trailers are too long")
+            raise _bad_trailer("they are too long")
         if not line:
             waits = self._signer is not None and self._has_trailer
             if not waits or self._trailer_signature is not None:
@@ -176,7 +177,7 @@ class FrameDecoder:
         name, colon, value = line.partition(":")
         name = name.strip().lower()
         if not colon or not self._has_trailer:
-            raise _bad_framing("there is an unexpected trailer")
+            raise _bad_trailer("one of them was not announced, or has no value")
         if name == _SIGNATURE:
             self._trailer_signature = value.strip()
         else:
@@ -192,4 +193,8 @@ class FrameDecoder:
 
 
 def _bad_framing(what: str) -> RequestError:
-    return RequestError("InvalidChunk", f"The aws-chunked encoding of the body is wrong: {what}.")
+    return RequestError("IncompleteBody", f"The aws-chunked encoding of the body is wrong: {what}.")
+
+
+def _bad_trailer(what: str) -> RequestError:
+    return RequestError("MalformedTrailerError", f"The trailers of the body are wrong: {what}.")

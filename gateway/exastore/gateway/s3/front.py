@@ -19,7 +19,7 @@ from exastore.gateway.s3.auth import (
     verify,
 )
 from exastore.gateway.s3.bucket_access import load_bucket, load_tags
-from exastore.gateway.s3.buckets import BUCKET_OPERATIONS
+from exastore.gateway.s3.buckets import BUCKET_OPERATIONS, with_bad_name
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.cors import headers_for, preflight
 from exastore.gateway.s3.errors import S3Error, as_request_error, status_of
@@ -154,7 +154,8 @@ class S3Front:
             except GatewayError as error:
                 if not isinstance(error, RequestError):
                     _logger.warning("request %s: %s: %s", request_id, operation, error)
-                response = error_response(request, as_request_error(error), request_id)
+                shown = with_bad_name(as_request_error(error), request.bucket)
+                response = error_response(request, shown, request_id)
             except Exception:
                 _logger.exception("request %s: %s failed", request_id, operation)
                 response = error_response(

@@ -10,34 +10,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.access import BucketAccess, Facts, may
 from exastore.gateway.s3.acl import ACL_HEADERS, acl_of_headers, check_acl
-from exastore.gateway.s3.attributes import parse_copy_source
+from exastore.gateway.s3.actions import EXTRA_ACTIONS, VERSIONED
+from exastore.gateway.s3.attributes import MAX_KEY_BYTES, check_key, parse_copy_source
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.facts import facts_of
 from exastore.gateway.s3.identity import Kind, Principal
 from exastore.gateway.s3.message import Request
 from exastore.gateway.s3.routing import Route
 
-#: Actions that have a name of their own when a version is named.
-_VERSIONED = {
-    "s3:GetObject": "s3:GetObjectVersion",
-    "s3:GetObjectAcl": "s3:GetObjectVersionAcl",
-    "s3:GetObjectAttributes": "s3:GetObjectVersionAttributes",
-    "s3:GetObjectTagging": "s3:GetObjectVersionTagging",
-    "s3:PutObjectAcl": "s3:PutObjectVersionAcl",
-    "s3:PutObjectTagging": "s3:PutObjectVersionTagging",
-    "s3:DeleteObject": "s3:DeleteObjectVersion",
-    "s3:DeleteObjectTagging": "s3:DeleteObjectVersionTagging",
-}
-#: Headers of a write that ask for one more action.
-_EXTRA_ACTIONS = {
-    "x-amz-tagging": "s3:PutObjectTagging",
-    "x-amz-object-lock-mode": "s3:PutObjectRetention",
-    "x-amz-object-lock-legal-hold": "s3:PutObjectLegalHold",
-    "x-amz-acl": "s3:PutObjectAcl",
-    "x-amz-bypass-governance-retention": "s3:BypassGovernanceRetention",
-}
 #: Writes that may ask for a list of the object.
 _WRITES_WITH_LISTS = frozenset({"PutObject", "CopyObject", "CreateMultipartUpload"})
+#: A key with fewer characters has room for the longest of UTF-8.
+_LONG_KEY_CHARACTERS = MAX_KEY_BYTES // 4
 _COPIES = frozenset({"CopyObject", "UploadPartCopy"})
 
 LoadBucket = Callable[[str], Awaitable[BucketAccess]]
@@ -198,8 +182,15 @@ class Guard:
             RequestError: AccessDenied, NoSuchBucket, AccessControlListNotSupported.
         """
         name, operation = request.bucket, route.operation
+        if len(request.key) > _LONG_KEY_CHARACTERS:
+            check_key(request.key)
         if operation in _WRITES_WITH_LISTS and not ACL_HEADERS.isdisjoint(request.headers):
             await self._check_list(request)
+        if "x-amz-expected-bucket-owner" in request.headers and operation != "CreateBucket":
+            await self._check_owner(name, request.headers["x-amz-expected-bucket-owner"])
+        if "x-amz-source-expected-bucket-owner" in request.headers and operation in _COPIES:
+            source = parse_copy_source(request.headers["x-amz-copy-source"]).bucket
+            await self._check_owner(source, request.headers["x-amz-source-expected-bucket-owner"])
         if principal.kind is Kind.ROOT:
             return Access(request, principal, identity, None, now_s)
         if not name or operation == "CreateBucket":
@@ -214,7 +205,7 @@ class Guard:
             return access  # Decided key by key, by `Access.require_delete`.
         action = route.action
         if "versionId" in request.query:
-            action = _VERSIONED.get(action, action)
+            action = VERSIONED.get(action, action)
         access.require(action, request.key)
         if request.key:
             self._require_more(access, request)
@@ -226,6 +217,11 @@ class Guard:
         if access.asks_for_tags:
             access.know_tags(await self._load_tags(bucket, key, version))
 
+    async def _check_owner(self, bucket: str, expected: str) -> None:
+        """Refuse a request that takes a bucket for another tenant's than it is."""
+        if (await self.buckets.get(bucket)).owner != expected:
+            raise denied()
+
     async def _check_list(self, request: Request) -> None:
         """Refuse a list for an object that is not its owner's alone: objects have no others."""
         acl = acl_of_headers(request.headers)
@@ -236,7 +232,7 @@ class Guard:
             )
 
     def _require_more(self, access: Access, request: Request) -> None:
-        for header, action in _EXTRA_ACTIONS.items():
+        for header, action in EXTRA_ACTIONS.items():
             if header in request.headers:
                 access.require(action, request.key)
 

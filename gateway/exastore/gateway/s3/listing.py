@@ -20,14 +20,16 @@ def bounded(call: Call, name: str, maximum: int) -> int:
     """A count from the query, at most `maximum`, which is also the default.
 
     Raises:
-        RequestError: InvalidArgument when it is not a number from 0.
+        RequestError: InvalidArgument when it is not a number from 0, of 31 bits.
     """
     text = call.parameter(name)
     if not text:
         return maximum
-    if not (text.isascii() and text.isdigit()):
-        raise RequestError("InvalidArgument", f"Provided {name} not an integer or within range")
-    return min(int(text[:10]), maximum)
+    if not (text.isascii() and text.isdigit()) or int(text[:11]) >= 1 << 31:
+        raise RequestError(
+            "InvalidArgument", f"Provided {name} not an integer or within integer range"
+        )
+    return min(int(text), maximum)
 
 
 def encoder_of(call: Call) -> Encoder:

@@ -1,6 +1,6 @@
 """Object lock: the bucket's configuration, retention and legal hold of versions."""
 
-from xml.etree.ElementTree import SubElement
+from xml.etree.ElementTree import Element, SubElement
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
@@ -42,6 +42,7 @@ async def put_object_lock_configuration(call: Call) -> Response:
     if xml.text_of(root, "ObjectLockEnabled") != "Enabled":
         raise xml.malformed()
     lock = BucketLock()
+    _refuse_holds(root)
     rule = root.find("Rule")
     if rule is not None:
         retention = rule.find("DefaultRetention")
@@ -56,6 +57,12 @@ async def put_object_lock_configuration(call: Call) -> Response:
         )
     await call.store.configure_bucket(call.bucket, BucketChange(lock=lock))
     return Response(200)
+
+
+def _refuse_holds(root: Element) -> None:
+    """Raise NotImplemented for what S3 has beside retention and legal hold: holds of events."""
+    if any("EventHold" in element.tag for element in root.iter()):
+        raise RequestError("NotImplemented", "Event holds are not implemented.")
 
 
 def _period(text: str | None, unit: str, maximum: int) -> int:
@@ -97,6 +104,7 @@ async def get_object_retention(call: Call) -> Response:
 
 async def put_object_retention(call: Call) -> Response:
     root = xml.parse_document(await call.document(), "Retention")
+    _refuse_holds(root)
     mode, until = xml.text_of(root, "Mode"), xml.text_of(root, "RetainUntilDate")
     if (mode is None) != (until is None):
         raise xml.malformed()

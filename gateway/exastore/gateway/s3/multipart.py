@@ -9,14 +9,13 @@ from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.attributes import (
     add_checksums,
-    check_key,
     checksum_headers,
     parse_copy_source,
     read_attributes,
     version_headers,
 )
 from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
-from exastore.gateway.s3.checksums import DEFAULT_ALGORITHM, DIGEST_BYTES
+from exastore.gateway.s3.checksums import DEFAULT_ALGORITHM, DIGEST_BYTES, is_combinable
 from exastore.gateway.s3.completion import check_whole_object
 from exastore.gateway.s3.conditions import check_read, read_precondition
 from exastore.gateway.s3.context import Call, Operation
@@ -48,7 +47,6 @@ _COPY_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 
 
 async def create_upload(call: Call) -> Response:
-    check_key(call.key)
     headers = call.request.headers
     checksum = _read_checksum(headers)
     sealing = await sealing_of(call)
@@ -83,14 +81,14 @@ def _read_checksum(headers: Mapping[str, str]) -> UploadChecksum:
         raise RequestError(
             "InvalidRequest",
             "Checksum algorithm provided is unsupported. Please try again with "
-            "any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]",
+            f"any of the valid types: [{', '.join(DIGEST_BYTES).upper()}]",
         )
-    # CRC64NVME is of the whole object alone, the SHAs of the parts alone.
+    # CRC64NVME is of the whole object alone, the hashes are of the parts alone.
     kind = kind or ("FULL_OBJECT" if algorithm == DEFAULT_ALGORITHM else "COMPOSITE")
     if kind not in ("FULL_OBJECT", "COMPOSITE"):
         raise RequestError("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
-    impossible = "COMPOSITE" if algorithm == DEFAULT_ALGORITHM else "FULL_OBJECT"
-    if kind == impossible and (algorithm == DEFAULT_ALGORITHM or algorithm.startswith("sha")):
+    is_whole = kind == "FULL_OBJECT"
+    if (algorithm == DEFAULT_ALGORITHM) > is_whole or is_whole > is_combinable(algorithm):
         raise RequestError(
             "InvalidRequest",
             f"The {kind} checksum type cannot be used with the {algorithm} checksum algorithm.",

@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element, SubElement
 from exastore.gateway.errors import MarkerFound, RequestError
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.attributes import (
+    REDIRECT_LOCATION,
     CopySource,
     add_checksums,
     check_key,
@@ -18,9 +19,11 @@ from exastore.gateway.s3.attributes import (
     version_headers,
 )
 from exastore.gateway.s3.body import StoredBody
+from exastore.gateway.s3.checksums import DEFAULT_ALGORITHM, DIGEST_BYTES
 from exastore.gateway.s3.conditions import check_read, parse_range, read_precondition
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.errors import S3Error
+from exastore.gateway.s3.identity import Kind
 from exastore.gateway.s3.listing import MAX_KEYS
 from exastore.gateway.s3.lock import bypasses_governance
 from exastore.gateway.s3.message import Response
@@ -44,7 +47,6 @@ _ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 
 
 async def put_object(call: Call) -> Response:
-    check_key(call.key)
     headers = call.request.headers
     sealing = await sealing_of(call)
     info = await call.store.put_object(
@@ -130,7 +132,13 @@ def _describe(call: Call, info: ObjectInfo) -> tuple[Response, ByteRange | None]
             headers = {name: headers[name] for name in kept if name in headers}
             raise S3Error(error.code, error.message, headers=headers) from None
         raise
-    headers = object_headers(info) | overridden_headers(request.query)
+    overridden = overridden_headers(request.query)
+    if overridden and call.access.principal.kind is Kind.ANONYMOUS:
+        raise RequestError(
+            "InvalidRequest",
+            "Request specific response headers cannot be used for anonymous GET requests.",
+        )
+    headers = object_headers(info) | overridden
     headers |= encryption_headers(info.attributes.encryption)
     part = request.query.get("partNumber")
     byte_range: ByteRange | None
@@ -175,7 +183,10 @@ def _range_of_part(text: str, info: ObjectInfo) -> ByteRange:
 
 
 async def delete_object(call: Call) -> Response:
-    check_key(call.key)
+    if any(name in call.request.headers for name in _DIRECTORY_CONDITIONS):
+        raise RequestError(
+            "NotImplemented", "Deletes on condition of size or time are for directory buckets."
+        )
     if_match = (call.header("if-match") or "").strip().strip('"')
     deletion = Deletion(call.key, call.version_id, if_match)
     (deleted,) = await call.store.delete_objects(
@@ -190,6 +201,9 @@ async def delete_object(call: Call) -> Response:
         headers["x-amz-delete-marker"] = "true"
     return Response(204, headers)
 
+
+#: Conditions of a delete that S3 has for directory buckets alone.
+_DIRECTORY_CONDITIONS = ("x-amz-if-match-last-modified-time", "x-amz-if-match-size")
 
 #: Why something was not deleted, in S3's words.
 _REFUSALS = {
@@ -265,6 +279,7 @@ def _demand_integrity(call: Call) -> None:
             name.startswith("x-amz-checksum-") and name != "x-amz-checksum-mode" for name in headers
         )
         or len(call.identity.payload_hash) == 64
+        or call.identity.payload_hash.startswith("STREAMING-AWS4-")
     )
     if not checked:
         raise RequestError(
@@ -273,7 +288,6 @@ def _demand_integrity(call: Call) -> None:
 
 
 async def copy_object(call: Call) -> Response:
-    check_key(call.key)
     headers = call.request.headers
     source = parse_copy_source(headers["x-amz-copy-source"])
     target = call.bucket, call.key
@@ -281,7 +295,12 @@ async def copy_object(call: Call) -> Response:
     reader = await open_copy_source(call, source)
     attributes = _copied_attributes(headers, reader.info.attributes)
     is_sealed = sealing.encryption is not None or reader.info.attributes.encryption is not None
-    is_changed = is_sealed or source.version_id or _directive(headers, "metadata") == "REPLACE"
+    is_changed = (
+        source.version_id
+        or _directive(headers, "metadata") == "REPLACE"
+        or headers.get("x-amz-storage-class", "STANDARD") != "STANDARD"
+        or any(name.startswith(_CHANGES_OF_COPY) for name in headers)
+    )
     if source.place == target and not is_changed:
         raise RequestError(
             "InvalidRequest",
@@ -290,10 +309,14 @@ async def copy_object(call: Call) -> Response:
             "or encryption attributes.",
         )
     check_read(headers, reader.info, prefix="x-amz-copy-source-if-")
-    if is_sealed:
+    algorithm = _wanted_algorithm(headers)
+    known = {} if reader.info.parts else reader.info.checksums
+    if is_sealed or algorithm not in {"", *known}:
         # What is sealed for one key cannot be shared with another.
-        checksums = {} if reader.info.parts else reader.info.checksums
-        body = StoredBody(opened(call, reader, COPY_SOURCE).read(), checksums)
+        checksums = known if algorithm in {"", *known} else {}
+        body = StoredBody(
+            opened(call, reader, COPY_SOURCE).read(), checksums, algorithm or DEFAULT_ALGORITHM
+        )
         info = await call.store.put_object(
             *target, sealing.body(body), sealing.attributes(attributes), read_precondition(headers)
         )
@@ -315,6 +338,22 @@ async def copy_object(call: Call) -> Response:
     response = xml.xml_response(root)
     response.headers |= shown
     return response
+
+
+def _wanted_algorithm(headers: Mapping[str, str]) -> str:
+    """The checksum that a copy is asked to have; "": that of its source."""
+    algorithm = headers.get("x-amz-checksum-algorithm", "").lower()
+    if algorithm and algorithm not in DIGEST_BYTES:
+        raise RequestError(
+            "InvalidRequest",
+            "Checksum algorithm provided is unsupported. Please try again with "
+            f"any of the valid types: [{', '.join(DIGEST_BYTES).upper()}]",
+        )
+    return algorithm
+
+
+#: Headers with which an object may be copied onto itself.
+_CHANGES_OF_COPY = ("x-amz-server-side-encryption", REDIRECT_LOCATION)
 
 
 async def open_copy_source(call: Call, source: CopySource) -> ObjectReader:
@@ -339,11 +378,14 @@ def _directive(headers: Mapping[str, str], what: str) -> str:
 
 
 def _copied_attributes(headers: Mapping[str, str], source: ObjectAttributes) -> ObjectAttributes:
-    """The attributes of a copy; locks are never copied."""
+    """The attributes of a copy; locks and redirects are never copied."""
     given = read_attributes(headers)
     base = given if _directive(headers, "metadata") == "REPLACE" else source
     tags = given.tags if _directive(headers, "tagging") == "REPLACE" else source.tags
-    return replace(base, tags=tags, lock=given.lock, encryption=None)
+    kept = {name: text for name, text in base.headers.items() if name != REDIRECT_LOCATION}
+    if REDIRECT_LOCATION in given.headers:
+        kept[REDIRECT_LOCATION] = given.headers[REDIRECT_LOCATION]
+    return replace(base, headers=kept, tags=tags, lock=given.lock, encryption=None)
 
 
 async def get_object_attributes(call: Call) -> Response:
@@ -352,6 +394,8 @@ async def get_object_attributes(call: Call) -> Response:
     } - {""}
     if not wanted or not wanted <= _ATTRIBUTES:
         raise RequestError("InvalidArgument", "Invalid attribute name specified.")
+    room = _count_header(call, "x-amz-max-parts", MAX_KEYS) or MAX_KEYS
+    marker = _count_header(call, "x-amz-part-number-marker", 0)
     info = await call.store.head_object(
         call.bucket, call.key, call.version_id, part_checksums="ObjectParts" in wanted
     )
@@ -363,7 +407,7 @@ async def get_object_attributes(call: Call) -> Response:
     if "Checksum" in wanted and info.checksums:
         add_checksums(SubElement(root, "Checksum"), info.checksums)
     if "ObjectParts" in wanted and info.parts:
-        _add_parts(call, SubElement(root, "ObjectParts"), info)
+        _add_parts(SubElement(root, "ObjectParts"), info, room, marker)
     if "StorageClass" in wanted:
         xml.add(root, "StorageClass", "STANDARD")
     if "ObjectSize" in wanted:
@@ -375,10 +419,8 @@ async def get_object_attributes(call: Call) -> Response:
     return response
 
 
-def _add_parts(call: Call, parent: Element, info: ObjectInfo) -> None:
+def _add_parts(parent: Element, info: ObjectInfo, room: int, marker: int) -> None:
     """A page of the parts of an object, counted from 1."""
-    room = _count_header(call, "x-amz-max-parts", MAX_KEYS) or MAX_KEYS
-    marker = _count_header(call, "x-amz-part-number-marker", 0)
     page = list(enumerate(info.parts, start=1))[marker : marker + room]
     xml.add(parent, "PartsCount", len(info.parts))
     xml.add(parent, "PartNumberMarker", marker)

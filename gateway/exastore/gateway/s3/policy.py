@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, cast
 
 from exastore.gateway.errors import RequestError
+from exastore.gateway.s3.actions import is_action
 from exastore.gateway.s3.policy_conditions import (
     CONDITION_OPERATORS,
     EXISTING_TAG,
@@ -245,7 +246,8 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
 
 
 def _action(text: str) -> str:
-    if text != "*" and not re.fullmatch(r"s3:[A-Za-z*?]+", text):
+    is_pattern = text == "*" or re.fullmatch(r"s3:[A-Za-z*?]+", text)
+    if not is_pattern or not is_action(text.lower()):
         raise _malformed("Policy has invalid action")
     return text.lower()
 

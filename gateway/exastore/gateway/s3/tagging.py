@@ -6,13 +6,12 @@ from xml.etree.ElementTree import SubElement
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
-from exastore.gateway.s3.attributes import version_headers
+from exastore.gateway.s3.attributes import MAX_OBJECT_TAGS, check_tags, version_headers
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
 
 #: The document of a bucket that holds its tags, as JSON.
 TAGGING = "tagging"
-_MAX_OBJECT_TAGS = 10
 _MAX_BUCKET_TAGS = 50
 
 
@@ -23,20 +22,13 @@ def parse_tagging(body: bytes, max_count: int) -> dict[str, str]:
         RequestError: MalformedXML, InvalidTag, BadRequest for too many.
     """
     root = xml.parse_document(body, "Tagging")
-    tag_set = root.find("TagSet")
-    if tag_set is None or len(root) != 1:
-        raise xml.malformed()
     tags: dict[str, str] = {}
-    for element in tag_set:
-        name, value = xml.text_of(element, "Key"), xml.text_of(element, "Value")
-        if element.tag != "Tag" or name is None or value is None:
-            raise xml.malformed()
+    for element in root[0]:
+        name, value = element.findtext("Key", ""), element.findtext("Value", "")
         if name in tags:
             raise RequestError("InvalidTag", "Cannot provide multiple Tags with the same key")
         tags[name] = value
-    if len(tags) > max_count:
-        what = "Object tags" if max_count == _MAX_OBJECT_TAGS else "Bucket tag count"
-        raise RequestError("BadRequest", f"{what} cannot be greater than {max_count}")
+    check_tags(tags, max_count)
     return tags
 
 
@@ -58,7 +50,7 @@ async def get_object_tagging(call: Call) -> Response:
 
 
 async def put_object_tagging(call: Call) -> Response:
-    tags = parse_tagging(await call.document(), _MAX_OBJECT_TAGS)
+    tags = parse_tagging(await call.document(), MAX_OBJECT_TAGS)
     info = await call.store.put_tags(call.bucket, call.key, call.version_id, tags)
     return Response(200, version_headers(info))
 
@@ -78,9 +70,6 @@ async def get_bucket_tagging(call: Call) -> Response:
 
 async def put_bucket_tagging(call: Call) -> Response:
     tags = parse_tagging(await call.document(), _MAX_BUCKET_TAGS)
-    for name, value in tags.items():
-        if not 1 <= len(name) <= 128 or len(value) > 256 or name.lower().startswith("aws:"):
-            raise RequestError("InvalidTag", "The TagKey or TagValue you have provided is invalid")
     content = json.dumps(tags).encode()
     await call.store.put_bucket_document(call.bucket, TAGGING, content)
     return Response(204)

@@ -29,7 +29,9 @@ async def put_bucket_versioning(call: Call) -> Response:
     status, mfa = xml.text_of(root, "Status"), xml.text_of(root, "MfaDelete")
     if mfa == "Enabled":
         raise RequestError("NotImplemented", "MFA delete is not implemented.")
-    if status not in ("Enabled", "Suspended"):
+    if status not in ("Enabled", "Suspended", None):
+        raise xml.malformed()
+    if status is None:
         raise RequestError(
             "IllegalVersioningConfigurationException",
             "The Versioning element must be specified",

@@ -3,8 +3,10 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from html import escape
+from typing import Protocol, runtime_checkable
 
 from exastore.gateway.errors import RequestError
+from exastore.gateway.s3.attributes import REDIRECT_LOCATION
 from exastore.gateway.s3.errors import status_of
 from exastore.gateway.s3.guard import BucketCache
 from exastore.gateway.s3.message import Request, Response
@@ -38,7 +40,7 @@ async def serve_website(request: Request, buckets: BucketCache, read: Read) -> R
     if redirect is not None:
         return _redirected(request, *redirect)
     try:
-        return await read(replace(request, key=site.key_of(key)))
+        found = await read(replace(request, key=site.key_of(key)))
     except RequestError as error:
         status = status_of(error.code)
         if status not in (403, 404):
@@ -49,6 +51,19 @@ async def serve_website(request: Request, buckets: BucketCache, read: Read) -> R
         if redirect is not None:
             return _redirected(request, *redirect)
         return await _error_page(request, site, status, error, read)
+    location = found.headers.get(REDIRECT_LOCATION)
+    if location is None:
+        return found
+    if not isinstance(found.content, bytes) and isinstance(found.content, Closable):
+        await found.content.aclose()
+    return Response(301, {"Location": location})
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """Content that is read no further."""
+
+    async def aclose(self) -> None: ...
 
 
 async def _exists(request: Request, key: str, read: Read) -> bool:

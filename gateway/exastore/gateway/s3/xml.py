@@ -11,6 +11,7 @@ from defusedxml.ElementTree import fromstring
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.schemas import fits
 from exastore.gateway.store import Deletion
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -83,15 +84,18 @@ def parse_document(body: bytes, name: str, *, code: str = "MalformedXML") -> Ele
     """The root of a client's document, without namespaces.
 
     Raises:
-        RequestError: `code` when it is not XML, not safe, or has another root than `name`.
+        RequestError: `code` when it is not XML, not safe, has another root than `name`, or other
+            elements than S3 has there; MissingRequestBodyError when there is none.
     """
+    if not body:
+        raise RequestError("MissingRequestBodyError", "Request Body is empty")
     try:
         root: Element = fromstring(body, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError):
         raise malformed(code) from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-    if root.tag != name:
+    if root.tag != name or not fits(root):
         raise malformed(code)
     return root
 
@@ -118,6 +122,11 @@ def parse_delete(body: bytes) -> DeleteBatch:
         key = text_of(element, "Key")
         if not key:
             raise malformed()
+        if element.find("LastModifiedTime") is not None or element.find("Size") is not None:
+            raise RequestError(
+                "NotImplemented",
+                "Deletes on condition of size or time are for directory buckets.",
+            )
         etag = (text_of(element, "ETag") or "").strip().strip('"')
         deletions.append(Deletion(key, text_of(element, "VersionId") or "", etag))
     if not 1 <= len(deletions) <= MAX_BATCH_KEYS:
@@ -134,9 +143,12 @@ def parse_complete(body: bytes) -> Sequence[CompletedPart]:
         if number is None or etag is None:
             raise malformed()
         try:
-            parts.append(CompletedPart(int(number), etag.strip().strip('"'), _checksums(element)))
+            place = int(number)
         except ValueError:
             raise malformed() from None
+        if place < 1:
+            raise RequestError("InvalidArgument", "PartNumber must be >= 1")
+        parts.append(CompletedPart(place, etag.strip().strip('"'), _checksums(element)))
     if not 1 <= len(parts) <= MAX_PARTS:
         raise malformed()
     return parts
@@ -152,10 +164,17 @@ def _checksums(element: Element) -> dict[str, str]:
 
 
 def parse_location(body: bytes) -> str:
-    """The LocationConstraint of CreateBucket; "" when there is no document."""
+    """The LocationConstraint of CreateBucket; "" when there is no document.
+
+    Raises:
+        RequestError: MalformedXML; NotImplemented for a directory bucket.
+    """
     if not body.strip():
         return ""
-    return text_of(parse_document(body, "CreateBucketConfiguration"), "LocationConstraint") or ""
+    root = parse_document(body, "CreateBucketConfiguration")
+    if root.find("Location") is not None or root.find("Bucket") is not None:
+        raise RequestError("NotImplemented", "There are no directory buckets.")
+    return text_of(root, "LocationConstraint") or ""
 
 
 def error_document(
