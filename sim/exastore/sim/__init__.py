@@ -7,6 +7,13 @@ results.write("out")
 
 from exastore.sim.durability import Durability, durability
 from exastore.sim.errors import ResultsError, ScenarioError, SimError
+from exastore.sim.overlap_model import OverlapOptions
+from exastore.sim.overlap_run import (
+    DurabilityEstimate,
+    DurabilityResults,
+    estimate_durability,
+    simulate_durability,
+)
 from exastore.sim.results import Provenance, Results
 from exastore.sim.run import Placement, place, run
 from exastore.sim.scenario import (
@@ -20,6 +27,9 @@ from exastore.sim.summary import summarize
 
 __all__ = [
     "Durability",
+    "DurabilityEstimate",
+    "DurabilityResults",
+    "OverlapOptions",
     "Placement",
     "Provenance",
     "Results",
@@ -28,11 +38,13 @@ __all__ = [
     "ScenarioError",
     "SimError",
     "durability",
+    "estimate_durability",
     "load_scenario",
     "parse_scenario",
     "place",
     "preset_names",
     "run",
     "scenario_toml",
+    "simulate_durability",
     "summarize",
 ]

@@ -14,6 +14,7 @@ from exastore.deploy.cli import (
     object,
     service,
     sim,
+    sim_durability,
     upkeep,
     user,
 )
@@ -35,6 +36,7 @@ upkeep.add_to(cluster.app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(key.app, name="key")
 app.add_typer(object.app, name="object")
+sim.app.command("durability")(sim_durability.durability_command)
 app.add_typer(sim.app, name="sim")
 app.add_typer(user.app, name="user")
 app.add_typer(service.node, name="node")
