@@ -50,7 +50,7 @@ def node_client(address: str, clock: LoopClock, **settings: float) -> NodeClient
 @pytest.mark.parametrize("size", [1, 127, 128, 16_384, 1 << 20])
 def test_a_frame_is_the_message_it_says(size: int) -> None:
     data = some_bytes(size)
-    message = storage_pb2.WriteChunkRequest.FromString(write_of(data, 3, 9).frame(77))
+    message = storage_pb2.WriteChunkRequest.FromString(write_of(data, 3, 9).request(77).encode())
     assert message.data == data
     assert (message.request_id, message.chunk.index, message.epoch) == (77, 3, 1)
     assert message.chunk.stripe_id == (9).to_bytes(16, "big")

@@ -1,8 +1,8 @@
-"""One long-lived bidirectional stream to a storage node, shared by many requests.
+"""One long-lived link to a storage node, shared by many requests.
 
-Theory of operation: a request gets an id, waits in the queue of the one sender task and is
-answered by the one receiver task, in any order. The stream opens with the first request. When it
-fails, every request on it fails at once; requests within the back-off that follows fail without
+Theory of operation: a request gets an id, is sent over the link and answered in any order. The link
+opens with the first request: frames on a socket, or a stream of gRPC (`exastore.proto.links`). When
+it fails, every request on it fails at once; requests within the back-off that follows fail without
 being sent, so that their callers turn to other nodes. The first answer ends the back-off.
 
 Laws:
@@ -11,16 +11,14 @@ Laws:
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-import grpc
-
 from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.metadata.core.clock import Clock
+from exastore.proto.links import Call, Link, NodeLinks, NodeUnreachable, Request
 
 
 class Numbered(Protocol):
@@ -31,8 +29,6 @@ class Numbered(Protocol):
 
 
 Response = TypeVar("Response", bound=Numbered)
-#: The serialised request with a given id, made just before it is sent.
-Frame = Callable[[int], bytes]
 
 
 class ByteBudget:
@@ -90,40 +86,41 @@ class StreamOptions:
 
 
 class ChunkStream(Generic[Response]):
-    """`open_call` opens a gRPC stream that takes serialised requests."""
+    """Requests of one kind to one node."""
 
     def __init__(
-        self,
-        address: str,
-        open_call: Callable[[], grpc.aio.StreamStreamCall[bytes, Response]],
-        *,
-        clock: Clock,
-        options: StreamOptions,
+        self, links: NodeLinks, call: Call, *, clock: Clock, options: StreamOptions
     ) -> None:
-        self._address = address
-        self._open_call = open_call
+        self._links = links
+        self._call = call
         self._clock = clock
         self._options = options
         self._budget = ByteBudget(options.max_in_flight_bytes)
-        #: The open stream; None before the first request and after a failure.
-        self._call: grpc.aio.StreamStreamCall[bytes, Response] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._queue: asyncio.Queue[tuple[int, Frame]] = asyncio.Queue()
+        #: The open link; None before the first request and after a failure.
+        self._link: Link | None = None
+        self._opening: asyncio.Task[Link] | None = None
         #: Requests sent or queued and not answered.
         self._pending: dict[int, asyncio.Future[Response]] = {}
         self._next_id = 0
         self._backoff_s = 0.0
         self._retry_at_s = 0.0
         self._last_failure = ""
-        #: Answers received on any stream so far; tells a slow request from a dead stream.
+        #: Answers received on any link so far; tells a slow request from a dead link.
         self._answer_count = 0
         self._closed = False
 
-    async def request(self, frame: Frame, size_bytes: int, timeout_s: float) -> Response:
+    async def request(
+        self, make: Callable[[int], Request], size_bytes: int, timeout_s: float
+    ) -> Response:
         """Send one request and wait for its answer.
 
+        Args:
+            make: Makes the request, given its id.
+            size_bytes: What request or answer weigh.
+            timeout_s: How long the node may take.
+
         Raises:
-            NodeUnavailable: the stream failed or no answer came in time.
+            NodeUnavailable: the link failed or no answer came in time.
             NodeSlow: other answers came meanwhile.
         """
         # Waiting for the budget is not the node's fault; when the node hangs, the requests that
@@ -132,103 +129,94 @@ class ChunkStream(Generic[Response]):
         answer_count = self._answer_count
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._exchange(frame)
+                return await self._exchange(make)
         except TimeoutError:
             why = f"no answer within {timeout_s:g} s"
             if self._answer_count != answer_count:
-                raise NodeSlow(self._address, why) from None
+                raise NodeSlow(self._links.address, why) from None
             # Not one answer all the while: the node hangs or is cut off.
-            self._fail(self._call, why)
-            raise NodeUnavailable(self._address, why) from None
+            self._fail(why)
+            raise NodeUnavailable(self._links.address, why) from None
         finally:
             self._budget.release(size_bytes)
 
     async def close(self) -> None:
         self._closed = True
-        tasks = list(self._tasks)
-        self._fail(self._call, "closed")
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        opening = self._opening
+        if opening is not None:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        self._fail("closed")
 
-    async def _exchange(self, frame: Frame) -> Response:
-        self._ensure_open()
+    async def _exchange(self, make: Callable[[int], Request]) -> Response:
+        link = self._ready_link() or await self._open()
         self._next_id += 1
         request_id = self._next_id
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = answer
-        self._queue.put_nowait((request_id, frame))
+        link.send(request_id, make(request_id))
         try:
             return await answer
         finally:
             self._pending.pop(request_id, None)
+            if answer.cancelled():
+                link.forget(request_id)
 
-    def _ensure_open(self) -> None:
+    def _ready_link(self) -> Link | None:
         if self._closed:
-            raise NodeUnavailable(self._address, "closed")
-        if self._call is not None:
-            return
-        if self._clock.monotonic_s() < self._retry_at_s:
-            raise NodeUnavailable(self._address, self._last_failure)
-        call = self._open_call()
-        self._call = call
-        self._queue = asyncio.Queue()
-        self._tasks = [
-            asyncio.create_task(self._send(call, self._queue)),
-            asyncio.create_task(self._receive(call)),
-        ]
+            raise NodeUnavailable(self._links.address, "closed")
+        if self._link is None and self._clock.monotonic_s() < self._retry_at_s:
+            raise NodeUnavailable(self._links.address, self._last_failure)
+        return self._link
 
-    async def _send(
-        self,
-        call: grpc.aio.StreamStreamCall[bytes, Response],
-        queue: asyncio.Queue[tuple[int, Frame]],
-    ) -> None:
+    async def _open(self) -> Link:
+        """All requests that wait for a link wait for the same one."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open_link())
         try:
-            while True:
-                request_id, frame = await queue.get()
-                if request_id in self._pending:
-                    await call.write(frame(request_id))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            self._fail(call, _why(error))
+            return await asyncio.shield(self._opening)
+        except NodeUnreachable as error:
+            raise NodeUnavailable(self._links.address, str(error)) from None
 
-    async def _receive(self, call: grpc.aio.StreamStreamCall[bytes, Response]) -> None:
+    async def _open_link(self) -> Link:
+        link: Link | None = None
+
+        def lost(why: str) -> None:
+            if link is not None and link is self._link:
+                self._fail(why)
+
         try:
-            async for response in call:
-                self._answer_count += 1
-                self._backoff_s = 0.0
-                answer = self._pending.get(response.request_id)
-                if answer is not None and not answer.done():
-                    answer.set_result(response)
-            self._fail(call, "the node closed the stream")
-        except grpc.aio.AioRpcError as error:
-            self._fail(call, _why(error))
+            link = await self._links.open(self._call, self._deliver, lost)
+        except NodeUnreachable as error:
+            self._note_failure(str(error))
+            raise
+        finally:
+            self._opening = None
+        self._link = link
+        return link
 
-    def _fail(self, call: grpc.aio.StreamStreamCall[bytes, Response] | None, why: str) -> None:
-        """Fail what is pending and wait before the next stream is opened."""
-        if call is None or call is not self._call:
+    def _deliver(self, response: Response) -> None:
+        self._answer_count += 1
+        self._backoff_s = 0.0
+        answer = self._pending.get(response.request_id)
+        if answer is not None and not answer.done():
+            answer.set_result(response)
+
+    def _fail(self, why: str) -> None:
+        """Fail what is pending and wait before the next link is opened."""
+        link, self._link = self._link, None
+        if link is None:
             return
-        self._call = None
-        call.cancel()
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.cancel()
-        self._tasks = []
+        link.close()
+        self._note_failure(why)
+        for answer in self._pending.values():
+            if not answer.done():
+                answer.set_exception(NodeUnavailable(self._links.address, why))
+
+    def _note_failure(self, why: str) -> None:
         self._last_failure = why
         options = self._options
         self._backoff_s = min(
             max(2 * self._backoff_s, options.backoff_min_s), options.backoff_max_s
         )
         self._retry_at_s = self._clock.monotonic_s() + self._backoff_s
-        for answer in self._pending.values():
-            if not answer.done():
-                answer.set_exception(NodeUnavailable(self._address, why))
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        if error.code() is grpc.StatusCode.INTERNAL:
-            # What gRPC says when a stream ends under a message that is being sent.
-            return f"the stream broke ({error.details()})"
-        return f"{error.code().name}: {error.details()}"
-    return str(error) or type(error).__name__

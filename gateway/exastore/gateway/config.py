@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+#: As in `exastore.proto.links`, which brings gRPC.
+CHUNK_TRANSPORTS = ("local", "tcp", "grpc")
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
@@ -55,6 +58,9 @@ class GatewayConfig:
     each request has the extent that it fills."""
     max_node_in_flight_bytes: int = 64 << 20
     """The most bytes of chunks under way to or from one storage node, per direction."""
+    chunk_transport: str = "local"
+    """How chunks reach storage nodes: "local" (a Unix socket where the node is on this machine,
+    else TCP), "tcp", or "grpc" alone. What cannot be had falls back to gRPC."""
     chunk_timeout_s: float = 15.0
     """How long a storage node may take to write or read one chunk, in seconds."""
     straggler_wait_s: float = 5.0
@@ -79,6 +85,9 @@ class GatewayConfig:
             raise ValueError(
                 f"chunk_bytes is {self.chunk_bytes}; it must be a multiple of 64 up to 4 MiB"
             )
+        if self.chunk_transport not in CHUNK_TRANSPORTS:
+            known = ", ".join(CHUNK_TRANSPORTS)
+            raise ValueError(f"chunk_transport is {self.chunk_transport!r}; there are {known}")
         if not 0 <= self.packed_bytes <= 1 << 20:
             raise ValueError(f"packed_bytes is {self.packed_bytes}; 0 to 1 MiB are possible")
         if not self.metadata:

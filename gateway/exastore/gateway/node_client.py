@@ -19,9 +19,8 @@ from exastore.gateway.node_latency import NodeLatency
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
+from exastore.proto.links import Call, ChunkTransport, NodeLinks
 from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
-
-SERVICE = "/exastore.proto.v1.StorageService"
 
 #: Statuses that speak of the device, not of the chunk: it is avoided for a while.
 _DEVICE_FAILURES = frozenset(
@@ -57,8 +56,8 @@ class ChunkWrite:
     crc32c: int
     data: memoryview
 
-    def frame(self, request_id: int) -> bytes:
-        """The serialised request."""
+    def request(self, request_id: int) -> WriteFrame:
+        """The request with this id."""
         header = storage_pb2.WriteChunkRequest(
             request_id=request_id,
             device_index=self.address.device_index,
@@ -67,11 +66,11 @@ class ChunkWrite:
             epoch=self.epoch,
             crc32c=self.crc32c,
         )
-        return WriteFrame(header, self.data).encode()
+        return WriteFrame(header, self.data)
 
 
 class NodeClient:
-    """One storage node: a channel, a stream for writes and a stream for reads."""
+    """One storage node: a channel, a link for writes and a link for reads."""
 
     def __init__(
         self, address: str, config: GatewayConfig, *, clock: Clock, metrics: GatewayMetrics
@@ -93,25 +92,12 @@ class NodeClient:
             backoff_min_s=config.backoff_min_s,
             backoff_max_s=config.backoff_max_s,
         )
+        links = NodeLinks(address, self._channel, ChunkTransport(config.chunk_transport))
         self._writes: ChunkStream[storage_pb2.WriteChunkResponse] = ChunkStream(
-            address,
-            self._channel.stream_stream(
-                f"{SERVICE}/WriteChunks",
-                request_serializer=None,
-                response_deserializer=storage_pb2.WriteChunkResponse.FromString,
-            ),
-            clock=clock,
-            options=limits,
+            links, Call.WRITE, clock=clock, options=limits
         )
         self._reads: ChunkStream[ReadFrame] = ChunkStream(
-            address,
-            self._channel.stream_stream(
-                f"{SERVICE}/ReadChunks",
-                request_serializer=None,
-                response_deserializer=ReadFrame.decode,
-            ),
-            clock=clock,
-            options=limits,
+            links, Call.READ, clock=clock, options=limits
         )
 
     async def write_chunk(self, chunk: ChunkWrite) -> storage_pb2.WriteChunkResponse:
@@ -120,7 +106,7 @@ class NodeClient:
         Raises:
             NodeUnavailable: not known to be durable.
         """
-        response = await self._writes.request(chunk.frame, len(chunk.data), self._timeout_s)
+        response = await self._writes.request(chunk.request, len(chunk.data), self._timeout_s)
         self._metrics.chunk_bytes.labels("write").inc(len(chunk.data))
         return response
 
@@ -138,19 +124,19 @@ class NodeClient:
             NodeUnavailable: no answer.
         """
 
-        def frame(request_id: int) -> bytes:
+        def request(request_id: int) -> storage_pb2.ReadChunkRequest:
             return storage_pb2.ReadChunkRequest(
                 request_id=request_id,
                 device_index=address.device_index,
                 chunk=address.chunk_id(),
                 runs=runs,
-            ).SerializeToString()
+            )
 
         runs: list[storage_pb2.ByteRun] = []
         if offset is not None:
             runs.append(storage_pb2.ByteRun(offset=offset, length=size_bytes))
 
-        response = await self._reads.request(frame, size_bytes, self._timeout_s)
+        response = await self._reads.request(request, size_bytes, self._timeout_s)
         self._metrics.chunk_bytes.labels("read").inc(len(response.data))
         return response
 

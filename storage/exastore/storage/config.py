@@ -13,6 +13,8 @@ class StorageConfig:
         devices: Folders, one per device; empty ones are formatted.
         metadata: Addresses (host:port) of all metadata servers.
         address: host:port to listen on; port 0 takes a free one.
+        bulk_port: Port at the same host that carries chunks without gRPC; 0 takes a free one, -1
+            leaves them to gRPC.
         advertise: host:port under which others reach this node; empty: the address it listens on.
         rack: Name of the rack, a failure domain.
         zone: Name of the zone, a failure domain.
@@ -34,6 +36,7 @@ class StorageConfig:
     devices: tuple[Path | str, ...]
     metadata: tuple[str, ...]
     address: str = "127.0.0.1:0"
+    bulk_port: int = 0
     advertise: str = ""
     rack: str = "rack-0"
     zone: str = "zone-0"
@@ -53,6 +56,8 @@ class StorageConfig:
             raise ValueError("node_id: a storage node needs a name")
         if not self.devices:
             raise ValueError("devices: a storage node needs at least one device folder")
+        if not -1 <= self.bulk_port < 1 << 16:
+            raise ValueError(f"bulk_port: a port, 0 or -1, not {self.bulk_port}")
         if self.heartbeat_s <= 0:
             raise ValueError(f"heartbeat_s: must be positive, not {self.heartbeat_s}")
         if self.segment_bytes < 1 << 16:

@@ -73,6 +73,17 @@ class StorageMetrics:
         self.read_bytes = Counter(
             "exastore_storage_read_bytes", "Data of chunks read and verified", registry=registry
         )
+        self.bulk_connections = Gauge(
+            "exastore_storage_bulk_connections",
+            "Connections that carry chunks without gRPC",
+            registry=registry,
+        )
+        self.bulk_refusals = Counter(
+            "exastore_storage_bulk_refusals",
+            "Connections of the bulk port that were closed for what they sent, or for their number",
+            ["reason"],
+            registry=registry,
+        )
         self.deleted_chunks = Counter(
             "exastore_storage_deleted_chunks", "Chunks deleted", registry=registry
         )

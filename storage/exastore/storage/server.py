@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import common_pb2
+from exastore.proto.v1.bulk_pb2_grpc import add_BulkServiceServicer_to_server
 from exastore.proto.v1.upkeep_pb2_grpc import add_PackServiceServicer_to_server
 from exastore.storage.budget import BackgroundBudget, rack_name
+from exastore.storage.bulk import BulkLimits, BulkServer
 from exastore.storage.channel import make_server
 from exastore.storage.check import add_to_server as add_check_to_server
 from exastore.storage.chunk_store import ChunkStore
@@ -74,6 +76,7 @@ class StorageNode:
         self.metrics = StorageMetrics(registry)
         self._executor: ThreadPoolExecutor | None = None
         self._server: grpc.aio.Server | None = None
+        self._bulk: BulkServer | None = None
         self._heartbeats: Heartbeats | None = None
         self._peers = Peers()
         self.devices = Devices({})
@@ -103,9 +106,12 @@ class StorageNode:
         if self._heartbeats is not None:
             await self._heartbeats.stop()
             self._heartbeats = None
-        if self._server is not None:
-            await self._server.stop(grace_s)
-            self._server = None
+        # Together: while gRPC takes calls, it must not lead clients to a port that is closed.
+        bulk, server, self._bulk, self._server = self._bulk, self._server, None, None
+        await asyncio.gather(
+            *([] if server is None else [server.stop(grace_s)]),
+            *([] if bulk is None else [bulk.stop(grace_s)]),
+        )
         await self._peers.close()
         self.metrics.forget_devices()
         await asyncio.gather(*(lane.close() for lane in self.devices.lanes.values()))
@@ -209,6 +215,11 @@ class StorageNode:
         add_check_to_server(self.devices, server)
         packer = PackServicer(self._peers, self._codec_of, self.metrics)
         add_PackServiceServicer_to_server(packer, server)
+        if config.bulk_port >= 0:
+            bulk = BulkServer(servicer, BulkLimits(config.stream_bytes), self.metrics)
+            self._bulk = bulk
+            bulk.start(config.address.rpartition(":")[0], config.bulk_port)
+            add_BulkServiceServicer_to_server(bulk, server)
         await server.start()
         self._server = server
         self._heartbeats = heartbeats

@@ -64,8 +64,8 @@ class StorageServicer(StorageServiceServicer):
     ) -> AsyncIterator[storage_pb2.WriteChunkResponse]:
         answers = answer_stream(
             request_iterator,
-            self._write,
-            lambda frame: len(frame.data) + _REQUEST_BYTES,
+            self.write_chunk,
+            self.write_cost_bytes,
             self._stream_bytes,
         )
         async for answer in answers:
@@ -74,11 +74,20 @@ class StorageServicer(StorageServiceServicer):
     async def ReadChunks(  # type: ignore[override]
         self, request_iterator: AsyncIterator[storage_pb2.ReadChunkRequest], context: Context
     ) -> AsyncIterator[ReadFrame]:
-        answers = answer_stream(request_iterator, self._read, self._read_cost, self._stream_bytes)
+        answers = answer_stream(
+            request_iterator, self.read_chunk, self.read_cost_bytes, self._stream_bytes
+        )
         async for answer in answers:
             yield answer
 
-    async def _write(self, frame: WriteFrame) -> storage_pb2.WriteChunkResponse:
+    # ---- one chunk, however it came; see `bulk.Chunks` ----
+
+    def write_cost_bytes(self, frame: WriteFrame) -> int:
+        """What the request takes of its stream's memory."""
+        return len(frame.data) + _REQUEST_BYTES
+
+    async def write_chunk(self, frame: WriteFrame) -> storage_pb2.WriteChunkResponse:
+        """Durable on return when the status is OK."""
         request, data = frame.header, frame.data
         started_s = self._clock.monotonic_s()
         status: Status = ChunkStatus.CHUNK_STATUS_OK
@@ -109,7 +118,8 @@ class StorageServicer(StorageServiceServicer):
             epoch=self._devices.epoch,
         )
 
-    def _read_cost(self, request: storage_pb2.ReadChunkRequest) -> int:
+    def read_cost_bytes(self, request: storage_pb2.ReadChunkRequest) -> int:
+        """What the answer is expected to take of its stream's memory."""
         try:
             entry = self._devices.lane(request.device_index).store.get(key_of(request.chunk))
         except StorageError:
@@ -118,11 +128,12 @@ class StorageServicer(StorageServiceServicer):
             return _REQUEST_BYTES + sum(run.length for run in request.runs)
         return _REQUEST_BYTES + (entry.data_bytes if entry else 0)
 
-    async def _read(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
+    async def read_chunk(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
+        """The chunk, or why not."""
         is_background = request.HasField("background")
         if is_background:
             wait_s = await self._budget.send(
-                request.device_index, self._read_cost(request), request.background.rack
+                request.device_index, self.read_cost_bytes(request), request.background.rack
             )
             if wait_s:
                 status = ChunkStatus.CHUNK_STATUS_BUSY
