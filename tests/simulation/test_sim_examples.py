@@ -15,6 +15,15 @@ def test_the_example_scenario_runs() -> None:
     assert results.trials["violations"].to_pylist() == [0]
 
 
+def test_the_example_of_growth_replaces_its_first_racks_and_fills_the_new_ones() -> None:
+    results = run(load_scenario(EXAMPLES / "growth.toml"))
+    rows = results.capacity.to_pylist()
+    assert {row["name"] for row in rows if row["years"] == 0} == {"cluster"}
+    last = [row for row in rows if row["years"] == 8]
+    assert {row["name"] for row in last} == {"24 TB", "32 TB"}
+    assert all(0.55 < row["stored_bytes"] / row["capacity_bytes"] < 0.65 for row in last)
+
+
 def test_more_bandwidth_gives_more_nines(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "custom_run.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()[1:]

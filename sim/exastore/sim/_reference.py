@@ -17,6 +17,7 @@ from exastore.metadata.core.placement import PlacementColumns, choose_replacemen
 from exastore.metadata.core.redundancy import redundancy_of, repair_plan_for
 from exastore.metadata.core.repair import repair_priority, returns_home
 from exastore.metadata.core.topology import DeviceState, Int32Array, Topology
+from exastore.sim._reference_change import ReferenceChange
 from exastore.sim._reference_draws import AGE, DEATH, GAP, LAW, REPLACEMENT, YEAR_S, Draws
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
@@ -92,6 +93,9 @@ class ReferenceTrial:
         self.losses: list[tuple[float, int]] = []
         self.totals: defaultdict[str, float] = defaultdict(float)
         self.now = 0.0
+        #: Nodes that have not joined yet, or have left.
+        self.absent: set[int] = set()
+        self.change = ReferenceChange(self, topology)
         self._begin(device_count)
 
     def _begin(self, device_count: int) -> None:
@@ -99,6 +103,7 @@ class ReferenceTrial:
         total = sum(model.share for model in models)
         self.law_of: list[int] = []
         for device in range(device_count):
+            make = self.change.make_of(device)
             share = self.draws.uniform(LAW, self.node_of[device], 0)
             until, law = 0.0, 0
             for i, model in enumerate(models):
@@ -106,7 +111,13 @@ class ReferenceTrial:
                 law = i
                 if until >= share:
                     break
+            if self.change.makes[make][4] >= 0:
+                law = self.change.makes[make][4]
             self.law_of.append(law)
+            if make not in self.change.serving:
+                self.absent.add(self.node_of[device])
+                self.dead[device], self.state[device] = "known", DeviceState.OUT
+                continue
             model = models[law]
             low, high = model.age_min_years * YEAR_S, model.age_max_years * YEAR_S
             age = low + self.draws.uniform(AGE, device, 0) * (high - low) if high else 0.0
@@ -121,15 +132,35 @@ class ReferenceTrial:
                 self._schedule_incident(number, domain, 0.0)
 
     def run(self) -> None:
-        """Run to the horizon."""
-        while self.heap and self.heap[0][0] <= self.model["horizon_s"]:
-            time, kind, entity = heapq.heappop(self.heap)
-            self._pass_time(time)
-            self.events.append((time, kind, entity))
-            getattr(self, f"_{_KINDS[kind]}")(entity)
-            if self.plan_now and self.waiting:
-                self._plan()
-        self._pass_time(self.model["horizon_s"])
+        """Run to the horizon, from one date of the calendar to the next."""
+        until = 0.0
+        while until < self.model["horizon_s"]:
+            date = self.change.next_s
+            until = min(date, self.model["horizon_s"])
+            while self.heap and self.heap[0][0] <= until:
+                time, kind, entity = heapq.heappop(self.heap)
+                self._pass_time(time)
+                self.events.append((time, kind, entity))
+                getattr(self, f"_{_KINDS[kind]}")(entity)
+                if self.plan_now and self.waiting:
+                    self._plan()
+            self._pass_time(until)
+            if until == date:
+                self.change.happen(until)
+
+    def appear(self, device: int) -> None:
+        """A new device joins."""
+        self.dead[device], self.state[device] = "alive", DeviceState.UP
+        self._schedule_failure(device, 0.0)
+        self.plan_now = True
+
+    def serves(self, device: int) -> bool:
+        """Whether a device is there and up."""
+        return (
+            device >= 0
+            and self.dead[device] == "alive"
+            and bool(self.state[device] == DeviceState.UP)
+        )
 
     def _pass_time(self, time: float) -> None:
         span = time - self.now
@@ -170,6 +201,8 @@ class ReferenceTrial:
         draw = self.befallen[entity] - 1
         up = self.now + self.draws.duration_s(number, entity, draw)
         for node in self.draws.hit_nodes(number, domain, draw):
+            if node in self.absent:
+                continue
             address = number << 28 | node
             dies = self.draws.uniform(DEATH, address, draw) < incident.death_share
             if node not in self.pending:
@@ -178,7 +211,7 @@ class ReferenceTrial:
             self.pending[node] = (max(until, up), gives_up or incident.gives_up, died or dies)
         self._schedule_incident(number, domain, up)
 
-    def _devices(self, node: int) -> list[int]:
+    def devices_of(self, node: int) -> list[int]:
         return [device for device, its in enumerate(self.node_of) if its == node]
 
     def _readable(self, pg: int) -> list[tuple[int, int]]:
@@ -338,7 +371,7 @@ class ReferenceTrial:
         if node not in self.away:
             self.away[node] = (up, self.now)
             self.gives_up.discard(node)
-            for device in self._devices(node):
+            for device in self.devices_of(node):
                 if self.dead[device] != "known":
                     self.state[device] = DeviceState.DOWN
         if gives_up:
@@ -351,7 +384,7 @@ class ReferenceTrial:
         if node in self.gives_up and self.out.get(node) != "evacuated" and max(up, before) > out:
             self._push("node_out", node, max(self.now, out))
         if dies:
-            for device in self._devices(node):
+            for device in self.devices_of(node):
                 if self.dead[device] == "alive":
                     self._kill(device)
 
@@ -361,7 +394,7 @@ class ReferenceTrial:
         up, down = self.away[node]
         if self.now < down + self.model["out_after_s"]:
             return
-        alive = [device for device in self._devices(node) if self.dead[device] == "alive"]
+        alive = [device for device in self.devices_of(node) if self.dead[device] == "alive"]
         if node not in self.out:
             self.totals["node_outs"] += 1
             for device in alive:
@@ -377,12 +410,12 @@ class ReferenceTrial:
         if node not in self.away or self.away[node][0] != self.now:
             return
         del self.away[node]
-        for device in self._devices(node):
+        for device in self.devices_of(node):
             if self.dead[device] != "known":
                 self.state[device] = DeviceState.UP
         if self.out.pop(node, "") == "evacuated":
             self._come_home(node)
-        for device in self._devices(node):
+        for device in self.devices_of(node):
             self._start(device)
         self.plan_now = True
 

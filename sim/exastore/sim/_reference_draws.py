@@ -90,7 +90,7 @@ class Draws:
         incident = self.scenario.incidents[number]
         if incident.level != "cluster":
             size = self.scenario.nodes_per_domain(incident)
-            nodes = range(domain * size, min((domain + 1) * size, self.scenario.cluster.node_count))
+            nodes = range(domain * size, min((domain + 1) * size, self.scenario.tree.node_count))
             return [
                 node
                 for node in nodes
@@ -109,6 +109,6 @@ class Draws:
             if i > 0 and stays:
                 hit.append(rack * per_rack + int(place * per_rack))
             else:
-                hit.append(int(place * self.scenario.cluster.node_count))
+                hit.append(int(place * self.scenario.tree.node_count))
                 rack = hit[-1] // per_rack
         return hit

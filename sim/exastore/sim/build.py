@@ -209,7 +209,7 @@ def memory_bytes(scenario: Scenario, *, workers: int) -> int:
     One trial alone takes over the table. See `state` for the parts.
     """
     slots = scenario.placement.pg_count * scenario.n
-    trial = 6 * slots + 150 * scenario.cluster.device_count
+    trial = 6 * slots + 150 * scenario.tree.device_count
     tables = 1 if workers == 1 else 1 + workers
     return 4 * slots * tables + trial * workers + 200 * 2**20
 

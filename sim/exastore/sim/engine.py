@@ -137,7 +137,7 @@ def _evacuate(model: Records, state: State, device: int, row: int, now: float) -
 
 
 @inner_njit
-def _push_failure(
+def push_failure(
     physics: Physics,
     model: Records,
     state: State,
@@ -197,7 +197,7 @@ def _device_replaced(
     physics: Physics, model: Records, state: State, key: np.uint64, device: int, now: float
 ) -> None:
     state.devices[device].dead = 0
-    _push_failure(physics, model, state, key, device, now, 0.0)
+    push_failure(physics, model, state, key, device, now, 0.0)
     if state.nodes[state.devices[device].node].up_at_s > 0.0:
         state.device_state[device] = DOWN
         return
@@ -364,8 +364,10 @@ def lacks_room(model: Records, state: State) -> int:
 @inner_njit
 def _start(physics: Physics, model: Records, state: State, key: np.uint64) -> None:
     for device in range(len(state.devices)):
+        if state.nodes[state.devices[device].node].absent == 1:
+            continue
         age = age_at_start_s(physics, key, state.devices[device].law, device)
-        _push_failure(physics, model, state, key, device, 0.0, age)
+        push_failure(physics, model, state, key, device, 0.0, age)
     for i in range(len(physics.traced)):
         time = physics.traced[i].time_s
         if time <= model.horizon_s:

@@ -28,6 +28,8 @@ def _hit(
     up_s: float,
 ) -> None:
     """Marks a node for what comes over it now."""
+    if state.nodes[node].absent == 1:
+        return
     address = (incident << DOMAIN_BITS) | node
     share = physics.incidents[incident].death_share
     if share > 0.0 and uniform(key, STREAM_DEATH, address, draw) < share:

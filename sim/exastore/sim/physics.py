@@ -235,7 +235,7 @@ def build_physics(scenario: Scenario) -> Physics:
 
 def _incident_tables(scenario: Scenario) -> tuple[Records, Records]:
     sections = scenario.incidents
-    cluster = scenario.cluster
+    cluster = scenario.tree
     incidents = np.zeros(len(sections), INCIDENT)
     durations: list[tuple[float, float, int]] = []
     counter = 0

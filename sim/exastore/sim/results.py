@@ -21,7 +21,7 @@ Table = Any
 
 _KEY = b"exastore"
 #: Version of the tables' meaning; grows when a column changes or goes.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TABLES = (
     "trials",
     "timeline",
@@ -31,6 +31,8 @@ TABLES = (
     "losses",
     "incidents",
     "placement",
+    "capacity",
+    "fill",
 )
 #: Rows of a table that wait in memory until they are written as one row group.
 _GROUP_ROWS = 2**16
@@ -83,6 +85,8 @@ class Results:
         losses: The first losses of each trial, one by one.
         incidents: How often each incident came, per trial.
         placement: One row per device, or per node of a large cluster, with its place and load.
+        capacity: One row per trial, quarter and generation: devices, bytes, fill.
+        fill: Histogram of the fill of devices, per trial, quarter and generation.
     """
 
     scenario: Scenario
@@ -95,6 +99,8 @@ class Results:
     losses: Table
     incidents: Table
     placement: Table
+    capacity: Table
+    fill: Table
 
     def write(self, directory: str | Path) -> None:
         """Write one Parquet file per table, and the scenario beside them."""

@@ -32,9 +32,11 @@ from exastore.metadata.core.placement import (
 from exastore.metadata.core.policy import Copysets, PlacementPolicy, RandomDeclustered
 from exastore.metadata.core.topology import NO_DEVICE, Int32Array, Topology
 from exastore.sim.build import build_model, build_state, check_memory, with_more_room
+from exastore.sim.change import Change
 from exastore.sim.codes import engine_code
 from exastore.sim.engine import NEEDS_ROOM, NO_LIMIT, run_until
 from exastore.sim.errors import Problem, ScenarioError
+from exastore.sim.history import History
 from exastore.sim.physics import build_physics
 from exastore.sim.provenance import provenance
 from exastore.sim.results import TABLES, Results, ResultsWriter, Table
@@ -136,9 +138,9 @@ def _deal(scenario: Scenario, columns: PlacementColumns, seed: int, report: Prog
     """
     placement, n = scenario.placement, scenario.n
     pg_count = placement.pg_count
-    state = all_up(scenario.cluster.device_count)
+    state = all_up(scenario.tree.device_count)
     policy: PlacementPolicy = RandomDeclustered()
-    per_block = max(_DEAL_SLOTS, scenario.cluster.device_count) // n
+    per_block = max(_DEAL_SLOTS, scenario.tree.device_count) // n
     if placement.policy == "copyset":
         policy, per_block = Copysets(placement.scatter_width), pg_count
     table = np.full((pg_count, n), NO_DEVICE, np.int32)
@@ -282,6 +284,28 @@ def simulate(
     on_year: Callable[[float], None] | None = None,
 ) -> State:
     """The state at the end of one trial; `takes_table`: the placement's table is not kept."""
+    return simulate_changing(
+        scenario,
+        placement,
+        seed=seed,
+        trial=trial,
+        log_events=log_events,
+        takes_table=takes_table,
+        on_year=on_year,
+    )[0]
+
+
+def simulate_changing(
+    scenario: Scenario,
+    placement: Placement,
+    *,
+    seed: int,
+    trial: int,
+    log_events: int = 0,
+    takes_table: bool = False,
+    on_year: Callable[[float], None] | None = None,
+) -> tuple[State, Change, History]:
+    """As `simulate`, with what changed by the calendar, and the fill over time."""
     physics = build_physics(scenario)
     model = build_model(scenario, physics, seed=seed, trial=trial)
     state = build_state(
@@ -293,18 +317,26 @@ def simulate(
         takes_table=takes_table,
     )
     code = engine_code(scenario.code)
+    change = Change(scenario, placement.topology, placement.columns, model, physics)
+    change.prepare(state)
+    history = History(scenario, change.generation_of_node)
+    history.note(state, model, 0.0)
     horizon_s = float(model["horizon_s"])
-    until_s = 0.0
+    quarter_s, until_s = YEAR_S / 4, 0.0
     while until_s < horizon_s:
-        until_s = min(until_s + YEAR_S / 4, horizon_s)
+        until_s = min(quarter_s, change.next_s, horizon_s)
         while (
-            run_until(placement.columns, code, physics, model, state, until_s, NO_LIMIT)
-            == NEEDS_ROOM
+            run_until(change.columns, code, physics, model, state, until_s, NO_LIMIT) == NEEDS_ROOM
         ):
             state = with_more_room(model, state)
-        if on_year:
-            on_year(until_s / YEAR_S)
-    return state
+        if until_s == change.next_s:
+            state = change.happen(state)
+        if until_s in (quarter_s, horizon_s):
+            quarter_s = until_s + YEAR_S / 4
+            history.note(state, model, until_s)
+            if on_year:
+                on_year(until_s / YEAR_S)
+    return state, change, history
 
 
 def run_trial(
@@ -323,16 +355,19 @@ def run_trial(
     at_start = None
     if trial == 0:  # what all trials start from, before the state may take the table over
         slots = slots_per_device(placement.pg_devices, topology.device_count)
-        balances.append(balance_table(-1, slots))
+        balances.append(balance_table(-1, slots[topology.device_weight > 0]))
         at_start = row_slots(topology, slots)
-    state = simulate(
+    state, change, history = simulate_changing(
         scenario, placement, seed=seed, trial=trial, takes_table=takes_table, on_year=on_year
     )
+    topology = change.topology
     slots = slots_per_device(state.pg_devices, topology.device_count)
-    balances.append(balance_table(trial, slots))
+    balances.append(balance_table(trial, slots[topology.device_weight > 0]))
     if at_start is not None:
         at_end = row_slots(topology, slots)
-        tables["placement"] = placement_table(scenario, topology, state, at_start, at_end)
+        tables["placement"] = placement_table(
+            scenario, topology, state, at_start, at_end, change.slot_bytes
+        )
     violations = {
         "violations": _violation_count(placement.columns, state.pg_devices),
         "violations_at_start": placement.violations,
@@ -345,5 +380,7 @@ def run_trial(
         "redundancy": redundancy_table(trial, state),
         "losses": loss_table(trial, state),
         "incidents": incident_table(scenario, trial, state),
+        "capacity": history.capacity_table(trial),
+        "fill": history.fill_table(trial),
         "balance": pa.concat_tables(balances),
     }

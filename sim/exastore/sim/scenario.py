@@ -5,7 +5,7 @@ reads a file or a preset; `parse_scenario` reads text; `scenario_toml` writes on
 """
 
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib import resources
 from math import ceil
@@ -14,13 +14,22 @@ from typing import Any, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from exastore.metadata.core.topology import Topology
+from exastore.metadata.core.topology import Topology, frozen
 from exastore.sim.codes import code_shape
 from exastore.sim.errors import Problem, ScenarioError
+from exastore.sim.fleet import (
+    capacity_at,
+    change_problems,
+    domains_at,
+    present_devices,
+    weights_at,
+)
 from exastore.sim.sections import (
+    BalanceSection,
     ClusterSection,
     DataSection,
     DeviceSection,
+    GenerationSection,
     IncidentSection,
     ModelSection,
     NodeSection,
@@ -40,6 +49,7 @@ class Scenario:
         code: Name of the code, such as "rs-10-4".
         model: Models of devices; none: the law of life of `device` for all.
         incident: What takes nodes away, beside the outages of `node`.
+        generation: Racks of another make than `cluster`, which may join and leave.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -53,9 +63,17 @@ class Scenario:
     description: Text = ""
     node: NodeSection = field(default_factory=NodeSection)
     repair: RepairSection = field(default_factory=RepairSection)
+    balance: BalanceSection = field(default_factory=BalanceSection)
     run: RunSection = field(default_factory=RunSection)
+    generation: tuple[GenerationSection, ...] = ()
     model: tuple[ModelSection, ...] = ()
     incident: tuple[IncidentSection, ...] = ()
+
+    @property
+    def tree(self) -> ClusterSection:
+        """The cluster with the racks of all generations, also of those that join later."""
+        racks = sum(generation.racks_per_zone for generation in self.generation)
+        return replace(self.cluster, racks_per_zone=self.cluster.racks_per_zone + racks)
 
     @property
     def models(self) -> tuple[ModelSection, ...]:
@@ -81,7 +99,7 @@ class Scenario:
 
     def nodes_per_domain(self, incident: IncidentSection) -> int:
         """Nodes of one domain of the incident's level."""
-        cluster = self.cluster
+        cluster = self.tree
         per_zone = cluster.nodes_per_rack * cluster.racks_per_zone
         return {
             "node": 1,
@@ -111,8 +129,8 @@ class Scenario:
 
     @property
     def raw_bytes(self) -> int:
-        """Capacity of all devices."""
-        return self.cluster.device_count * self.device.capacity_bytes
+        """Capacity of all devices that are there at the start."""
+        return capacity_at(self, 0.0)
 
     @property
     def fill(self) -> float:
@@ -126,18 +144,22 @@ class Scenario:
 
     @property
     def slots_per_device(self) -> float:
-        return self.placement.pg_count * self.n / self.cluster.device_count
+        return self.placement.pg_count * self.n / present_devices(self, 0.0)
 
     def topology(self) -> Topology:
-        """The tree, with the capacity in TiB as each device's weight."""
-        return Topology.uniform(
-            region_count=self.cluster.region_count,
-            zones_per_region=self.cluster.zones_per_region,
-            racks_per_zone=self.cluster.racks_per_zone,
-            nodes_per_rack=self.cluster.nodes_per_rack,
-            devices_per_node=self.cluster.devices_per_node,
+        """The tree, with the capacity in TiB as each device's weight, 0 if it joins later."""
+        tree = self.tree
+        topology = Topology.uniform(
+            region_count=tree.region_count,
+            zones_per_region=tree.zones_per_region,
+            racks_per_zone=tree.racks_per_zone,
+            nodes_per_rack=tree.nodes_per_rack,
+            devices_per_node=tree.devices_per_node,
             device_weight=self.device.capacity_bytes / 2**40,
         )
+        if self.generation:
+            topology = replace(topology, device_weight=frozen(weights_at(self, 0.0)))
+        return topology
 
 
 def preset_names() -> list[str]:
@@ -199,8 +221,8 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     n = shape.n
     placement = scenario.placement
-    domains = scenario.cluster.domain_count(placement.rule.level)
-    places = min(domains * placement.max_per_domain, scenario.cluster.device_count)
+    domains = domains_at(scenario, 0.0)
+    places = min(domains * placement.max_per_domain, present_devices(scenario, 0.0))
     if places < n:
         found.append(
             (
@@ -218,10 +240,12 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
                 "data.user_bytes",
                 f"{scenario.data.user_bytes} bytes of user data fill {scenario.fill:.1%} of the"
                 f" devices with {scenario.code}, more than max_fill = {scenario.data.max_fill:.0%};"
-                f" it takes {devices:,} devices, the cluster has {scenario.cluster.device_count:,};"
+                f" it takes {devices:,} devices, the cluster has"
+                f" {present_devices(scenario, 0.0):,};"
                 " use less data, more devices or larger ones",
             )
         )
+    found += change_problems(scenario)
     found += _law_problems(scenario)
     found += _incident_problems(scenario)
     slot_limit = 2**31
@@ -234,6 +258,8 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
 
 def _law_problems(scenario: Scenario) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
+    if scenario.model and not any(model.share for model in scenario.model):
+        found.append(("model.0.share", "is 0, as are all others; give some model a share above 0"))
     for i, model in enumerate(scenario.model):
         key = f"model.{i}"
         ages, rates = model.hazard_from_years, model.hazard_afr_per_year
@@ -269,10 +295,10 @@ def _incident_problems(scenario: Scenario) -> list[tuple[str, str]]:
             )
             found.append((f"{key}.duration_shares", text))
         if incident.level == "cluster":
-            if not incident.burst_min <= incident.burst_max <= scenario.cluster.node_count:
+            if not incident.burst_min <= incident.burst_max <= scenario.tree.node_count:
                 text = (
                     f"is {incident.burst_max}; it must be from burst_min = {incident.burst_min} to"
-                    f" the cluster's {scenario.cluster.node_count} nodes"
+                    f" the cluster's {scenario.tree.node_count} nodes"
                 )
                 found.append((f"{key}.burst_max", text))
             if incident.every_years > 0:

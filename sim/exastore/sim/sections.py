@@ -18,7 +18,11 @@ Text = Annotated[str, Field(strict=True)]
 
 @dataclass(frozen=True, slots=True)
 class ClusterSection:
-    """A regular tree of failure domains."""
+    """A regular tree of failure domains.
+
+    Attributes:
+        leaves_years: When these racks begin to be emptied and then go; 0: never.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -27,6 +31,7 @@ class ClusterSection:
     devices_per_node: Count
     region_count: Count = 1
     zones_per_region: Count = 1
+    leaves_years: Seconds = 0.0
 
     @property
     def zone_count(self) -> int:
@@ -57,7 +62,7 @@ class ModelSection:
     A bad batch is a model with a small share and a large AFR; an older generation is one with ages.
 
     Attributes:
-        share: Of the nodes, relative to the other models.
+        share: Of the nodes, relative to the other models; 0: only of generations that ask for it.
         afr_per_year: As in `DeviceSection`.
         life_shape: As there.
         afr_horizon_years: As there.
@@ -70,7 +75,7 @@ class ModelSection:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    share: Positive = 1.0
+    share: Seconds = 1.0
     afr_per_year: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0136
     life_shape: Annotated[float, Field(strict=True, gt=0, le=10)] = 1.0
     afr_horizon_years: Positive = 5.0
@@ -78,6 +83,50 @@ class ModelSection:
     age_max_years: Seconds = 0.0
     hazard_from_years: tuple[Seconds, ...] = ()
     hazard_afr_per_year: tuple[Annotated[float, Field(strict=True, ge=0, lt=1)], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSection:
+    """Racks of another make than those of `cluster`: more or larger devices, now or later.
+
+    Attributes:
+        name: For people.
+        racks_per_zone: Racks of this generation in each zone, of the cluster's nodes and devices.
+        capacity_bytes: Of each of its devices; 0: as `device.capacity_bytes`.
+        joins_years: When they join, empty and new; 0: they are there from the start.
+        leaves_years: When they begin to be emptied, to go once they are empty; 0: never.
+        model: Which `[[model]]` its devices are, from 0; -1: drawn like all others.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Text
+    racks_per_zone: Count
+    capacity_bytes: Annotated[int, Field(strict=True, ge=0)] = 0
+    joins_years: Seconds = 0.0
+    leaves_years: Seconds = 0.0
+    model: Annotated[int, Field(strict=True, ge=-1)] = -1
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceSection:
+    """Moves of whole chunk runs during the run, planned by the cluster's balancer.
+
+    Attributes:
+        every_s: Moves are carried out in periods of this length; 0: nothing is moved.
+        bandwidth_bytes_per_s: What one device sends, and what one takes, for moves: one run at a
+            time each way. Besides what repair has.
+        max_misplaced_share: Of all chunk runs, the most that one period moves. The default is
+            Ceph's `target_max_misplaced_ratio`.
+        replan_every_s: How often a plan is made while nothing joins or leaves.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    every_s: Seconds = 0.0
+    bandwidth_bytes_per_s: Positive = 28.5e6
+    max_misplaced_share: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.05
+    replan_every_s: Positive = 2_629_800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +225,7 @@ class PlacementSection:
             cluster's own; replacements are chosen by straw2 whatever the policy.
         scatter_width: Of "copyset": peers that share data with a device.
         balanced: Whether the balancer evens out the placement before time zero, as a new cluster
-            does. During the run nothing is balanced.
+            does. During the run `balance` decides.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -198,14 +247,16 @@ class DataSection:
     """What the cluster holds.
 
     Attributes:
-        user_bytes: Bytes of user data, before coding, constant over the run.
+        user_bytes: Bytes of user data, before coding, at time zero.
         max_fill: Largest share of the raw capacity that user data and parity may take.
+        growth_per_year: By which share the data grows in a year; it does so month by month.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     user_bytes: Count
     max_fill: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.8
+    growth_per_year: Annotated[float, Field(strict=True, ge=0, le=10)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

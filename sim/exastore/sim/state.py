@@ -81,6 +81,8 @@ TIMELINE_COLUMNS = (
     "pgs_lost",
     "unavailable_episodes",
     "chunk_runs_lost",
+    "moved_runs",
+    "moved_bytes",
 )
 #: Degraded-time histogram: bin b holds times from 60 * 2**(b/2) s on; bin 0 all shorter ones.
 HISTOGRAM_BINS = 44
@@ -155,6 +157,7 @@ DEVICE = np.dtype(
 #: `up_at_s`: when the node returns, 0 while it is up; `down_at_s`: since when it is away. `out`:
 #: 1 if its outage passed the out-timer with nothing planned, 2 if it was evacuated. `pending_...`:
 #: what incidents of this moment do to it. Its devices are `first_device` up to `end_device`.
+#: `absent`: it has not joined yet, or it has left; nothing befalls it.
 NODE = np.dtype(
     [
         ("up_at_s", "f8"),
@@ -168,6 +171,7 @@ NODE = np.dtype(
         ("gives_up", "u1"),
         ("pending_gives_up", "u1"),
         ("pending_dies", "u1"),
+        ("absent", "u1"),
     ],
     align=True,
 )

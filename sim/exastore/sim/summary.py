@@ -1,8 +1,11 @@
 """The summary of a run: labels, values, and what they mean; for terminals and reports alike."""
 
+from typing import Any
+
 import numpy as np
 
 from exastore.sim.durability import durability, nines_text, probability_text
+from exastore.sim.fleet import present_devices
 from exastore.sim.results import Results
 
 #: (label, value, unit or explanation)
@@ -46,14 +49,15 @@ def cluster_rows(results: Results) -> list[Row]:
     """What was simulated."""
     scenario, run = results.scenario, results.provenance
     cluster = scenario.cluster
+    later = f", and {len(scenario.generation)} generations more" if scenario.generation else ""
     return [
         ("scenario", scenario.name, scenario.description),
         (
             "cluster",
-            f"{cluster.device_count:,} devices",
+            f"{present_devices(scenario, 0.0):,} devices",
             f"{cluster.rack_count:,} racks x {cluster.nodes_per_rack} nodes x"
             f" {cluster.devices_per_node} devices of"
-            f" {bytes_text(scenario.device.capacity_bytes)}",
+            f" {bytes_text(scenario.device.capacity_bytes)}{later}",
         ),
         (
             "user data",
@@ -76,8 +80,14 @@ def balance_rows(results: Results) -> list[Row]:
     slots, devices = start["slots"].to_numpy(), start["devices"].to_numpy()
     mean = float(np.average(slots, weights=devices))
     stddev = float(np.sqrt(np.average((slots - mean) ** 2, weights=devices)))
-    fullest = results.scenario.fill * slots.max() / mean
-    fullest_at_end = results.scenario.fill * _mean(results, "slots_max") / mean
+    at = results.capacity["years"].to_numpy()
+    fill_max = results.capacity["fill_max"].to_numpy()
+    most = (
+        f"the fullest device is {fill_max[at == 0].max():.0%} full, at the end"
+        f" {fill_max[at == at.max()].max():.0%}"
+    )
+    if results.scenario.balance.every_s == 0:
+        most += ": what failures and rebuilds shift in between is not rebalanced"
     is_balanced = results.scenario.placement.balanced
     origin = "as balanced at the start" if is_balanced else "as hashed at the start, not balanced"
     violations = int(results.trials["violations_at_start"].to_numpy().max())
@@ -86,9 +96,7 @@ def balance_rows(results: Results) -> list[Row]:
         (
             "balance",
             f"{mean:.1f} ± {stddev:.1f}",
-            f"slots per device {origin}, from {slots.min()} to {slots.max()};"
-            f" the fullest device is {fullest:.0%} full, at the end {fullest_at_end:.0%}:"
-            " what failures and rebuilds shift in between is not rebalanced yet",
+            f"slots per device {origin}, from {slots.min()} to {slots.max()}; {most}",
         ),
         (
             "domain violations",
@@ -143,6 +151,40 @@ def traffic_rows(results: Results) -> list[Row]:
     ]
 
 
+def change_rows(results: Results) -> list[Row]:
+    """What was moved, joined and left; nothing if the scenario has no such thing."""
+    scenario = results.scenario
+    rows: list[Row] = []
+    if scenario.balance.every_s > 0:
+        days = results.provenance.years * 365.25
+        moved = _mean(results, "moved_bytes")
+        rows.append(
+            (
+                "moved by the balancer",
+                f"{bytes_text(moved / days)} per day",
+                f"{bytes_text(moved)} in {count_text(_mean(results, 'moved_runs'))} chunk runs",
+            )
+        )
+    if scenario.generation or scenario.data.growth_per_year or scenario.cluster.leaves_years:
+        for row in capacity_at_end(results):
+            rows.append(
+                (
+                    f"generation {row['name']} at the end",
+                    f"{row['devices']:,} devices",
+                    f"{row['stored_bytes'] / row['capacity_bytes']:.1%} full, the fullest device"
+                    f" {row['fill_max']:.1%}",
+                )
+            )
+    return rows
+
+
+def capacity_at_end(results: Results) -> list[dict[str, Any]]:
+    """The last rows of the table of capacity of trial 0, one per generation that is there."""
+    rows = [row for row in results.capacity.to_pylist() if row["trial"] == 0]
+    end = max(row["years"] for row in rows)
+    return [row for row in rows if row["years"] == end]
+
+
 def durability_rows(results: Results) -> list[Row]:
     """P(loss) from the trials and from the chain."""
     found = durability(results)
@@ -192,6 +234,7 @@ def summarize(results: Results) -> list[Row]:
         *cluster_rows(results),
         *balance_rows(results),
         *traffic_rows(results),
+        *change_rows(results),
         *durability_rows(results),
         *cost_rows(results),
     ]

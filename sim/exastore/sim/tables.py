@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from exastore.metadata.core.balance import BalanceStats
 from exastore.metadata.core.topology import Int64Array, Topology
+from exastore.sim.fleet import generation_of_node, generations_of, user_bytes_at
 from exastore.sim.results import Table
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import (
@@ -50,10 +51,10 @@ def trial_table(
     """
     timeline: dict[str, Any] = dict(zip(TIMELINE_COLUMNS, state.timeline.T, strict=True))
     lost = int(state.counter[CHUNK_RUNS_LOST])
-    sums = ("device_failures", "node_outages", "node_outs", "rebuilds", "pgs_lost")
+    sums = ("device_failures", "node_outages", "node_outs", "rebuilds", "pgs_lost", "moved_runs")
     row: dict[str, Any] = {name: [int(timeline[name].sum())] for name in sums}
     row["unavailable_episodes"] = [int(timeline["unavailable_episodes"].sum())]
-    for name in ("rebuilt_bytes", "read_bytes", "abandoned_bytes"):
+    for name in ("rebuilt_bytes", "read_bytes", "abandoned_bytes", "moved_bytes"):
         row[name] = [float(timeline[name].sum())]
     for name in ("degraded", "unreadable", "unavailable"):
         row[f"{name}_pg_hours"] = [float(timeline[f"{name}_pg_s"].sum()) / 3600.0]
@@ -67,9 +68,10 @@ def trial_table(
         "mean_missing_s": [missing_s / lost if lost else 0.0],
         "loss_times": [len(np.unique(state.losses["time_s"][: int(state.counter[LOSS_COUNT])]))],
         "user_bytes_lost": [
-            float(timeline["pgs_lost"].sum())
-            * scenario.data.user_bytes
-            / scenario.placement.pg_count
+            sum(
+                float(lost) * user_bytes_at(scenario, month / 12) / scenario.placement.pg_count
+                for month, lost in enumerate(timeline["pgs_lost"])
+            )
         ],
         "slots_mean": [balance.mean],
         "slots_stddev": [balance.stddev],
@@ -125,7 +127,7 @@ def loss_table(trial: int, state: State) -> Table:
 def incident_table(scenario: Scenario, trial: int, state: State) -> Table:
     """How often each incident befell any of its domains."""
     incidents = scenario.incidents
-    nodes = scenario.cluster.node_count
+    nodes = scenario.tree.node_count
     domains = [-(-nodes // scenario.nodes_per_domain(incident)) for incident in incidents]
     # Each domain has drawn one more, which would come after the end.
     past = np.maximum(state.incident_draw.astype(np.int64) - 1, 0)
@@ -156,7 +158,12 @@ def row_slots(topology: Topology, per_device: Int64Array) -> Int64Array:
 
 
 def placement_table(
-    scenario: Scenario, topology: Topology, state: State, start: Int64Array, end: Int64Array
+    scenario: Scenario,
+    topology: Topology,
+    state: State,
+    start: Int64Array,
+    end: Int64Array,
+    slot_bytes_end: float,
 ) -> Table:
     """Where the slots lie at the start and at the end of a trial; both are `row_slots`."""
     is_by_device = len(start) == topology.device_count
@@ -166,7 +173,10 @@ def placement_table(
     rack = topology.node_rack[node]
     zone = topology.rack_zone[rack]
     devices = np.ones(len(start)) if is_by_device else state.nodes["end_device"] - first
-    slot_share = scenario.slot_bytes / scenario.device.capacity_bytes / devices
+    generation = generation_of_node(scenario)[node]
+    capacity = np.array([its.capacity_bytes for its in generations_of(scenario)])[generation]
+    per_slot_start = scenario.slot_bytes / capacity / devices
+    per_slot_end = slot_bytes_end / capacity / devices
     columns = {
         "region": topology.zone_region[zone],
         "zone": zone,
@@ -174,10 +184,11 @@ def placement_table(
         "node": node,
         "device": device if is_by_device else np.full(len(start), -1),
         "model": state.devices["law"][device],
+        "generation": generation,
         "slots_start": start,
         "slots_end": end,
     }
     return pa.table(
         {name: np.asarray(values, np.int64) for name, values in columns.items()}
-        | {"fill_start": start * slot_share, "fill_end": end * slot_share}
+        | {"fill_start": start * per_slot_start, "fill_end": end * per_slot_end}
     )

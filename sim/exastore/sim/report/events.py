@@ -23,11 +23,13 @@ _LISTED = 10
 
 def map_section(results: Results) -> ReportSection:
     """How full every node or rack is at the end of the first trial."""
-    table, cluster = results.placement, results.scenario.cluster
+    table, cluster = results.placement, results.scenario.tree
     is_by_node = cluster.rack_count <= _MAP_RACKS
     domain = table["node" if is_by_node else "rack"].to_numpy()
     fill = 100 * table["fill_end"].to_numpy()
     cells = np.bincount(domain, fill) / np.bincount(domain)
+    if results.scenario.generation:
+        cells[cells == 0] = np.nan  # not there
     if is_by_node:
         grid = cells.reshape(cluster.rack_count, cluster.nodes_per_rack).T
         what, x_title, y_title = "node", "rack", "node of the rack"
@@ -39,8 +41,8 @@ def map_section(results: Results) -> ReportSection:
         labels = list(range(0, len(cells), width))
     return ReportSection(
         "Cluster map",
-        f"How full each {what} is at the end of the first trial: from {cells.min():.1f} % to"
-        f" {cells.max():.1f} %.",
+        f"How full each {what} is at the end of the first trial: from {np.nanmin(cells):.1f} % to"
+        f" {np.nanmax(cells):.1f} %.",
         figure=heat_figure(
             list(range(grid.shape[1])),
             labels,

@@ -120,7 +120,7 @@ def bar_figure(
 
 def heat_figure(
     x: Sequence[float],
-    y: Sequence[float],
+    y: Sequence[float] | Sequence[str],
     cells: Sequence[Sequence[float | None]],
     *,
     x_title: str,

@@ -9,6 +9,7 @@ from exastore.sim.report.page import ReportSection, bar_figure, line_figure
 from exastore.sim.results import Results
 from exastore.sim.summary import (
     balance_rows,
+    change_rows,
     cluster_rows,
     cost_rows,
     durability_rows,
@@ -170,8 +171,8 @@ def balance_section(results: Results) -> ReportSection:
     return ReportSection(
         "Balance over the devices",
         "How many devices hold how many chunk runs (all that one placement"
-        f" group keeps on one device), {origin} and at the end. The drift in between is not"
-        " rebalanced yet: replaced devices start empty and fill only by taking part in repairs.",
+        f" group keeps on one device), {origin} and at the end. Replaced devices start empty and"
+        " fill by taking part in repairs, and by the balancer if it runs.",
         figure=bar_figure(
             [float(value) for value in axis[::step]],
             {"at the start": folded[0].tolist(), "at the end": folded[1].tolist()},
@@ -196,7 +197,12 @@ def durability_section(results: Results) -> ReportSection:
 
 def numbers_section(results: Results) -> ReportSection:
     """The rest of the summary."""
-    rows = [*cluster_rows(results), *balance_rows(results), *traffic_rows(results)]
+    rows = [
+        *cluster_rows(results),
+        *balance_rows(results),
+        *traffic_rows(results),
+        *change_rows(results),
+    ]
     return ReportSection(
         "In numbers",
         "The cluster and what happened to it; counts are means over the trials.",

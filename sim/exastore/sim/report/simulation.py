@@ -1,6 +1,7 @@
 """The report of one simulation, made of its sections."""
 
 from exastore.sim.durability import durability, nines_text, probability_text
+from exastore.sim.report.change import change_sections
 from exastore.sim.report.events import (
     backlog_section,
     incident_section,
@@ -36,6 +37,7 @@ def report_sections(results: Results) -> list[ReportSection]:
         redundancy_section(results),
         degraded_time_section(results),
         balance_section(results),
+        *change_sections(results),
         incident_section(results),
         numbers_section(results),
         provenance_section(results),
