@@ -121,7 +121,7 @@ def test_leases_in_force_never_exceed_the_rate_whatever_answers_are_lost(
         used, until_s = in_force.get(holder, (0.0, 0.0))
         used = used if until_s > now else 0.0
         granted = ledger.grant(str(holder), used, Demand(used, is_hungry), rate, now)
-        if granted is not None and not is_lost:
+        if not is_lost:
             in_force[holder] = (granted, now + lease_s)
         total = sum(share for share, until_s in in_force.values() if until_s > now)
         assert total <= rate * (1 + 1e-9)
@@ -130,8 +130,9 @@ def test_leases_in_force_never_exceed_the_rate_whatever_answers_are_lost(
 def test_a_ledger_that_begins_anew_waits_until_its_predecessors_leases_are_over() -> None:
     ledger = RateLedger(5.0, 100.0)
     hungry = Demand(0.0, True)
-    assert ledger.grant("a", 0.0, hungry, 10.0, 104.9) is None
-    assert ledger.grant("a", 0.0, hungry, 10.0, 105.0) == 10.0
+    assert ledger.grant("a", 0.0, hungry, 10.0, 104.0) == 0.0
+    assert ledger.grant("a", 3.0, hungry, 10.0, 104.9) == 3.0, "what it has is renewed"
+    assert ledger.grant("a", 3.0, hungry, 10.0, 105.0) == 10.0
     assert ledger.grant("b", 0.0, hungry, 10.0, 105.1) == 0.0, "a has all until it tells"
     assert ledger.grant("a", 10.0, hungry, 10.0, 105.5) == 5.0
     assert ledger.grant("a", 5.0, hungry, 10.0, 106.0) == 5.0, "now it has told that it uses less"

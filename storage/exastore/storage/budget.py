@@ -20,12 +20,13 @@ from exastore.metadata.core.latency import RecentLatency
 from exastore.proto.v1 import budget_pb2
 from exastore.storage.metrics import StorageMetrics
 
-#: How long a read of another node may wait here before it is told to come again.
+#: How long a read of another node may wait here before it is told to come again, which it does at
+#: least so often: meanwhile there may be another grant.
 PATIENCE_S = 1.0
 #: After a pause, this many seconds' worth of bytes pass at once.
 _BURST_S = 0.25
-#: How long to wait for a lease before looking again.
-_LEASE_WAIT_S = 0.5
+#: How long to wait before looking again: meanwhile there may be another grant.
+_LOOK_S = 0.5
 
 
 class _Bucket:
@@ -59,7 +60,7 @@ class _Bucket:
 
     def ready_in(self, now: float) -> float:
         if self._is_leased and not self.leased(now):
-            return _LEASE_WAIT_S
+            return _LOOK_S
         return self._tokens.ready_in(now)
 
     def take(self, byte_count: int, now: float) -> None:
@@ -151,7 +152,8 @@ class BackgroundBudget:
                 break
             slowest.wait_count += 1
             if now + wait_s - begun_s > patience_s:
-                return wait_s
+                return min(wait_s, PATIENCE_S)
+            wait_s = min(wait_s, _LOOK_S)
             self._metrics.background_waits.labels(slowest.name).inc(wait_s)
             await self._clock.sleep(wait_s)
             now = self._clock.monotonic_s()

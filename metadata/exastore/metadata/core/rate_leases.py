@@ -9,7 +9,7 @@ Laws:
 
 Fault model: a holder that falls silent keeps its lease until it runs out, by its own clock, which
 began to count later than ours; so `lease_s` here must not be shorter than there. A ledger that
-begins anew grants nothing for one lease time: holders may still have leases of its predecessor.
+begins anew only renews for one lease time: holders may still have leases of its predecessor.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ class RateLedger:
 
     def grant(
         self, holder: str, in_use: float, demand: Demand, rate: float, now: float
-    ) -> float | None:
+    ) -> float:
         """A new lease for a holder, which replaces the one it has.
 
         Args:
@@ -83,12 +83,12 @@ class RateLedger:
             now: Seconds.
 
         Returns:
-            Bytes per second; None while a predecessor's leases may be in force.
+            Bytes per second. While a predecessor's leases may be in force, what the holder has.
         """
         self._leases = {h: lease for h, lease in self._leases.items() if lease.until_s > now}
         self._leases[holder] = _Lease(demand, in_use, now + self._lease_s)
         if now < self._grants_from_s:
-            return None
+            return min(in_use, rate)
         demands = {name: lease.demand for name, lease in self._leases.items()}
         others = sum(lease.held for name, lease in self._leases.items() if name != holder)
         granted = max(0.0, min(fair_shares(rate, demands)[holder], rate - others))

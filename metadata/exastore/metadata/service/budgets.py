@@ -158,15 +158,11 @@ class Budgets:
         if budgets.rack_bytes_per_s:
             ledger = self._ledgers.setdefault(node.rack, RateLedger(_LEASE_S, now))
             demand = Demand(node.rack_used, node.is_held_up)
-            share = ledger.grant(
+            grant.rack_share_bytes_per_s = ledger.grant(
                 request.node.id, request.load.rack_share_bytes_per_s, demand,
                 float(budgets.rack_bytes_per_s), now,
             )  # fmt: skip
-            if share is None:
-                # The node goes on with the lease that it has, if any.
-                return None
             grant.has_rack_limit = True
-            grant.rack_share_bytes_per_s = share
             grant.lease_s = _LEASE_S
         return grant
 
