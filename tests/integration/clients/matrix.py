@@ -8,11 +8,13 @@ import ast
 import json
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
+BIN = Path(sys.prefix) / "bin"
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.-]*")
 
 HEAD = """\
@@ -31,7 +33,9 @@ TAIL = """
 ## To know
 
 - **Addresses**: path style always works, host style needs the gateway's `domain`. Without it the
-  JavaScript SDK needs `forcePathStyle: true`.
+  JavaScript SDK needs `forcePathStyle: true`. The tests over TLS use host style alone, with a
+  certificate of the domain and all names below it; what they compare is read through the other
+  gateway, without either.
 - **DuckDB**: its own S3 reader, the httpfs extension, is not part of its package but downloaded
   when first used, so it is not tested here; DuckDB reads and writes through fsspec
   (`register_filesystem`).
@@ -57,13 +61,13 @@ class Client:
     package: str = ""
     """Of PyPI."""
     command: tuple[str, ...] = ()
-    """Prints the version of a Debian program."""
+    """Prints the version of a program: of Debian, or where its package has another version."""
     npm: str = ""
     """Of the npm registry."""
 
     def version(self) -> str:
         """What is installed here."""
-        if self.package:
+        if self.package and not self.command:
             return metadata.version(self.package)
         if self.npm:
             lock = json.loads((HERE / "node" / "package-lock.json").read_text())
@@ -89,7 +93,7 @@ CLIENTS = (
     Client("AWS CLI 2", "test_aws_cli.py", command=("/usr/bin/aws", "--version")),
     Client("boto3", "test_boto3.py", package="boto3"),
     Client("boto3 with encryption", "test_encryption.py", package="boto3"),
-    Client("s5cmd", "test_s5cmd.py", package="s5cmd"),
+    Client("s5cmd", "test_s5cmd.py", package="s5cmd", command=(f"{BIN}/s5cmd", "version")),
     Client("rclone", "test_rclone.py", command=("rclone", "version")),
     Client("restic", "test_restic.py", command=("restic", "version")),
     Client("s3cmd", "test_s3cmd.py", package="s3cmd"),
@@ -103,6 +107,7 @@ CLIENTS = (
     Client("minio-py", "test_minio.py", package="minio"),
     Client("AWS SDK for JavaScript 3", "test_aws_sdk_js.py", npm="@aws-sdk/client-s3"),
     Client("Chromium", "test_browser.py", command=("chromium", "--version")),
+    Client("boto3, AWS CLI, rclone, pyarrow, s3fs", "test_tls.py", package="boto3"),
     Client("pyarrow, polars, DuckDB together", "test_analytics.py", package="pyarrow"),
 )
 
