@@ -96,7 +96,7 @@ fuzz: setup ## fuzz each parser and the S3 front for FUZZ_S seconds (30), guided
 
 bench: setup ## benchmarks, with results in out/bench
 	@mkdir -p out/bench
-	$(BIN)/pytest bench -o python_files='bench_*.py' -m '' --benchmark-only --benchmark-json out/bench/benchmark.json
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py' -m '' --benchmark-only --benchmark-json out/bench/benchmark.json
 
 coverage: setup ## line and branch coverage; the kernels' lines from a run with the JIT off
 	$(BIN)/coverage run -m pytest tests/unit tests/property tests/contract

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
+from tests.support.postgres_server import PostgresServer
 
 from exastore.gateway.batched_channel import BatchedChannel
 from exastore.metadata.kv.sqlite import SqliteEngine
@@ -211,7 +212,10 @@ def test_list_over_grpc(
 ) -> None:
     """Target: 30,000 keys/s, as fast for 10 M keys as for 10 k."""
     count = _few(benchmark, min(key_count, LISTED_KEY_COUNT))
-    with _served(filled(_few(benchmark, key_count)), tmp_path) as address, asyncio.Runner() as run:
+    with (
+        _served(f"sqlite://{filled(_few(benchmark, key_count))}", tmp_path) as address,
+        asyncio.Runner() as run,
+    ):
         channels = run.run(_open(address))
         stub: Any = metadata_pb2_grpc.MetadataServiceStub(channels[0])
 
@@ -233,7 +237,7 @@ def test_calls_of_64_clients(
     """
     count = _few(benchmark, CALL_COUNT)
     rng = np.random.default_rng(3)
-    with _served(tmp_path / "meta.db", tmp_path) as address, asyncio.Runner() as runner:
+    with _served(f"sqlite://{tmp_path}/meta.db", tmp_path) as address, asyncio.Runner() as runner:
         channels = runner.run(_open(address))
         runner.run(_form(channels[0]))
         call = BatchedCaller(channels) if transport == "batched" else UnaryCaller(channels)
@@ -265,6 +269,48 @@ def test_calls_of_64_clients(
         after = server.cpu_times()
         cpu_s = after.user + after.system - before.user - before.system
         benchmark.extra_info["server_cpu_us_per_call"] = round(1e6 * cpu_s / (ROUNDS * count), 1)
+        runner.run(call.close())
+        runner.run(_close(channels))
+
+
+@pytest.mark.parametrize("server_count", [1, 2])
+@pytest.mark.parametrize("method", ["CommitObject", "GetObject"])
+def test_calls_to_servers_over_one_postgresql(
+    benchmark: BenchmarkFixture, tmp_path: Path, method: str, server_count: int
+) -> None:
+    """Target: two metadata servers serve more than one. Servers, clients and PostgreSQL share
+    the machine."""
+    count = _few(benchmark, CALL_COUNT)
+    rng = np.random.default_rng(3)
+    with (
+        PostgresServer(fsync=True) as postgres,
+        ExitStack() as stack,
+        asyncio.Runner() as runner,
+    ):
+        addresses: list[str] = []
+        for number in range(server_count):
+            folder = tmp_path / f"server-{number}"
+            folder.mkdir()
+            addresses.append(stack.enter_context(_served(postgres.url(), folder)))
+        channels = [channel for address in addresses for channel in runner.run(_open(address))]
+        runner.run(_form(channels[0]))
+        call = BatchedCaller(channels)
+        known = [
+            object_of(number, f"{rng.bytes(4).hex()}/{number:012d}.jpg", rng)
+            for number in range(ROUNDS * count)
+        ]
+        commits = [pb.CommitObjectRequest(object=item).SerializeToString() for item in known]
+        rounds = [commits[first : first + count] for first in range(0, len(commits), count)]
+        if method == "GetObject":
+            runner.run(_call_all(call, "CommitObject", rounds[0]))
+            look_up = [pb.GetObjectRequest(bucket=BUCKET, key=item.key) for item in known[:count]]
+            rounds = [[request.SerializeToString() for request in look_up]] * ROUNDS
+        turns = iter(rounds)
+
+        def work() -> None:
+            runner.run(_call_all(call, method, next(turns)))
+
+        _run(benchmark, f"postgresql-{method}", count, "calls_per_s", work)
         runner.run(call.close())
         runner.run(_close(channels))
 
@@ -352,12 +398,12 @@ async def _commit_all(
 
 
 @contextmanager
-def _served(path: Path, folder: Path) -> Generator[str]:
-    """A metadata server process over a store; its address."""
+def _served(engine_url: str, folder: Path) -> Generator[str]:
+    """A metadata server process over an engine; its address."""
     ready, config = folder / "ready.json", folder / "metadata.toml"
     config.write_text(
         f'[process]\nready_file = "{ready}"\nlog_level = "warning"\n'
-        f'[metadata]\naddress = "127.0.0.1:0"\nengine = "sqlite://{path}"\npg_count = {PG_COUNT}\n'
+        f'[metadata]\naddress = "127.0.0.1:0"\nengine = "{engine_url}"\npg_count = {PG_COUNT}\n'
         "down_after_s = 600.0\nout_after_s = 6000.0\n"
     )
     command = [sys.executable, "-m", "exastore.deploy", "metadata", "run", "--config", str(config)]
