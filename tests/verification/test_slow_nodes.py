@@ -7,11 +7,14 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tests.chaos.matrix import client_of
 from tests.integration.conftest import LiveCluster, NewCluster, new_cluster, wait_until
+
+from exastore.deploy.status import RepairView
 
 __all__ = ["new_cluster"]
 
@@ -95,24 +98,44 @@ def test_a_node_that_slept_through_its_own_funeral_does_no_harm(new_cluster: New
     assert listed == 10 + 20 + 20
 
 
-def test_the_time_that_a_repair_needs_is_told_within_a_quarter(new_cluster: NewCluster) -> None:
-    live = new_cluster("--nodes", "6", "--code", "rs-2-2", "--pg-count", "24",
-                       "--down-after-s", "1", "--out-after-s", "2",
-                       "--repair-bandwidth-bytes-per-s", str(1 << 20))  # fmt: skip
-    s3 = client_of(live, attempts=4)
-    s3.create_bucket(Bucket=BUCKET)
-    put(s3, [str(number) for number in range(90)])
-    os.kill(pid_of(live, "node-1"), signal.SIGKILL)
-    wait_until(lambda: live.status().repair.active, "the repair begins")
+def check_forecasts(of: Callable[[], RepairView]) -> None:
+    """Follow a repair or move: at 25, 50 and 75 % of the work the end is told within a quarter."""
+    wait_until(lambda: of().active, "it begins")
     samples: dict[int, tuple[float, float]] = {}
-    while (repair := live.status().repair).active:
-        share = 100 * repair.rebuilt_chunk_bytes // max(1, repair.total_chunk_bytes)
+    while (work := of()).active:
+        share = 100 * work.rebuilt_chunk_bytes // max(1, work.total_chunk_bytes)
         for percent in (25, 50, 75):
-            if share >= percent and percent not in samples and repair.eta_s is not None:
-                samples[percent] = (repair.elapsed_s, repair.eta_s)
+            if share >= percent and percent not in samples and work.eta_s is not None:
+                samples[percent] = (work.elapsed_s, work.eta_s)
         time.sleep(0.1)
-    total_s = live.status().repair.elapsed_s
-    print(f"took {total_s:.1f} s; (elapsed, ETA) at percent: {samples}")
+    total_s = of().elapsed_s
+    for percent, (elapsed_s, eta_s) in samples.items():
+        off = 100 * (elapsed_s + eta_s - total_s) / total_s
+        print(f"at {percent} %: {elapsed_s:.1f} + {eta_s:.1f} s of {total_s:.1f} s, {off:+.0f} %")
     assert set(samples) == {25, 50, 75}
     for percent, (elapsed_s, eta_s) in samples.items():
         assert abs(elapsed_s + eta_s - total_s) <= 0.25 * total_s, percent
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        ("--repair-bandwidth-bytes-per-s", str(1 << 20), "--move-bandwidth-bytes-per-s", "1000000"),
+        (),
+    ],
+    ids=["limited by slots", "limited by nodes"],
+)
+def test_the_time_that_repair_and_moves_need_is_told_within_a_quarter(
+    new_cluster: NewCluster, budgets: tuple[str, ...]
+) -> None:
+    live = new_cluster("--nodes", "6", "--code", "rs-2-2", "--pg-count", "24",
+                       "--down-after-s", "1", "--out-after-s", "2", *budgets)  # fmt: skip
+    s3 = client_of(live, attempts=4)
+    s3.create_bucket(Bucket=BUCKET)
+    put(s3, [str(number) for number in range(90)])
+    if not budgets:
+        assert live.run("cluster", "budget", "--node", "200kB", "--apply").code == 0
+    assert live.run("cluster", "drain", "node-2", "--apply", "--no-wait").code == 0
+    check_forecasts(lambda: live.status().moves.progress)
+    os.kill(pid_of(live, "node-1"), signal.SIGKILL)
+    check_forecasts(lambda: live.status().repair)

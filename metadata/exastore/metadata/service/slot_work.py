@@ -286,7 +286,11 @@ class SlotWork:
     def _tell_progress(self, known: Sequence[SlotTarget], now_s: float, *, is_over: bool) -> None:
         progress = self.progress
         if known and (progress is None or progress.ended_s is not None):
-            progress = self.progress = RepairProgress(begun_s=now_s)
+            progress = self.progress = RepairProgress(
+                now_s,
+                lane_count=self._throttle.concurrency,
+                lanes_are_limited=bool(self._throttle.bandwidth_bytes_per_s),
+            )
             self._usage.clear()
         if progress is None or progress.ended_s is not None:
             return
@@ -298,6 +302,7 @@ class SlotWork:
             self._estimates.add(estimate)
             estimate.add_done_callback(self._estimates.discard)
         progress.drop_missing(set(known))
+        progress.sample(tuple(self._running), now_s)
         if not known and not self._running and is_over:
             progress.ended_s = now_s
             status = progress.status(now_s)
