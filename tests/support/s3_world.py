@@ -34,6 +34,28 @@ from exastore.gateway.testing.memory_store import MemoryStore
 NOW_S = 1_790_000_000.0
 HOST = "s3.test"
 
+#: S3's statuses of what is not 400.
+STATUS = {
+    "AccessDenied": 403,
+    "AccessForbidden": 403,
+    "BucketAlreadyExists": 409,
+    "BucketAlreadyOwnedByYou": 409,
+    "InvalidAccessKeyId": 403,
+    "InvalidBucketState": 409,
+    "InvalidPartNumber": 416,
+    "InvalidRange": 416,
+    "MissingContentLength": 411,
+    "NoSuchBucket": 404,
+    "NoSuchKey": 404,
+    "NoSuchUpload": 404,
+    "NoSuchVersion": 404,
+    "NotImplemented": 501,
+    "NotModified": 304,
+    "PreconditionFailed": 412,
+    "RequestTimeTooSkewed": 403,
+    "SignatureDoesNotMatch": 403,
+}
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -13,31 +13,9 @@ from tests.support import s3_wrong_documents, s3_wrong_signatures, s3_wrongs
 from tests.support.s3_case import Case, Cases
 from tests.support.s3_examples import CONTENT, EXAMPLES, PLAIN, SECRET, Example
 from tests.support.s3_signer import Spec
-from tests.support.s3_world import NOW_S, Answer, MemoryWorld, wire_of
+from tests.support.s3_world import NOW_S, STATUS, Answer, MemoryWorld, wire_of
 
 from exastore.gateway.s3.routing import OPERATIONS
-
-#: S3's statuses of what is not 400.
-STATUS = {
-    "AccessDenied": 403,
-    "AccessForbidden": 403,
-    "BucketAlreadyExists": 409,
-    "BucketAlreadyOwnedByYou": 409,
-    "InvalidAccessKeyId": 403,
-    "InvalidBucketState": 409,
-    "InvalidPartNumber": 416,
-    "InvalidRange": 416,
-    "MissingContentLength": 411,
-    "NoSuchBucket": 404,
-    "NoSuchKey": 404,
-    "NoSuchUpload": 404,
-    "NoSuchVersion": 404,
-    "NotImplemented": 501,
-    "NotModified": 304,
-    "PreconditionFailed": 412,
-    "RequestTimeTooSkewed": 403,
-    "SignatureDoesNotMatch": 403,
-}
 
 #: Headers of which no value is wrong, or that have tests of their own.
 HARMLESS = frozenset(

@@ -50,19 +50,18 @@ class _Crc:
 
 
 class _XxHash:
-    """One of the XXHash family, which can be finished only once."""
+    """One of the XXHash family."""
 
     def __init__(self, running: crt.XXHash) -> None:
         self._running = running
-        self._digest: bytes | None = None
 
     def update(self, data: bytes | memoryview, /) -> None:
-        self._running.update(data)
+        # The library takes nothing else.
+        self._running.update(data if isinstance(data, bytes) else bytes(data))
 
     def digest(self) -> bytes:
-        if self._digest is None:
-            self._digest = self._running.finalize()
-        return self._digest
+        digest: bytes = self._running.finalize()
+        return digest
 
 
 def new_checksum(algorithm: str) -> Checksum:
