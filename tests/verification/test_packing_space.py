@@ -99,8 +99,9 @@ async def rig(folder: Path, *, packed_bytes: tuple[int, ...]) -> AsyncGenerator[
         for most in packed_bytes:
             registry = CollectorRegistry()
             settings = GatewayConfig(
-                metadata=(address,), packed_bytes=most, chunk_timeout_s=60.0, straggler_wait_s=60.0
-            )
+                metadata=(address,), packed_bytes=most, chunk_timeout_s=60.0,
+                straggler_wait_s=60.0, hedge_after_s=60.0,
+            )  # fmt: skip
             store = await open_cluster_store(settings, clock=clock, registry=registry)
             stack.push_async_callback(store.close)
             made.stores[most], made.registries[most] = store, registry
