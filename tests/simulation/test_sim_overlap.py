@@ -240,7 +240,7 @@ def test_what_loses_nothing_is_left_out_by_name() -> None:
             {"more": '[[incident]]\nname="p"\nlevel="rack"\nper_year=1.0\ndeath_share=0.25'},
             ["incident.0.death_share", "0.25", "set 0"],
         ),
-        (OverlapOptions("clustered"), {"racks": 7, "per_node": 1}, ["devices_per_node", "7"]),
+        (OverlapOptions("clustered"), {"racks": 7, "per_node": 5}, ["devices_per_node", "35"]),
         (OverlapOptions("unlimited", "group"), {}, ["clock", "group", "priority"]),
         (OverlapOptions("unlimited"), {"code": "lrc-4-2-1"}, ["code", "lrc-4-2-1", "placed"]),
     ],

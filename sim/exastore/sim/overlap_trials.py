@@ -117,6 +117,80 @@ def _alone_until_s(rules: Records, missing: Missing) -> float:
     return float(entry.noticed_s + 1.0 / min(rules.runs_per_s, left / entry.count))
 
 
+@inner_njit
+def _run_trial(
+    population: Population,
+    rules: Records,
+    layout: Layout,
+    arrivals: Arrivals,
+    missing: Missing,
+    key: np.uint64,
+    trial: int,
+    log: Records,
+    events: Records,
+) -> int:
+    """One trial; see `run_block`."""
+    counter = missing.counter
+    renewed_after_s = rules.detection_s + 1.0 / rules.runs_per_s
+    begin(population, arrivals, key)
+    counter[SIZE] = 0
+    year_lost = np.int64(-1)
+    alone_until_s = inf
+    while True:
+        time_s, device = next_failure(population, arrivals, key, trial)
+        if device < 0:
+            return DONE
+        if counter[SIZE] > 0:
+            if alone_until_s <= time_s:
+                counter[SIZE] = 0
+            else:
+                advance(rules, layout, missing, time_s)
+        missing.now[0] = time_s
+        is_new = counter[SIZE] == 0 or not _is_down(missing, device)
+        if len(arrivals.lives) > 0:
+            law = wide(layout.law[device])
+            if not renew(population, arrivals, key, device, law, time_s + renewed_after_s):
+                return NEEDS_ROOM
+        if not is_new:
+            continue
+        if counter[FAILURES] < len(events):
+            event = events[counter[FAILURES]]
+            event.trial, event.time_s, event.group = trial, time_s, device
+        counter[FAILURES] += 1
+        counter[OVERLAPS] += counter[SIZE] > 0
+        lost = _fail(rules, layout, missing, device, trial, log)
+        if lost < 0:
+            return NEEDS_ROOM
+        if lost > 0:
+            counter[LOSSES] += 1
+            counter[TRIALS_WITH_LOSS] += year_lost < 0
+            year = np.int64(time_s / rules.period_s)
+            is_whole_year = (year + 1) * rules.period_s <= rules.horizon_s * (1 + 1e-9)
+            counter[YEARS_WITH_LOSS] += year > year_lost and is_whole_year
+            year_lost = year
+        alone_until_s = _alone_until_s(rules, missing)
+
+
+@inner_njit
+def _fail(
+    rules: Records, layout: Layout, missing: Missing, device: int, trial: int, log: Records
+) -> int:
+    """A device fails: how many groups that loses, or -1 if there is no room."""
+    if rules.unlimited == 1:
+        worst = _fail_unlimited(rules, missing, device)
+        if worst <= rules.sure:
+            return min(worst, 0)
+        at = missing.counter[LOSSES]
+        if at < len(log):
+            loss = log[at]
+            loss.trial, loss.time_s, loss.group, loss.missing = trial, missing.now[0], -1, worst
+        return 1
+    is_alone = missing.counter[SIZE] == 0
+    if not fail_device(rules, layout, missing, device):
+        return -1
+    return 0 if is_alone else lose_groups(rules, layout, missing, device, trial, log)
+
+
 @njit
 def run_block(
     population: Population,
@@ -147,60 +221,10 @@ def run_block(
     Returns:
         DONE, or NEEDS_ROOM if `missing.entries` or `arrivals.renewed` are too short.
     """
-    counter = missing.counter
-    counter[:] = 0
-    renewed_after_s = rules.detection_s + 1.0 / rules.runs_per_s
+    missing.counter[:] = 0
     for trial in range(first_trial, first_trial + trial_count):
         key = np.uint64(trial_key(seed, trial))
-        begin(population, arrivals, key)
-        counter[SIZE] = 0
-        year_lost = np.int64(-1)
-        alone_until_s = inf
-        while True:
-            time_s, device = next_failure(population, arrivals, key, trial)
-            if device < 0:
-                break
-            if counter[SIZE] > 0:
-                if alone_until_s <= time_s:
-                    counter[SIZE] = 0
-                else:
-                    advance(rules, layout, missing, time_s)
-            missing.now[0] = time_s
-            is_new = counter[SIZE] == 0 or not _is_down(missing, device)
-            if len(arrivals.lives) > 0:
-                law = wide(layout.law[device])
-                if not renew(population, arrivals, key, device, law, time_s + renewed_after_s):
-                    return NEEDS_ROOM
-            if not is_new:
-                continue
-            if counter[FAILURES] < len(events):
-                event = events[counter[FAILURES]]
-                event.trial, event.time_s, event.group = trial, time_s, device
-            counter[FAILURES] += 1
-            counter[OVERLAPS] += counter[SIZE] > 0
-            lost = 0
-            if rules.unlimited == 1:
-                worst = _fail_unlimited(rules, missing, device)
-                if worst < 0:
-                    return NEEDS_ROOM
-                if worst > rules.sure:
-                    lost = 1
-                    if counter[LOSSES] < len(log):
-                        loss = log[counter[LOSSES]]
-                        loss.trial, loss.time_s, loss.group, loss.missing = trial, time_s, -1, worst
-            else:
-                is_alone = counter[SIZE] == 0
-                if not fail_device(rules, layout, missing, device):
-                    return NEEDS_ROOM
-                if not is_alone:
-                    lost = lose_groups(rules, layout, missing, device, trial, log)
-            if lost > 0:
-                counter[LOSSES] += 1
-                counter[TRIALS_WITH_LOSS] += year_lost < 0
-                year = np.int64(time_s / rules.period_s)
-                counter[YEARS_WITH_LOSS] += year > year_lost and (
-                    year + 1
-                ) * rules.period_s <= rules.horizon_s * (1 + 1e-9)
-                year_lost = year
-            alone_until_s = _alone_until_s(rules, missing)
+        status = _run_trial(population, rules, layout, arrivals, missing, key, trial, log, events)
+        if status != DONE:
+            return status
     return DONE
