@@ -214,7 +214,7 @@ def test_a_core_simulates_over_seven_thousand_years_a_second_of_mlec_sims_settin
     scenario = load_scenario("mlec")
     options = OverlapOptions(layout)  # type: ignore[arg-type]
     made = OverlapRun(scenario, options, seed=1)
-    made.block(0, 1)  # compiles
+    counter, _ = made.block(0, 1)  # compiles
     rates: list[float] = []
     for first in range(0, 20_000, 4_000):
         begin_s = time.thread_time()
