@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.integration.conftest import LiveCluster, exastore_here, wait_until
 
-from exastore.deploy.errors import ClusterUnhealthy, EnvironmentUnfit
+from exastore.deploy.errors import ClusterUnhealthy
 from exastore.deploy.failpoints import Action, arm, disarm, fired_by
 from exastore.deploy.launcher import LocalCluster
 from exastore.deploy.spec import ClusterOptions
@@ -336,15 +336,7 @@ class Chaos:
 
     def _up(self) -> None:
         """Start who does not run."""
-
-        def is_up() -> bool:
-            try:
-                self.live.info = self._local.up(ClusterOptions(), _silent).cluster
-            except EnvironmentUnfit:
-                return False  # on a busy machine, a connection of others may have its port
-            return True
-
-        wait_until(is_up, "all processes run")
+        self.live.info = self._local.up(ClusterOptions(), _silent).cluster
 
     def _fullest(self) -> str:
         """The node with the most slots: without any, nobody would miss it."""

@@ -170,12 +170,19 @@ def test_a_full_cluster_refuses_writes_and_keeps_what_it_has(new_cluster: NewClu
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: int) -> None:
     out = tmp_path / "demo"
-    with subprocess.Popen(
-        [*EXASTORE, "demo", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as demo:
+    # A shell without job control starts background jobs with SIGINT ignored, which is inherited: a
+    # test run of that kind would send a signal that a demo rightly ignores.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started_demo = subprocess.Popen(
+            [*EXASTORE, "demo", "--out", str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started_demo as demo:
         # Interrupted in the middle of the start, when some processes run already.
         wait_until(lambda: (out / "cluster" / "run" / "node-1.pid").exists(), "a node starts")
         started = LocalCluster.at(out / "cluster").children()

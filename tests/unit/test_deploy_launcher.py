@@ -25,6 +25,7 @@ from exastore.deploy.spec import (
     check_directory,
     new_spec,
     port_is_free,
+    quiet_port,
     read_spec,
     write_spec,
 )
@@ -58,6 +59,50 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentUnfit, match=f"port {port} is in use") as caught:
             up(tmp_path / "c", s3_port=port)
     assert "--s3-port 0" in caught.value.hint
+
+
+class ClockWhileHeld(SystemClock):
+    """A clock that lets a port go while somebody waits."""
+
+    __slots__ = ("held", "waits")
+
+    def __init__(self, held: socket.socket, waits: int) -> None:
+        self.held, self.waits = held, waits
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+    def sleep_blocking(self, duration_s: float) -> None:
+        self.waits -= 1
+        if not self.waits:
+            self.held.close()
+
+
+def test_a_port_at_which_the_cluster_served_is_waited_for(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    paths = ClusterPaths(tmp_path / "c")
+    paths.make()
+    write_json(paths.addresses, {"metadata": f"127.0.0.1:{port}"})
+    local = LocalCluster(paths, ClockWhileHeld(listener, 3))
+    spec = replace(new_spec(ClusterOptions()), s3_port=port)
+    write_spec(paths.spec, spec)
+    local.check_s3_port(spec)
+    assert port_is_free(port)
+    assert local.address_for("metadata", must_keep=True) == f"127.0.0.1:{port}"
+
+
+def test_ports_to_be_kept_are_none_that_outgoing_connections_get(tmp_path: Path) -> None:
+    known = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not known.exists():
+        pytest.skip("this system does not tell its ports of outgoing connections")
+    first = int(known.read_text().split()[0])
+    ports = {quiet_port() for _ in range(20)}
+    assert all(0 < port < first for port in ports) and len(ports) > 10
+    local = LocalCluster.at(tmp_path / "c")
+    local.paths.make()
+    assert 0 < int(local.address_for("metadata").rpartition(":")[2]) < first
+    assert local.address_for("node-1") == "127.0.0.1:0", "nodes tell where they serve"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ from exastore.deploy.layout import ClusterPaths
 #: Start times come from a coarse clock; a reused pid within it would need the same config too.
 START_TIME_TOLERANCE_S = 2.0
 
+#: Signals that end a command.
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 #: Handles of children, kept so that their end is noticed and their records are not collected early.
 _handles: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -102,14 +105,27 @@ def _uninterrupted() -> Generator[None]:
     def note(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _blocked():
+        before = {number: signal.signal(number, note) for number in _ENDING}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with _blocked():
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
+
+
+@contextmanager
+def _blocked() -> Generator[None]:
+    """While handlers change: a handler that raises in between would leave the other one behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _spawn(paths: ClusterPaths, name: str) -> Child:

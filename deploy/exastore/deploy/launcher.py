@@ -40,6 +40,7 @@ from exastore.deploy.spec import (
     check_directory,
     new_spec,
     port_is_free,
+    quiet_port,
     read_spec,
     write_spec,
 )
@@ -51,6 +52,8 @@ STOP_GRACE_S = 10.0
 #: A gateway ends the requests in flight first, which may be long ones.
 RESTART_GRACE_S = 60.0
 POLL_S = 0.05
+#: For a port that is to be kept: a connection of another program may have it for a while.
+PORT_WAIT_S = 30.0
 
 Progress = Callable[[str], None]
 
@@ -121,7 +124,7 @@ class LocalCluster:
             running = self.children()
             spec = changed_spec(read_spec(self.paths.spec) or spec, options, running=bool(running))
             if not any(is_gateway(name) for name in running):
-                _check_s3_port(spec)
+                self.check_s3_port(spec)
             self.paths.make()
             write_spec(self.paths.spec, spec)
             if not self.paths.master_key.exists():
@@ -270,7 +273,7 @@ class LocalCluster:
             for item in spec.partitions
         ]
         return {
-            "address": self._address(name, must_keep=others_run),
+            "address": self.address_for(name, must_keep=others_run),
             "engine": spec.engine or own_engine,
             "partitions": partitions,
             "pools": spec.pools,
@@ -294,7 +297,7 @@ class LocalCluster:
         rack = spec.racks[(number - 1) % len(spec.racks)] if spec.racks else ""
         region = spec.regions[(number - 1) % len(spec.regions)] if spec.regions else ""
         return {
-            "address": self._address(name),
+            "address": self.address_for(name),
             "node_id": name,
             "devices": [str(device)],
             "metadata": self._metadata_addresses(spec),
@@ -315,7 +318,7 @@ class LocalCluster:
         if serving:
             address = serving[0]
         else:
-            address = f"{LOOPBACK}:{spec.s3_port}" if spec.s3_port else self._address(GATEWAY)
+            address = f"{LOOPBACK}:{spec.s3_port}" if spec.s3_port else self.address_for(GATEWAY)
         return {
             "address": address,
             "share_port": spec.gateways > 1,
@@ -326,15 +329,17 @@ class LocalCluster:
             "website_domain": spec.website_domain,
         }
 
-    def _address(self, name: str, *, must_keep: bool = False) -> str:
-        """Where the process served last if that port is free, else any port.
+    def address_for(self, name: str, *, must_keep: bool = False) -> str:
+        """Where the process served last; any port when another has taken that one for good.
 
         With `must_keep` the old port is the only right one: others were told it.
         """
+        # Nodes tell the others where they serve; of the rest the ports are told once.
+        is_told_once = not is_node(name)
         match (read_json_object(self.paths.addresses) or {}).get(name):
             case str(address):
                 port = int(address.rpartition(":")[2])
-                if port_is_free(port):
+                if self._gets_free(port, PORT_WAIT_S if is_told_once else 0.0):
                     return address
                 if must_keep:
                     raise EnvironmentUnfit(
@@ -343,7 +348,25 @@ class LocalCluster:
                     )
             case _:
                 pass
-        return f"{LOOPBACK}:0"
+        return f"{LOOPBACK}:{quiet_port() if is_told_once else 0}"
+
+    def check_s3_port(self, spec: ClusterSpec) -> None:
+        """Refuse a port that is taken; one at which the cluster served is waited for."""
+        within_s = PORT_WAIT_S if self.paths.addresses.exists() else 0.0
+        if spec.s3_port and not self._gets_free(spec.s3_port, within_s):
+            raise EnvironmentUnfit(
+                f"port {spec.s3_port} is in use by another process",
+                hint="choose another --s3-port, or --s3-port 0 for any free one",
+            )
+
+    def _gets_free(self, port: int, within_s: float) -> bool:
+        """Wait for a port that somebody else may be about to let go."""
+        deadline_s = self.clock.monotonic_s() + within_s
+        while not (is_free := port_is_free(port)):
+            if self.clock.monotonic_s() >= deadline_s:
+                break
+            self.clock.sleep_blocking(POLL_S)
+        return is_free
 
     def _metadata_addresses(self, spec: ClusterSpec) -> list[str]:
         """Where the metadata servers serve; they are started first."""
@@ -465,11 +488,3 @@ def s3_answers(address: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _check_s3_port(spec: ClusterSpec) -> None:
-    if spec.s3_port and not port_is_free(spec.s3_port):
-        raise EnvironmentUnfit(
-            f"port {spec.s3_port} is in use by another process",
-            hint="choose another --s3-port, or --s3-port 0 for any free one",
-        )

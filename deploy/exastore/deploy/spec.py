@@ -14,6 +14,10 @@ from exastore.deploy.layout import is_gateway, is_metadata, is_node, process_nam
 #: A start with less than this free would fail in the middle of something.
 MIN_FREE_BYTES = 512 * 2**20
 LOOPBACK = "127.0.0.1"
+#: First and last port of outgoing connections, of Linux.
+_OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_QUIET_PORT = 12_000
+_PORT_TRIES = 100
 #: Engines that several metadata servers can use at once.
 SHARED_ENGINES = ("postgresql://", "etcd://")
 
@@ -300,3 +304,23 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def quiet_port() -> int:
+    """A free port to be kept: not one that outgoing connections are given, as those of :0 are.
+
+    While its server is away, any connection of this machine might get such a port, even one that
+    looks for the server.
+
+    Returns:
+        0, any port, where the system does not tell which ports those are.
+    """
+    try:
+        first = int(_OUTGOING_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+    for _ in range(_PORT_TRIES if first > _FIRST_QUIET_PORT else 0):
+        port = _FIRST_QUIET_PORT + secrets.randbelow(first - _FIRST_QUIET_PORT)
+        if port_is_free(port):
+            return port
+    return 0
