@@ -1,27 +1,24 @@
-"""The HTTP server under the S3 front: uvicorn with httptools, inside the caller's event loop.
+"""The HTTP server under the S3 front: its socket, its one timer, its end.
 
-Replacing it means replacing this file (see docs/adr/0004-http-server.md).
+The connections are in `http_connection`; why it is ours: docs/adr/0004-http-server.md.
 """
 
 import asyncio
-import contextlib
 import errno
-import math
 import socket
-from collections.abc import Generator
-from typing import Any
+import ssl
+from collections.abc import Awaitable
+from contextlib import suppress
+from email.utils import formatdate
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from exastore.gateway.s3.http_connection import HttpConnection
+from exastore.gateway.s3.http_hub import Handle, Hub, Patience
+from exastore.metadata.core.clock import Clock
 
-from exastore.gateway.s3.asgi import AsgiApp
-
-#: Idle connections stay so long: longer than the pools of SDKs take to come back.
-KEEP_ALIVE_S = 75
 _BACKLOG = 2048
-
-#: The most bytes of a request's line and headers; the parser itself has no limit.
-MAX_HEAD_BYTES = 64 * 1024
+_TLS_HANDSHAKE_S = 20.0
+#: What requests that are cut off may take to end.
+_CUT_OFF_S = 5.0
 
 
 class AddressInUse(OSError):
@@ -77,70 +74,41 @@ def bind(address: str, *, share_port: bool = False) -> socket.socket:
     return bound
 
 
-class _Protocol(HttpToolsProtocol):
-    """A connection that refuses heads without end."""
-
-    #: Bytes received of a head that is not complete; whole reads, so it may count a body's start.
-    _head_bytes = 0
-    _in_head = True
-
-    def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES + len(data):
-                self.send_400_response("The head of the request is too large.")
-                return
-        super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_complete()
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn that leaves signals alone and says when it serves."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.serving = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.serving.set()
-
-
 class HttpServer:
-    """Serves an ASGI application until stopped."""
+    """Serves requests until stopped."""
 
     def __init__(
         self,
-        app: AsgiApp,
+        handle: Handle,
         address: str,
         *,
+        clock: Clock,
         share_port: bool = False,
         tls_certificate: str = "",
         tls_key: str = "",
+        patience: Patience | None = None,
+        tick_s: float = 1.0,
     ) -> None:
         """Args:
+        handle: Answers a request.
         share_port: Let other processes that ask for this, too, serve at the same address.
         tls_certificate: PEM file of the certificate chain; "" serves without TLS.
         tls_key: PEM file of its key.
+        patience: How long clients may take, in ticks.
+        tick_s: Seconds between ticks; a Date header is at most so old.
         """
-        self._app: Any = app  # Its own words for ASGI's types are not uvicorn's.
         self._address = address
+        self._clock = clock
         self._share_port = share_port
-        self._tls_certificate = tls_certificate or None
-        self._tls_key = tls_key or None
-        self._server: _Server | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tls_certificate = tls_certificate
+        self._tls_key = tls_key
+        self._tick_s = tick_s
+        self._hub = Hub(handle, patience or Patience(), secure=bool(tls_certificate))
+        #: All are None until started and again once stopped.
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
 
     async def start(self) -> str:
         """Bind and serve; returns host:port with the port that was taken.
@@ -149,44 +117,82 @@ class HttpServer:
             AddressInUse: When another process listens there.
             BadCertificate: When the files are not there, not PEM, or do not fit.
         """
-        config = uvicorn.Config(
-            self._app,
-            http=_Protocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            ssl_certfile=self._tls_certificate,
-            ssl_keyfile=self._tls_key,
+        if self._tls_certificate:
+            self._tls = _tls_context(self._tls_certificate, self._tls_key)
+        self._socket = bind(self._address, share_port=self._share_port)
+        host, port = self._socket.getsockname()[:2]
+        loop = asyncio.get_running_loop()
+        self._hub.stopping = False
+        self._tick(loop)
+        self._server = await loop.create_server(
+            lambda: HttpConnection(self._hub, loop),
+            sock=self._socket,
+            backlog=_BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=_TLS_HANDSHAKE_S if self._tls else None,
         )
-        try:
-            config.load()
-        except OSError as error:  # ssl.SSLError among them
-            raise BadCertificate(
-                f"cannot use the certificate {self._tls_certificate} "
-                f"with the key {self._tls_key}: {error}"
-            ) from error
-        bound = bind(self._address, share_port=self._share_port)
-        host, port = bound.getsockname()[:2]
-        self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[bound]))
-        waiter = asyncio.create_task(self._server.serving.wait())
-        await asyncio.wait((self._task, waiter), return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            waiter.cancel()
-            await self._task
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        hub = self._hub
+        hub.tick += 1
+        hub.date_line = f"Date: {formatdate(self._clock.now_s(), usegmt=True)}\r\n"
+        for connection in list(hub.connections):
+            connection.check_deadline()
+        self._timer = loop.call_later(self._tick_s, self._tick, loop)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take no more connections, let requests end for `grace_s` seconds, then cut them off."""
-        if self._server is None or self._task is None:
+        if self._server is None or self._socket is None or self._timer is None:
             return
-        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
-        self._server.should_exit = True
-        await self._task
-        self._server = self._task = None
+        hub = self._hub
+        hub.stopping = True
+        waiting = self._accept_waiting(self._socket)
+        self._server.close()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for connection in list(hub.connections):
+            connection.shut()
+        try:
+            async with asyncio.timeout(grace_s):
+                await hub.wait_until_empty()
+        except TimeoutError:
+            for connection in list(hub.connections):
+                connection.abort()
+            for task in list(hub.tasks):
+                task.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CUT_OFF_S):
+                    await hub.wait_until_empty()
+        self._timer.cancel()
+        self._server = self._socket = self._timer = None
+
+    def _accept_waiting(self, bound: socket.socket) -> list[Awaitable[object]]:
+        """Take the connections in the kernel's queue, which it resets when the socket closes."""
+        loop = asyncio.get_running_loop()
+        taken: list[Awaitable[object]] = []
+        while True:
+            try:
+                peer, _ = bound.accept()
+            except OSError:
+                return taken
+            peer.setblocking(False)
+            taken.append(
+                loop.connect_accepted_socket(
+                    lambda: HttpConnection(self._hub, loop),
+                    peer,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=_TLS_HANDSHAKE_S if self._tls else None,
+                )
+            )
+
+
+def _tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key or None)
+    except OSError as error:  # ssl.SSLError among them
+        raise BadCertificate(
+            f"cannot use the certificate {certificate} with the key {key}: {error}"
+        ) from error
+    return context

@@ -4,7 +4,6 @@ from prometheus_client import CollectorRegistry
 
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.master_key import MasterKey
-from exastore.gateway.s3.asgi import AsgiApp
 from exastore.gateway.s3.front import CountTraffic, FrontOptions, S3Front, count_nothing
 from exastore.gateway.s3.guard import RecordAct, record_nothing
 from exastore.gateway.s3.http import HttpServer
@@ -58,8 +57,9 @@ class S3Service:
             ),
         )
         self._server = HttpServer(
-            AsgiApp(front),
+            front.handle,
             config.address,
+            clock=clock,
             share_port=config.share_port,
             tls_certificate=config.tls_certificate,
             tls_key=config.tls_key,
