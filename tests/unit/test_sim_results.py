@@ -314,6 +314,7 @@ def test_losses_are_shown_by_the_moment_when_there_are_any(results: Results) -> 
     assert loss_sections(results) == []
     year = 365.25 * 86_400
     losses = pa.table({"trial": [0, 0, 1], "time_s": [year, year, year / 2], "pg": [1, 2, 3]})
+    losses = losses.append_column("stripes", pa.array([0, 0, 0]))
     (section,) = loss_sections(replace(results, losses=losses))
     assert section.figure is not None
     assert section.figure["data"][0]["y"] == [2.0, 1.0]

@@ -19,6 +19,7 @@ from exastore.metadata.core.repair import repair_priority, returns_home
 from exastore.metadata.core.topology import DeviceState, Int32Array, Topology
 from exastore.sim._reference_change import ReferenceChange
 from exastore.sim._reference_draws import AGE, DEATH, GAP, LAW, REPLACEMENT, YEAR_S, Draws
+from exastore.sim._reference_latent import meet_errors, onset_s
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
 from exastore.sim.trace import trace_events
@@ -63,6 +64,7 @@ class ReferenceTrial:
         self.dead = ["alive"] * device_count
         self.lives = [0] * device_count
         self.fails_at = [inf] * device_count
+        self.latent_from = [inf] * device_count
         self.held: list[list[Slot]] = [[] for _ in range(device_count)]
         for pg, row in enumerate(table.tolist()):
             for index, device in enumerate(row):
@@ -177,6 +179,7 @@ class ReferenceTrial:
             device, self.law_of[device], self.lives[device] - 1, age
         )
         self.fails_at[device] = time
+        self.latent_from[device] = onset_s(self, device, age)
         if time <= self.model["horizon_s"]:
             self._push("failed", device, time)
 
@@ -460,6 +463,7 @@ class ReferenceTrial:
             self.work[device] = (slot, again, sources, share)
             self._push("rebuilt", device, again)
             return
+        meet_errors(self, slot, sources, share)
         self._release(device)
         self.totals["rebuilds"] += 1
         self.totals["read_bytes"] += len(sources) * share * self.model["slot_bytes"]

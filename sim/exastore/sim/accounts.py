@@ -23,6 +23,7 @@ from exastore.sim.state import (
     MISSING_PGS,
     MISSING_SLOTS,
     NONE,
+    PG_BITS,
     UNAVAILABLE_PGS,
     UNREADABLE_PGS,
     Records,
@@ -52,6 +53,8 @@ UNAVAILABLE_EPISODES = 14
 RUNS_LOST = 15
 MOVED_RUNS = 16
 MOVED_BYTES = 17
+LATENT_ERRORS = 18
+STRIPES_LOST = 19
 
 
 @inner_njit
@@ -211,15 +214,21 @@ def judge_node(
 def _count_loss(state: State, at: int, row: int, now: float) -> None:
     state.degraded[at].lost = 1
     state.timeline[row, PGS_LOST] += 1
-    kept = state.counter[LOSS_COUNT]
-    state.counter[LOSS_COUNT] += 1
-    if kept < len(state.losses):
-        state.losses[kept].time_s = now
-        state.losses[kept].code = state.degraded[at].pg
+    log_loss(state, wide(state.degraded[at].pg), wide(0), now)
 
 
 @inner_njit
-def _is_undecodable(code: CodeColumns | None, model: Records, lost: BoolArray, gone: int) -> bool:
+def log_loss(state: State, pg: int, stripes: int, now: float) -> None:
+    """Adds a loss to the list: of so many stripes of a PG, or, if 0, of all of it."""
+    kept = state.counter[LOSS_COUNT]
+    state.counter[LOSS_COUNT] = kept + 1
+    if kept < len(state.losses):
+        state.losses[kept].time_s = now
+        state.losses[kept].code = (stripes << PG_BITS) | pg
+
+
+@inner_njit
+def is_undecodable(code: CodeColumns | None, model: Records, lost: BoolArray, gone: int) -> bool:
     """Whether what is gone for good leaves the data undecodable. `lost` is room."""
     count = 0
     for index in range(len(lost)):
@@ -242,7 +251,7 @@ def mark_gone(
     at = find(state.degraded, slot >> model.shift)
     gone = state.degraded[at].gone | (np.int64(1) << (slot & ((1 << model.shift) - 1)))
     state.degraded[at].gone = gone
-    if state.degraded[at].lost == 0 and _is_undecodable(code, model, state.room[0], gone):
+    if state.degraded[at].lost == 0 and is_undecodable(code, model, state.room[0], gone):
         _count_loss(state, at, row, now)
 
 

@@ -72,6 +72,12 @@ def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) 
         budget = getattr(repair, f"{name}_bandwidth_bytes_per_s")
         model[f"{name}_bytes_per_s"] = budget or np.inf
         model["has_links"] |= budget > 0
+    latent = scenario.latent
+    model["has_latent"] = latent.onset_per_year > 0 or latent.read_error_per_bit > 0
+    model["latent_onset_per_s"] = latent.onset_per_year / YEAR_S
+    model["latent_per_byte_s"] = latent.errors_per_year / YEAR_S / scenario.device.capacity_bytes
+    model["read_errors_per_byte"] = 8 * latent.read_error_per_bit
+    model["scrub_period_s"] = latent.scrub_period_s
     model["bucket_s"] = YEAR_S / 12
     return model
 

@@ -62,8 +62,9 @@ class Durability:
 
     Attributes:
         periods: Observed periods of `period_years`, all trials together.
-        periods_with_loss: Those in which a PG lost data.
-        pgs_lost: How many PGs lost data in all.
+        periods_with_loss: Those in which a PG, or a stripe of one, lost data.
+        pgs_lost: How many PGs lost all their data.
+        stripes_lost: How many stripes of other PGs were lost to latent errors.
         loss_per_year: Estimate of P(loss); 0 if none was seen.
         lower, upper: Exact interval of P(loss) per year: Clopper-Pearson, two-sided 95 %; if no
             loss was seen, lower is 0 and upper the one-sided 95 % bound 1 - 0.05 ** (1 / N).
@@ -74,6 +75,7 @@ class Durability:
     periods: int
     periods_with_loss: int
     pgs_lost: int
+    stripes_lost: int
     loss_per_year: float
     lower: float
     upper: float
@@ -171,6 +173,8 @@ def durability(results: Results) -> Durability:
     months = results.timeline["month"].to_numpy()
     trial = results.timeline["trial"].to_numpy()
     pgs_lost = results.timeline["pgs_lost"].to_numpy()
+    stripes_lost = results.timeline["stripes_lost"].to_numpy()
+    losses = pgs_lost + stripes_lost
     if whole_years >= 1:
         period_years, per_trial = 1.0, whole_years
         kept = months < 12 * whole_years
@@ -180,7 +184,7 @@ def durability(results: Results) -> Durability:
         kept = np.ones(len(months), np.bool_)
         period = trial
     count = results.provenance.trials * per_trial
-    with_loss = int((np.bincount(period, weights=pgs_lost[kept], minlength=count) > 0).sum())
+    with_loss = int((np.bincount(period, weights=losses[kept], minlength=count) > 0).sum())
     lower, upper = binomial_interval(with_loss, count)
 
     def yearly(probability: float) -> float:
@@ -196,6 +200,7 @@ def durability(results: Results) -> Durability:
         periods=count,
         periods_with_loss=with_loss,
         pgs_lost=int(pgs_lost.sum()),
+        stripes_lost=int(stripes_lost.sum()),
         loss_per_year=yearly(with_loss / count),
         lower=yearly(lower),
         upper=yearly(upper),

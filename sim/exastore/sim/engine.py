@@ -28,7 +28,8 @@ The model, in the order of a chunk's life. A "chunk run" is all that one PG keep
   first k readable chunks of the PG, its group of an LRC, a part of all others of a Clay code. See
   `rebuild` for its rate. A source lost on the way is taken to be replaced by another at the same
   rate. If what the plan needs cannot be read the target tries again after a minute. A target whose
-  node is away finishes when the node is back.
+  node is away finishes when the node is back. Latent errors that it meets are repaired too, or
+  cost a stripe if nothing else holds its data (`latent`).
 - A PG of which so much is gone for good that the code cannot decode has lost data: more than m, or
   fewer in a pattern that an LRC does not cover. It counts once, is restored from outside at repair
   speed, and can be lost again once it is whole. A PG whose readable runs do not suffice to decode
@@ -69,6 +70,7 @@ from exastore.sim.heap import (
     push_near,
 )
 from exastore.sim.incidents import befall, push_incident
+from exastore.sim.latent import meet_errors, onset_s
 from exastore.sim.physics import DOMAIN_BITS, Physics, age_at_start_s, life_s
 from exastore.sim.rebuild import (
     DEVICE_DETECTED,
@@ -151,6 +153,8 @@ def push_failure(
     state.devices[device].draw = draw + 1
     time = now + life_s(physics, key, state.devices[device].law, device, draw, age)
     state.devices[device].fails_at_s = time
+    if model.has_latent == 1:
+        state.devices[device].latent_from_s = onset_s(model, key, device, draw, now - age)
     if time <= model.horizon_s:
         push_far(state, time, event_code(DEVICE_FAILED, device))
 
@@ -310,7 +314,13 @@ def _node_up(
 
 @inner_njit
 def _rebuilt(
-    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+    code: CodeColumns | None,
+    model: Records,
+    state: State,
+    key: np.uint64,
+    device: int,
+    row: int,
+    now: float,
 ) -> None:
     run = wide(state.devices[device].active)
     if run == NONE or state.devices[device].active_done_s != now:
@@ -320,6 +330,8 @@ def _rebuilt(
         state.devices[device].active_done_s = time
         push_near(state, time, event_code(REBUILT, device))
         return
+    if model.has_latent == 1:
+        meet_errors(code, model, state, key, device, row, now)
     share = state.runs[run].read_parts / model.m
     read_bytes = finish(code, model, state, device, row, now) * model.slot_bytes * share
     state.timeline[row, REBUILDS] += 1
@@ -409,7 +421,7 @@ def run_until(
         kind, entity = event >> ENTITY_BITS, event & ((1 << ENTITY_BITS) - 1)
         row = bucket_of(model, state, now)
         if kind == REBUILT:
-            _rebuilt(code, model, state, entity, row, now)
+            _rebuilt(code, model, state, key, entity, row, now)
         elif kind == INCIDENT:
             befall(physics, model, state, key, entity, now)
         elif kind == NODE_DOWN:

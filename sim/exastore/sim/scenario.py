@@ -31,6 +31,7 @@ from exastore.sim.sections import (
     DeviceSection,
     GenerationSection,
     IncidentSection,
+    LatentSection,
     ModelSection,
     NodeSection,
     PlacementSection,
@@ -64,6 +65,7 @@ class Scenario:
     node: NodeSection = field(default_factory=NodeSection)
     repair: RepairSection = field(default_factory=RepairSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
+    latent: LatentSection = field(default_factory=LatentSection)
     run: RunSection = field(default_factory=RunSection)
     generation: tuple[GenerationSection, ...] = ()
     model: tuple[ModelSection, ...] = ()
@@ -141,6 +143,11 @@ class Scenario:
     def slot_bytes(self) -> float:
         """Bytes that one PG keeps on one device: all its chunks of one index."""
         return self.data.user_bytes / (self.placement.pg_count * self.k)
+
+    @property
+    def stripe_bytes(self) -> int:
+        """User bytes of one stripe of chunks of full length."""
+        return self.k * self.latent.chunk_bytes
 
     @property
     def slots_per_device(self) -> float:
@@ -248,6 +255,7 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
     found += change_problems(scenario)
     found += _law_problems(scenario)
     found += _incident_problems(scenario)
+    found += _latent_problems(scenario)
     slot_limit = 2**31
     if placement.pg_count << max(1, (n - 1).bit_length()) > slot_limit:
         most = slot_limit >> max(1, (n - 1).bit_length())
@@ -305,6 +313,19 @@ def _incident_problems(scenario: Scenario) -> list[tuple[str, str]]:
                 text = f"is {incident.every_years}, but a burst has no calendar; give per_year"
                 found.append((f"{key}.every_years", text))
     return found
+
+
+def _latent_problems(scenario: Scenario) -> list[tuple[str, str]]:
+    latent = scenario.latent
+    met = 8 * latent.read_error_per_bit * scenario.slot_bytes * scenario.k
+    if met > 1:
+        text = (
+            f"is {latent.read_error_per_bit:g}, so that a rebuild of {scenario.slot_bytes:.3g}"
+            f" bytes from {scenario.k} chunks meets {met:.3g} errors; data sheets say 1e-15 or"
+            " 1e-14, and more placement groups make shorter rebuilds"
+        )
+        return [("latent.read_error_per_bit", text)]
+    return []
 
 
 def scenario_toml(scenario: Scenario) -> str:

@@ -285,6 +285,31 @@ class RepairSection:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSection:
+    """Latent sector errors; see `latent` for the law. Off unless a rate is above 0.
+
+    Attributes:
+        onset_per_year: Hazard of the first error of a device; 0: none. Published of nearline
+            disks: 0.0325 (8.5 % within 32 months: Bairavasundaram, thesis 3.3.1).
+        errors_per_year: Further errors of an affected device, on average. 14 gives the published
+            mean of 19.7 errors of affected disks (same source).
+        read_error_per_bit: Unreadable bits as data sheets have them, 1e-15: found by the read
+            itself, whatever was scrubbed.
+        scrub_period_s: Every chunk is read once in this time; 0: never. 14 days take 19.8 MB/s of
+            a device of 24 TB.
+        chunk_bytes: A lost stripe loses k times this. The cluster's chunks are at most this long.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    onset_per_year: Annotated[float, Field(strict=True, ge=0, le=8_766)] = 0.0
+    errors_per_year: Annotated[float, Field(strict=True, gt=0, le=1e9)] = 14.0
+    read_error_per_bit: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    scrub_period_s: Seconds = 1_209_600.0
+    chunk_bytes: Count = 4_194_304
+
+
+@dataclass(frozen=True, slots=True)
 class RunSection:
     """How much is simulated; the command line may say otherwise."""
 

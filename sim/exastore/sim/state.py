@@ -4,7 +4,7 @@ Bytes, for D devices and P PGs of n slots. At 100 EiB, D = 10 million, P n = 10^
 
     pg_devices       4 P n             4.0 GB   the PG table
     slots            4 D room          6.0 GB   its inverse, with room for half as many again
-    devices          40 D              0.4 GB
+    devices          48 D              0.5 GB
     streams, state   3 D               0.03 GB  apart from the records: looked at for every source
     far heap         16 per life       0.03 GB  only lives that end before the horizon are in it
     touched          2 * 2^19          1 MB     instead of a counter for each PG
@@ -83,6 +83,8 @@ TIMELINE_COLUMNS = (
     "chunk_runs_lost",
     "moved_runs",
     "moved_bytes",
+    "latent_errors",
+    "stripes_lost",
 )
 #: Degraded-time histogram: bin b holds times from 60 * 2**(b/2) s on; bin 0 all shorter ones.
 HISTOGRAM_BINS = 44
@@ -90,6 +92,8 @@ HISTOGRAM_BINS = 44
 MISSING_PGS = 70
 #: How many losses are kept one by one; all are counted.
 LOSS_LOG = 10_000
+#: In the code of a loss the PG has so many bits; above are the stripes, 0 for all of the PG.
+PG_BITS = 32
 #: Marks the end of a linked list, and no slot.
 NONE = -1
 #: `limit` of a code for which it matters which slots are unreadable, not only how many.
@@ -107,7 +111,7 @@ Records = Any
 #: `source_count`: how many chunks a rebuild reads at most. `touched_mask`: see the invariants;
 #: `is_shared`: whether PGs share counters. `has_links`: whether the network limits anything; its
 #: budgets are of one node, one rack's uplink and one zone's. `hit_max`: nodes that one incident
-#: takes away at most.
+#: takes away at most. `has_latent`: whether reads may meet latent errors; see `latent`.
 MODEL = np.dtype(
     [
         ("k", "i8"),
@@ -120,6 +124,7 @@ MODEL = np.dtype(
         ("has_links", "i8"),
         ("is_trace", "i8"),
         ("hit_max", "i8"),
+        ("has_latent", "i8"),
         ("seed", "i8"),
         ("trial", "i8"),
         ("horizon_s", "f8"),
@@ -132,12 +137,17 @@ MODEL = np.dtype(
         ("node_bytes_per_s", "f8"),
         ("rack_bytes_per_s", "f8"),
         ("zone_bytes_per_s", "f8"),
+        ("latent_onset_per_s", "f8"),
+        ("latent_per_byte_s", "f8"),
+        ("read_errors_per_byte", "f8"),
+        ("scrub_period_s", "f8"),
         ("bucket_s", "f8"),
     ]
 )
 #: `dead`: 0 alive, 1 failed and unnoticed, 2 failed and known. `draw`: lives drawn so far.
 #: `fails_at_s`: when this life ends; an event at another time is of a life that ended otherwise.
 #: `queue_head`, `queue_tail`: list of runs to rebuild here; `active`: the one in work.
+#: `latent_from_s`: from when on this life has latent errors.
 DEVICE = np.dtype(
     [
         ("active_done_s", "f8"),
@@ -147,6 +157,7 @@ DEVICE = np.dtype(
         ("queue_head", "i4"),
         ("queue_tail", "i4"),
         ("active", "i4"),
+        ("latent_from_s", "f4"),
         ("draw", "i2"),
         ("law", "u1"),
         ("dead", "u1"),

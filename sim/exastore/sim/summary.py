@@ -185,6 +185,20 @@ def capacity_at_end(results: Results) -> list[dict[str, Any]]:
     return [row for row in rows if row["years"] == end]
 
 
+def limit_rows(results: Results) -> list[Row]:
+    """What the scenario switches on beyond failures and repair."""
+    scenario, latent = results.scenario, results.scenario.latent
+    rows: list[Row] = []
+    if latent.onset_per_year > 0 or latent.read_error_per_bit > 0:
+        met = _mean(results, "latent_errors") / results.provenance.years
+        stored = scenario.fill * scenario.raw_bytes
+        scrub = f"scrubbing every {duration_text(latent.scrub_period_s)} reads"
+        per_day = bytes_text(stored / max(latent.scrub_period_s, 1.0) * 86_400)
+        scrubbed = f"{scrub} {per_day} per day" if latent.scrub_period_s else "nothing is scrubbed"
+        rows.append(("latent errors", f"{count_text(met)} a year", f"met by rebuilds; {scrubbed}"))
+    return rows
+
+
 def durability_rows(results: Results) -> list[Row]:
     """P(loss) from the trials and from the chain."""
     found = durability(results)
@@ -203,7 +217,12 @@ def durability_rows(results: Results) -> list[Row]:
     source = "measured" if chain.is_measured else "undisturbed"
     return [
         ("P(any loss) per year", seen, f"seen in trials: {note}"),
-        ("placement groups lost", f"{found.pgs_lost:,}", "in all trials together"),
+        (
+            "placement groups lost",
+            f"{found.pgs_lost:,}",
+            f"in all trials together; and {found.stripes_lost:,} single stripes of others, to"
+            " latent errors",
+        ),
         (
             "P(any loss) per year, analytic",
             f"{probability_text(chain.loss_per_year)} ({nines_text(chain.loss_per_year)} nines)",
@@ -235,6 +254,7 @@ def summarize(results: Results) -> list[Row]:
         *balance_rows(results),
         *traffic_rows(results),
         *change_rows(results),
+        *limit_rows(results),
         *durability_rows(results),
         *cost_rows(results),
     ]

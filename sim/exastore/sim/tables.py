@@ -20,6 +20,7 @@ from exastore.sim.state import (
     HISTOGRAM,
     HISTOGRAM_BINS,
     LOSS_COUNT,
+    PG_BITS,
     TIMELINE_COLUMNS,
     State,
 )
@@ -53,7 +54,8 @@ def trial_table(
     lost = int(state.counter[CHUNK_RUNS_LOST])
     sums = ("device_failures", "node_outages", "node_outs", "rebuilds", "pgs_lost", "moved_runs")
     row: dict[str, Any] = {name: [int(timeline[name].sum())] for name in sums}
-    row["unavailable_episodes"] = [int(timeline["unavailable_episodes"].sum())]
+    for name in ("unavailable_episodes", "latent_errors", "stripes_lost"):
+        row[name] = [int(timeline[name].sum())]
     for name in ("rebuilt_bytes", "read_bytes", "abandoned_bytes", "moved_bytes"):
         row[name] = [float(timeline[name].sum())]
     for name in ("degraded", "unreadable", "unavailable"):
@@ -72,6 +74,7 @@ def trial_table(
                 float(lost) * user_bytes_at(scenario, month / 12) / scenario.placement.pg_count
                 for month, lost in enumerate(timeline["pgs_lost"])
             )
+            + float(timeline["stripes_lost"].sum()) * scenario.stripe_bytes
         ],
         "slots_mean": [balance.mean],
         "slots_stddev": [balance.stddev],
@@ -121,7 +124,8 @@ def redundancy_table(trial: int, state: State) -> Table:
 def loss_table(trial: int, state: State) -> Table:
     """The first losses, one by one."""
     losses = state.losses[: int(state.counter[LOSS_COUNT])]
-    return _table(trial, time_s=losses["time_s"].copy(), pg=losses["code"].copy())
+    pg, stripes = losses["code"] & ((1 << PG_BITS) - 1), losses["code"] >> PG_BITS
+    return _table(trial, time_s=losses["time_s"].copy(), pg=pg, stripes=stripes)
 
 
 def incident_table(scenario: Scenario, trial: int, state: State) -> Table:

@@ -102,28 +102,35 @@ def loss_sections(results: Results) -> list[ReportSection]:
     if not len(table):
         return []
     keys = np.column_stack([table["trial"].to_numpy(), table["time_s"].to_numpy()])
-    moments, groups = np.unique(keys, axis=0, return_counts=True)
+    moments, at = np.unique(keys, axis=0, return_inverse=True)
+    stripes = table["stripes"].to_numpy()
+    groups = np.bincount(at, stripes == 0).astype(np.int64)
+    single = np.bincount(at, stripes).astype(np.int64)
     years = moments[:, 1] / (365.25 * 86_400)
     scenario = results.scenario
     pg_bytes = scenario.data.user_bytes / scenario.placement.pg_count
+    user_bytes = groups * pg_bytes + single * scenario.stripe_bytes
     rows = [
-        (f"{int(trial)}", f"{year:.3f}", f"{count:,}", bytes_text(float(count * pg_bytes)))
-        for (trial, _), year, count in zip(moments, years, groups, strict=True)
+        (f"{int(trial)}", f"{year:.3f}", f"{count:,}", f"{few:,}", bytes_text(float(lost)))
+        for (trial, _), year, count, few, lost in zip(
+            moments, years, groups, single, user_bytes, strict=True
+        )
     ]
     more = f" The first {_LISTED} are listed." if len(rows) > _LISTED else ""
     return [
         ReportSection(
             "Loss events",
-            f"Moments at which placement groups lost data, and how many at once: {len(rows):,} in"
-            f" all trials, of the first 10,000 groups of each.{more}",
+            f"Moments at which placement groups lost data, all of it or single stripes to latent"
+            f" errors: {len(rows):,} in all trials, of the first 10,000 groups of each.{more}",
             figure=line_figure(
                 years.tolist(),
-                {"placement groups lost": groups.tolist()},
+                {"placement groups": groups.tolist()}
+                | ({"single stripes": single.tolist()} if single.any() else {}),
                 x_title="time [years]",
-                y_title="placement groups lost at once",
+                y_title="lost at once",
                 is_points=True,
             ),
-            table=(("trial", "year", "groups", "user bytes of them"), *rows[:_LISTED]),
+            table=(("trial", "year", "groups", "stripes", "user bytes of them"), *rows[:_LISTED]),
             wide=True,
         )
     ]

@@ -14,6 +14,7 @@ from exastore.sim.summary import (
     cost_rows,
     durability_rows,
     duration_text,
+    limit_rows,
     traffic_rows,
 )
 
@@ -202,6 +203,7 @@ def numbers_section(results: Results) -> ReportSection:
         *balance_rows(results),
         *traffic_rows(results),
         *change_rows(results),
+        *limit_rows(results),
     ]
     return ReportSection(
         "In numbers",
