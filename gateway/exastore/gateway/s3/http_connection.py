@@ -38,7 +38,6 @@ from exastore.gateway.s3.http_head import (
     MAX_HEAD_BYTES,
     absolute_target,
     head_of,
-    is_too_large,
     objection,
     refusal,
 )
@@ -84,6 +83,8 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[str, str] = {}
         self._refused: RequestError | None = None
+        #: Bytes of the headers so far, and of what stands between them.
+        self._field_bytes = 0
         #: Bytes received of a head that is not complete, in whole reads, or of trailers.
         self._head_bytes = 0
         self._in_head = True
@@ -173,6 +174,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._refused = b"", {}, None
+        self._field_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -183,6 +185,7 @@ class HttpConnection(asyncio.Protocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse("The trailers of the request are too large.")
             return
+        self._field_bytes += len(name) + len(value) + 4
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         headers = self._headers
         if key in headers:
@@ -199,7 +202,7 @@ class HttpConnection(asyncio.Protocol):
         is_http_10 = version == "1.0"
         method = parser.get_method()
         refused = self._refused or objection(version, method, self._url, headers)
-        if self._head_bytes > MAX_HEAD_BYTES and is_too_large(self._url, headers):
+        if self._field_bytes + len(self._url) > MAX_HEAD_BYTES:
             refused = RequestError("BadRequest", "The head of the request is too large.")
         path, _, query = self._url.partition(b"?")
         if not path.startswith(b"/") and refused is None:

@@ -38,23 +38,21 @@ def head_of(
     Raises:
         BadHead: When a header holds a line end.
     """
-    lines = [_STATUS_LINES[response.status], date_line]
-    lines += [f"{name}: {text}\r\n" for name, text in response.headers.items()]
-    if response.status not in (204, 304):
-        lines.append(f"Content-Length: {length}\r\n")
-    if not keep_alive:
-        lines.append("Connection: close\r\n")
-    elif is_http_10:
-        lines.append("Connection: keep-alive\r\n")
-    lines.append("\r\n")
-    text = "".join(lines)
-    # The status is two lines.
-    if text.count("\r") != len(lines) + 1 or text.count("\n") != len(lines) + 1 or "\0" in text:
+    fields = [f"{name}: {text}\r\n" for name, text in response.headers.items()]
+    text = "".join(fields)
+    if text.count("\r") != len(fields) or text.count("\n") != len(fields) or "\0" in text:
         raise BadHead("a header of the response holds a line end")
+    length_line = "" if response.status in (204, 304) else f"Content-Length: {length}\r\n"
+    connection_line = ""
+    if not keep_alive:
+        connection_line = "Connection: close\r\n"
+    elif is_http_10:
+        connection_line = "Connection: keep-alive\r\n"
+    text = f"{_STATUS_LINES[response.status]}{date_line}{text}{length_line}{connection_line}\r\n"
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
-        return "".join(lines).encode()
+        return text.encode()
 
 
 def refusal(error: RequestError, *, has_body: bool) -> Response:
@@ -83,12 +81,6 @@ def objection(
     if method == b"CONNECT":
         return RequestError("MethodNotAllowed", "The specified method is not allowed.")
     return None
-
-
-def is_too_large(url: bytes, headers: Mapping[str, str]) -> bool:
-    """Whether a head is above MAX_HEAD_BYTES."""
-    fields = sum(len(name) + len(text) + 4 for name, text in headers.items())
-    return fields + len(url) > MAX_HEAD_BYTES
 
 
 def absolute_target(target: bytes, host: str) -> tuple[bytes, RequestError | None]:
