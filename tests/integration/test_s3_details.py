@@ -41,6 +41,12 @@ def test_buckets_are_listed_over_pages(front: Front) -> None:
     assert eve.list_buckets(BucketRegion="mars-1")["Buckets"] == []
 
 
+def test_a_bucket_is_made_with_tags(front: Front) -> None:
+    eve, tags = front.client("EVE"), [{"Key": "colour", "Value": "blue"}]
+    eve.create_bucket(Bucket="tagged", CreateBucketConfiguration={"Tags": tags})
+    assert eve.get_bucket_tagging(Bucket="tagged")["TagSet"] == tags
+
+
 def test_a_bucket_of_another_owner_than_expected_is_refused(front: Front, bucket: str) -> None:
     ann, root = front.client("ANN"), front.client("root")
     for client in (ann, root):

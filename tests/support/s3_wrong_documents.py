@@ -184,6 +184,8 @@ _OF_ROOT: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("another ETag", _parts(1, etag="0" * 32), "InvalidPart"),
     ),
     "CreateBucketConfiguration": (
+        ("a tag twice", _tags(2, "k").replace("TagSet", "Tags"), _TAG),
+        ("51 tags", _tags(51).replace("TagSet", "Tags"), "BadRequest"),
         ("a directory bucket", "<Bucket><Type>Directory</Type></Bucket>", "NotImplemented"),
     ),
     "Delete": (

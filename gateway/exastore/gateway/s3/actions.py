@@ -23,7 +23,7 @@ EXTRA_ACTIONS = {
     "x-amz-bypass-governance-retention": "s3:BypassGovernanceRetention",
 }
 
-#: Actions of S3 that no request here asks for. A policy may name them; they decide nothing.
+#: Actions of S3 beside those. A policy may name them; hardly any decides anything.
 _OTHERS = (
     *("AssociateAccessGrantsIdentityCenter", "CreateAccessGrant", "CreateAccessPoint"),
     *("CreateBucketMetadataTableConfiguration", "CreateJob", "CreateMultiRegionAccessPoint"),

@@ -1,5 +1,6 @@
 """Operations on buckets."""
 
+import json
 import re
 from xml.etree.ElementTree import SubElement
 
@@ -10,6 +11,7 @@ from exastore.gateway.s3.bucket_access import ACL, OWNERSHIP, change_document
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.listing import decode_token, encode_token
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.tagging import TAGGING, parse_new_tags
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 MAX_BUCKETS = 10_000
@@ -87,7 +89,10 @@ def _max_buckets(call: Call) -> int:
 async def create_bucket(call: Call) -> Response:
     check_bucket_name(call.bucket)
     # A location may name a pool of the cluster; where there are none, any is accepted.
-    location = xml.parse_location(await call.document())
+    document = await call.document()
+    location, tags = xml.parse_location(document), parse_new_tags(document)
+    if tags:
+        call.access.require("s3:TagResource")
     acl, ownership = _lists_of_new_bucket(call)
     lock = (call.header("x-amz-bucket-object-lock-enabled") or "false").lower()
     if lock not in ("true", "false"):
@@ -98,6 +103,8 @@ async def create_bucket(call: Call) -> Response:
         location=location,
         object_lock=lock == "true",
     )
+    if tags:
+        await change_document(call.store, call.bucket, TAGGING, json.dumps(tags).encode())
     if ownership is not None:
         await change_document(call.store, call.bucket, OWNERSHIP, ownership.encode())
     if acl is not None and acl.grants:

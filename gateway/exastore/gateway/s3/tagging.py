@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from xml.etree.ElementTree import SubElement
+from xml.etree.ElementTree import Element, SubElement
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
@@ -12,7 +12,7 @@ from exastore.gateway.s3.message import Response
 
 #: The document of a bucket that holds its tags, as JSON.
 TAGGING = "tagging"
-_MAX_BUCKET_TAGS = 50
+MAX_BUCKET_TAGS = 50
 
 
 def parse_tagging(body: bytes, max_count: int) -> dict[str, str]:
@@ -21,9 +21,20 @@ def parse_tagging(body: bytes, max_count: int) -> dict[str, str]:
     Raises:
         RequestError: MalformedXML, InvalidTag, BadRequest for too many.
     """
-    root = xml.parse_document(body, "Tagging")
+    return _tags_in(xml.parse_document(body, "Tagging")[0], max_count)
+
+
+def parse_new_tags(body: bytes) -> dict[str, str]:
+    """The tags that a CreateBucketConfiguration asks for. Raises as `parse_tagging`."""
+    if not body.strip():
+        return {}
+    tags = xml.parse_document(body, "CreateBucketConfiguration").find("Tags")
+    return {} if tags is None else _tags_in(tags, MAX_BUCKET_TAGS)
+
+
+def _tags_in(parent: Element, max_count: int) -> dict[str, str]:
     tags: dict[str, str] = {}
-    for element in root[0]:
+    for element in parent:
         name, value = element.findtext("Key", ""), element.findtext("Value", "")
         if name in tags:
             raise RequestError("InvalidTag", "Cannot provide multiple Tags with the same key")
@@ -69,7 +80,7 @@ async def get_bucket_tagging(call: Call) -> Response:
 
 
 async def put_bucket_tagging(call: Call) -> Response:
-    tags = parse_tagging(await call.document(), _MAX_BUCKET_TAGS)
+    tags = parse_tagging(await call.document(), MAX_BUCKET_TAGS)
     content = json.dumps(tags).encode()
     await call.store.put_bucket_document(call.bucket, TAGGING, content)
     return Response(204)
