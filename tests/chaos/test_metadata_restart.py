@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+from functools import partial
 from threading import Event, Thread
 from typing import Any
 
@@ -61,19 +62,17 @@ class SteadyLoad:
             self.count += 1
 
 
+def all_went_on(loads: list[SteadyLoad], counts: list[int]) -> bool:
+    return all(load.count > count + 2 for load, count in zip(loads, counts, strict=True))
+
+
 def test_no_request_fails_when_the_metadata_server_restarts(new_cluster: NewCluster) -> None:
     live = new_cluster("--nodes", "5", "--code", "rs-2-2", "--pg-count", "10")
     client_of(live, attempts=1).create_bucket(Bucket=BUCKET)
     loads = [SteadyLoad(live, f"load-{number}") for number in range(4)]
     try:
         for turn in range(KILLS):
-            counts = [load.count for load in loads]
-            wait_until(
-                lambda counts=counts: all(
-                    load.count > count + 2 for load, count in zip(loads, counts, strict=True)
-                ),
-                "the load runs",
-            )
+            wait_until(partial(all_went_on, loads, [load.count for load in loads]), "it runs")
             if turn % 2:
                 assert live.run("cluster", "restart", "metadata", "--apply").code == 0
             else:

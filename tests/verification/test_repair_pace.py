@@ -91,9 +91,12 @@ def test_repair_makes_way_for_clients_and_still_ends(new_cluster: NewCluster) ->
     s3 = client_of(live, attempts=3)
     s3.create_bucket(Bucket=BUCKET)
     body = os.urandom(OBJECT_BYTES)
+
+    def put(number: int) -> None:
+        s3.put_object(Bucket=BUCKET, Key=f"{number}", Body=body)
+
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: s3.put_object(Bucket=BUCKET, Key=f"{n}", Body=body),
-                      range(OBJECT_COUNT)))  # fmt: skip
+        list(pool.map(put, range(OBJECT_COUNT)))
     quiet = Load(live)
     quiet.start()
     time.sleep(15)
