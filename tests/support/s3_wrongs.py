@@ -337,6 +337,9 @@ def conditions(example: Example) -> Cases:
 def others(example: Example) -> Cases:
     """Headers of single operations."""
     spec = example.spec
+    if spec.method == "DELETE" and "upload" in example.traits:
+        wrong = spec.with_headers(x_amz_if_match_initiated_time="Sat, 01 Jan 2000 00:00:00 GMT")
+        yield Case("abort by time", wrong, "NotImplemented")
     if "attributes" in spec.query:
         for text in ("", "Smell", "ETag,Smell"):
             wrong = spec.with_headers(x_amz_object_attributes=text)
@@ -348,6 +351,7 @@ def others(example: Example) -> Cases:
     if example.document == "CreateBucketConfiguration":
         for name, code, text in (
             ("x-amz-object-ownership", "InvalidArgument", "Nobody"),
+            ("x-amz-bucket-namespace", "NotImplemented", "account-regional"),
             ("x-amz-acl", "InvalidArgument", "public"),
             ("x-amz-acl", "InvalidBucketAclWithObjectOwnership", "public-read"),
             ("x-amz-bucket-object-lock-enabled", "InvalidArgument", "perhaps"),

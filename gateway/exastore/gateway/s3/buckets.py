@@ -94,6 +94,8 @@ async def create_bucket(call: Call) -> Response:
     if tags:
         call.access.require("s3:TagResource")
     acl, ownership = _lists_of_new_bucket(call)
+    if call.header("x-amz-bucket-namespace") not in (None, "global"):
+        raise RequestError("NotImplemented", "There is one namespace of buckets.")
     lock = (call.header("x-amz-bucket-object-lock-enabled") or "false").lower()
     if lock not in ("true", "false"):
         raise RequestError("InvalidArgument", "x-amz-bucket-object-lock-enabled is true or false")

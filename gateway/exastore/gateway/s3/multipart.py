@@ -220,6 +220,8 @@ async def complete_upload(call: Call) -> Response:
 
 
 async def abort_upload(call: Call) -> Response:
+    if "x-amz-if-match-initiated-time" in call.request.headers:
+        raise RequestError("NotImplemented", "Aborts on condition are for directory buckets.")
     await call.store.abort_upload(call.bucket, call.key, call.parameter("uploadId"))
     return Response(204)
 
