@@ -58,7 +58,7 @@ class WatchedEngine:
 
         return await self._inner.transact(watched)
 
-    async def read(self, fn: Callable[[Any], Any]) -> Any:
+    async def read(self, fn: Callable[[Any], Any], *, brief: bool = False) -> Any:
         return await self._inner.read(fn)
 
     async def close(self) -> None:

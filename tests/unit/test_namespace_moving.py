@@ -53,7 +53,7 @@ class Fragile:
         self._burn()
         return result
 
-    async def read(self, fn: Callable[[Transaction], T]) -> T:
+    async def read(self, fn: Callable[[Transaction], T], *, brief: bool = False) -> T:
         return await self._engine.read(fn)
 
     async def close(self) -> None:

@@ -257,12 +257,17 @@ def test_a_target_may_name_the_host_that_was_asked() -> None:
     assert absolute_target(b"http://h", "h") == (b"/", None)
 
 
-SERVED = [GET, POST + b"Content-Length: 3\r\n\r\nabc", CONTINUE, b"0\r\n\r\n", b"\r\n", b"\n"]
-SERVED += [
+SERVED = [
+    GET,
+    POST + b"Content-Length: 3\r\n\r\nabc",
     POST + b"Transfer-Encoding: chunked\r\n\r\n",
     b"3\r\nabc\r\n",
+    b"0\r\n\r\n",
+    b"\r\n",
+    b"\n",
     b"Host: h\r\n",
-    b" HTTP/1.1",
+    b"GET ",
+    CONTINUE,
 ]
 
 

@@ -88,8 +88,13 @@ class Engine(Protocol):
         """Run `fn` read-write; its result once it is durable."""
         ...
 
-    async def read(self, fn: Callable[[Transaction], T]) -> T:
-        """Run `fn` read-only against a snapshot."""
+    async def read(self, fn: Callable[[Transaction], T], *, brief: bool = False) -> T:
+        """Run `fn` read-only against a snapshot.
+
+        Args:
+            brief: Whether `fn` looks up a few rows, so that an engine that has them near may run it
+                at once instead of handing it to a thread; it may then run twice.
+        """
         ...
 
     async def close(self) -> None:

@@ -47,7 +47,7 @@ class MemoryEngine:
                 continue
             return result
 
-    async def read(self, fn: Callable[[Transaction], T]) -> T:
+    async def read(self, fn: Callable[[Transaction], T], *, brief: bool = False) -> T:
         if self._closed:
             raise EngineClosed
         txn = _MemoryTransaction(self._values, self._keys, read_only=True)

@@ -149,7 +149,7 @@ class RemoteEngine:
         result: T = await _result(job)
         return result
 
-    async def read(self, fn: Callable[[Transaction], T]) -> T:
+    async def read(self, fn: Callable[[Transaction], T], *, brief: bool = False) -> T:
         job = self._job(fn)
         self._reads.append(job)
         if len(self._readers) < _READ_LANE_COUNT:

@@ -16,6 +16,9 @@ for example a delete, succeeds and the others get `EngineFull`.
 
 Readers are threads with connections of their own; WAL gives each read a snapshot. They, too, take
 all that waits at once: handing the interpreter from thread to thread costs more than a short read.
+So brief reads run at once, on the thread of the event loop. What keeps that thread from waiting: a
+scan that finds more than a few rows is given up there and run by a reader, and after a read that
+was slow (rows that had to come from the disk) the next ones go to the readers, too.
 
 Fault model: process death at any point, power loss (the device must honour fsync), full disk.
 """
@@ -28,6 +31,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 from exastore.metadata.kv.contract import Transaction
@@ -51,6 +55,11 @@ _BATCH_COUNT_MAX = 256
 _READER_COUNT = 2
 _READ_BATCH_COUNT_MAX = 16
 _BUSY_TIMEOUT_S = 10.0
+#: A scan of a brief read that finds more rows is given up and run by a reader.
+_BRIEF_ROW_COUNT_MAX = 16
+#: A brief read that took longer sends the next ones to the readers, so many of them.
+_BRIEF_S_MAX = 0.002
+_BRIEF_PAUSE_COUNT = 200
 
 _GET = "SELECT v FROM kv WHERE k = ?"
 _PUT = "INSERT INTO kv (k, v) VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
@@ -81,6 +90,10 @@ class SqliteEngine:
         #: Set when a COMMIT failed in a way that leaves the disk unknown; then nothing is served.
         self._fenced: str | None = None
         self._closed = False
+        #: Of the thread of the event loop, once it has read.
+        self._brief_db: sqlite3.Connection | None = None
+        #: Brief reads that still go to the readers.
+        self._brief_pause_count = 0
         self._read_jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._write_loop, name="kv-write", daemon=True),
@@ -99,8 +112,16 @@ class SqliteEngine:
         self._jobs.put(_Job(fn, loop, future))
         return await future
 
-    async def read(self, fn: Callable[[Transaction], T]) -> T:
+    async def read(self, fn: Callable[[Transaction], T], *, brief: bool = False) -> T:
         self._check()
+        if brief:
+            if self._brief_pause_count:
+                self._brief_pause_count -= 1
+            else:
+                try:
+                    return self._read_here(fn)
+                except _NotBrief:
+                    pass
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._read_jobs.put(_Job(fn, loop, future))
@@ -115,6 +136,8 @@ class SqliteEngine:
             self._read_jobs.put(None)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
+        if self._brief_db is not None:
+            self._brief_db.close()
         self._writer_db.close()
 
     def _check(self) -> None:
@@ -125,6 +148,19 @@ class SqliteEngine:
 
     # ---- readers ----
 
+    def _read_here(self, fn: Callable[[Transaction], T]) -> T:
+        """Read on this thread. Raises _NotBrief when a reader has to do it."""
+        begun_s = perf_counter()
+        try:
+            if self._brief_db is None:
+                self._brief_db = _connect_reader(self._path)
+            return _read_snapshot(self._brief_db, fn, scan_count_max=_BRIEF_ROW_COUNT_MAX)
+        except sqlite3.Error as error:
+            raise _translated(error, self._path) from error
+        finally:
+            if perf_counter() - begun_s > _BRIEF_S_MAX:
+                self._brief_pause_count = _BRIEF_PAUSE_COUNT
+
     def _read_loop(self) -> None:
         db: sqlite3.Connection | None = None
         is_open = True
@@ -133,8 +169,7 @@ class SqliteEngine:
             for job in jobs:
                 try:
                     if db is None:
-                        db = _connect(self._path)
-                        db.execute("PRAGMA query_only = 1")
+                        db = _connect_reader(self._path)
                     job.result = _read_snapshot(db, job.fn)
                 except sqlite3.Error as error:
                     job.error = _translated(error, self._path)
@@ -227,12 +262,19 @@ class SqliteEngine:
             self._fenced = f"the metadata engine {self._path} cannot roll back: {error}"
 
 
-class _SqliteTransaction(LimitedTransaction):
-    __slots__ = ("_execute",)
+class _NotBrief(Exception):
+    """A brief read asked for more than it may."""
 
-    def __init__(self, db: sqlite3.Connection, *, read_only: bool) -> None:
+
+class _SqliteTransaction(LimitedTransaction):
+    __slots__ = ("_execute", "_scan_count_max")
+
+    def __init__(
+        self, db: sqlite3.Connection, *, read_only: bool, scan_count_max: int | None = None
+    ) -> None:
         super().__init__(read_only=read_only)
         self._execute = db.execute
+        self._scan_count_max = scan_count_max
 
     def _get(self, key: bytes) -> bytes | None:
         row = self._execute(_GET, (key,)).fetchone()
@@ -243,10 +285,17 @@ class _SqliteTransaction(LimitedTransaction):
     ) -> list[tuple[bytes, bytes]]:
         columns = "k, x''" if keys_only else "k, v"
         order = "DESC" if reverse else "ASC"
-        return self._execute(
+        count_max = self._scan_count_max
+        fetched = -1 if limit is None else limit
+        if count_max is not None and not 0 <= fetched <= count_max:
+            fetched = count_max + 1
+        found = self._execute(
             f"SELECT {columns} FROM kv WHERE k >= ? AND k < ? ORDER BY k {order} LIMIT ?",
-            (begin, end, -1 if limit is None else limit),
+            (begin, end, fetched),
         ).fetchall()
+        if count_max is not None and len(found) > count_max:
+            raise _NotBrief
+        return found
 
     def _put(self, key: bytes, value: bytes) -> None:
         self._execute(_PUT, (key, value))
@@ -270,9 +319,11 @@ def _taken(jobs: "queue.SimpleQueue[_Job | None]", count_max: int) -> tuple[list
     return taken, False
 
 
-def _read_snapshot(db: sqlite3.Connection, fn: Callable[[Transaction], T]) -> T:
+def _read_snapshot(
+    db: sqlite3.Connection, fn: Callable[[Transaction], T], scan_count_max: int | None = None
+) -> T:
     db.execute("BEGIN")
-    txn = _SqliteTransaction(db, read_only=True)
+    txn = _SqliteTransaction(db, read_only=True, scan_count_max=scan_count_max)
     try:
         return fn(txn)
     finally:
@@ -305,6 +356,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
+
+
+def _connect_reader(path: Path) -> sqlite3.Connection:
+    db = _connect(path)
+    db.execute("PRAGMA query_only = 1")
+    return db
 
 
 def _open(path: Path, bytes_max: int) -> sqlite3.Connection:

@@ -148,7 +148,7 @@ class NamespaceService:
 
     async def get_bucket(self, request: metadata_pb2.GetBucketRequest) -> metadata_pb2.Bucket:
         return await self.partitions.read(
-            request.name, lambda txn: buckets.get_bucket(txn, request.name)
+            request.name, lambda txn: buckets.get_bucket(txn, request.name), brief=True
         )
 
     async def configure_bucket(
@@ -250,6 +250,7 @@ class NamespaceService:
                 part_checksums=request.part_checksums,
                 terms=self.terms,
             ),
+            brief=True,
         )
 
     async def put_tags(self, request: metadata_pb2.PutTagsRequest) -> metadata_pb2.Object:

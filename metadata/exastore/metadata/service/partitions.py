@@ -139,9 +139,9 @@ class Partitions:
 
     # ---- transactions of a bucket ----
 
-    async def read(self, bucket: str, fn: Callable[[Transaction], T]) -> T:
-        """`fn` in a snapshot of the engine that holds the bucket."""
-        return await self._run(bucket, lambda partition: partition.engine.read(fn))
+    async def read(self, bucket: str, fn: Callable[[Transaction], T], *, brief: bool = False) -> T:
+        """`fn` in a snapshot of the engine that holds the bucket; `brief` as the engine has it."""
+        return await self._run(bucket, lambda partition: partition.engine.read(fn, brief=brief))
 
     async def transact(self, bucket: str, fn: Callable[[Transaction], T]) -> T:
         """`fn` in a transaction of the engine that holds the bucket."""
