@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def far_namespace() -> Iterator[list[str]]:
+def far_namespace() -> Generator[list[str]]:
     """How to run a command in the other namespace."""
     run("ip", "link", "set", "lo", "up")
     run("ip", "link", "add", "near", "type", "veth", "peer", "name", "far")
