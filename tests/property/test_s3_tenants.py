@@ -43,7 +43,7 @@ places = st.tuples(buckets, keys)
 statements = st.lists(
     st.tuples(
         st.sampled_from(["Allow", "Allow", "Deny"]),
-        st.sampled_from(PRINCIPALS),
+        st.sampled_from([*PRINCIPALS, "*"]),
         st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=4, unique=True),
     ),
     min_size=1,
@@ -98,6 +98,9 @@ class Tenants(RuleBasedStateMachine):
             assert self.ask(owner, Spec("PUT", f"/{name}")).status == 200
             spec = Spec("PUT", f"/{name}", {"ownershipControls": ""}, {}, ownership)
             assert self.ask(owner, spec).status == 200
+            for key in ("k0", "k1"):
+                self.put(owner, name, key, False)
+                self.create_upload(owner, name, key)
 
     def teardown(self) -> None:
         self.runner.close()
@@ -279,9 +282,13 @@ class Tenants(RuleBasedStateMachine):
         if not self.uploads:
             return
         upload = data.draw(st.sampled_from(self.uploads))
-        is_right = data.draw(st.booleans())
-        if is_right:
-            bucket, key = upload.bucket, upload.key
+        match data.draw(st.sampled_from(["right", "another key", "another place"])):
+            case "right":
+                bucket, key = upload.bucket, upload.key
+            case "another key":
+                bucket = upload.bucket
+            case _:
+                pass
         fits = (bucket, key) == (upload.bucket, upload.key)
         path, query = f"/{bucket}/{key}", {"uploadId": upload.upload_id}
         match what:
@@ -377,7 +384,7 @@ class Tenants(RuleBasedStateMachine):
         if own:
             self.governed[bucket].is_public_list = is_public
 
-    @rule(who=everybody, bucket=buckets, closes=st.booleans())
+    @rule(who=st.sampled_from(["ANN", "EVE"]), bucket=buckets, closes=st.booleans())
     def put_block(self, who: str, bucket: str, closes: bool) -> None:
         text = "true" if closes else "false"
         body = "".join(
@@ -417,4 +424,4 @@ class Tenants(RuleBasedStateMachine):
 
 
 TestTenants = Tenants.TestCase
-TestTenants.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestTenants.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
