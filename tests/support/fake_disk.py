@@ -108,6 +108,8 @@ class FakeDisk:
         self.is_off = False
         self.index = FakeIndexFile()
         self.sync_count = 0
+        #: Whether what is read lies in the memory of the system.
+        self.is_cached = False
         #: Syncs wait while this is not set.
         self.syncs_may_run = threading.Event()
         self.syncs_may_run.set()
@@ -250,6 +252,12 @@ class FakeFile:
         self._alive()
         self._disk.take("next_read_error")
         return bytes(self._inode.current[offset_bytes : offset_bytes + length_bytes])
+
+    def pread_cached(self, length_bytes: int, offset_bytes: int) -> memoryview | None:
+        if not self._disk.is_cached:
+            return None
+        data = self.pread(length_bytes, offset_bytes)
+        return memoryview(data) if len(data) == length_bytes else None
 
     def sync(self) -> None:
         self._alive()

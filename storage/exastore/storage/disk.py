@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from exastore.storage.crc import Buffer
 from exastore.storage.errors import DeviceLocked
 from exastore.storage.index_file import IndexFile, SqliteIndexFile
@@ -34,6 +36,10 @@ class DiskFile(Protocol):
 
     def pread(self, length_bytes: int, offset_bytes: int) -> bytes:
         """Fewer bytes only at the end of the file."""
+        ...
+
+    def pread_cached(self, length_bytes: int, offset_bytes: int) -> memoryview | None:
+        """The bytes if all of them are in memory; does not wait for the disk."""
         ...
 
     def sync(self) -> None:
@@ -132,6 +138,14 @@ class PosixFile:
             pieces.append(data)
             got += len(data)
         return b"".join(pieces)
+
+    def pread_cached(self, length_bytes: int, offset_bytes: int) -> memoryview | None:
+        buffer = np.empty(length_bytes, dtype=np.uint8).data  # bytes would be zeroed first
+        try:
+            count = os.preadv(self._fd, [buffer], offset_bytes, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN: not in memory; EOPNOTSUPP: the file system cannot tell
+            return None
+        return buffer if count == length_bytes else None
 
     def sync(self) -> None:
         os.fdatasync(self._fd)

@@ -7,6 +7,7 @@ whatever the run takes of them.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from exastore.storage.crc import Buffer
 from exastore.storage.errors import InvalidChunk
 from exastore.storage.record import BLOCK_BYTES, block_count
 
@@ -62,7 +63,9 @@ def block_spans(runs: Sequence[ByteRun], data_bytes: int) -> list[BlockSpan]:
     return spans
 
 
-def cut_runs(runs: Sequence[ByteRun], spans: Iterable[BlockSpan], blocks: Iterable[bytes]) -> bytes:
+def cut_runs(
+    runs: Sequence[ByteRun], spans: Iterable[BlockSpan], blocks: Iterable[Buffer]
+) -> bytes:
     """The bytes of the runs, one after the other, from the spans of `block_spans`."""
     pieces: list[memoryview] = []
     todo = iter(runs)

@@ -149,7 +149,12 @@ class StorageNode:
         stores = [store for store in opened if isinstance(store, ChunkStore)]
         executor = self._executor
         self.devices = Devices(
-            {store.device_uuid.hex(): DeviceLane(store, executor) for store in stores}
+            {
+                store.device_uuid.hex(): DeviceLane(
+                    store, executor, reads_on_loop=len(config.devices) == 1
+                )
+                for store in stores
+            }
         )
         for result in opened:
             if isinstance(result, BaseException):

@@ -145,7 +145,7 @@ class StorageServicer(StorageServiceServicer):
         response = storage_pb2.ReadChunkResponse(
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK
         )
-        data = b""
+        data: bytes | memoryview = b""
         try:
             runs = [ByteRun(run.offset, run.length) for run in request.runs]
             lane = self._devices.lane(request.device_index)
