@@ -30,5 +30,5 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for noisy in ("asyncio", "uvicorn.access", "numba", "botocore", "boto3", "urllib3"):
+    for noisy in ("asyncio", "numba", "botocore", "boto3", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
