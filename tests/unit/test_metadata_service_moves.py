@@ -10,7 +10,7 @@ from exastore.metadata.core.repair import classify
 from exastore.metadata.kv.memory import MemoryEngine
 from exastore.metadata.namespace.errors import InvalidArgument
 from exastore.metadata.service.errors import Refused
-from exastore.proto.v1 import common_pb2, metadata_pb2
+from exastore.proto.v1 import budget_pb2, common_pb2, metadata_pb2
 
 CLEAN, MOVING = common_pb2.SLOT_STATE_CLEAN, common_pb2.SLOT_STATE_MOVING
 UP, OUT = common_pb2.DEVICE_STATE_UP, common_pb2.DEVICE_STATE_OUT
@@ -470,3 +470,30 @@ async def test_a_device_that_was_given_up_can_be_taken_back() -> None:
     await until_still(cluster)
     assert held(cluster)[2] > 0 and cluster.is_whole()
     assert all(cluster.chunk_is_stored(pg, f"o{pg}", slot) for pg in range(16) for slot in range(3))
+
+
+async def test_a_plan_tells_the_time_at_the_budgets_of_devices_and_nodes() -> None:
+    cluster = await with_objects(
+        Cluster(6, device_budget_bytes_per_s=600, node_budget_bytes_per_s=1200)
+    )
+    cluster.used_bytes = 4800
+    await cluster.step()
+    plan = await operate(cluster, DRAIN, 2, apply=False)
+    assert plan.eta_s == pytest.approx(8.0), "the device that is drained gives 4,800 bytes"
+    wanted = budget_pb2.Budgets(node_bytes_per_s=480, floor_bytes_per_s=1)
+    await cluster.service.budgets.set(budget_pb2.SetBudgetsRequest(budgets=wanted))
+    plan = await operate(cluster, DRAIN, 2, apply=False)
+    assert plan.eta_s == pytest.approx(10.0)
+
+
+async def test_without_a_budget_a_plan_tells_the_time_at_the_speed_of_the_last_moves() -> None:
+    cluster = await with_objects(Cluster(6))
+    cluster.used_bytes = 4800
+    await cluster.step()
+    assert (await operate(cluster, DRAIN, 2, apply=False)).eta_s < 0, "nothing has moved yet"
+    await operate(cluster, DRAIN, 2)
+    await until_still(cluster)
+    await cluster.step()
+    speed = (await cluster.status()).moves.progress.bytes_per_s
+    plan = await operate(cluster, DRAIN, 3, apply=False)
+    assert speed > 0 and plan.eta_s == pytest.approx(plan.move_bytes / speed)

@@ -359,7 +359,7 @@ def _print_plan(plan: metadata_pb2.OperationPlan) -> None:
         out.print(f"  evenness    largest distance from a device's share: "
                   f"{plan.deviation_before:.1f} slots now, {plan.deviation_after:.1f} then",
                   soft_wrap=True)  # fmt: skip
-        time = duration(plan.eta_s) if plan.eta_s >= 0 else "no budget is set"
+        time = duration(plan.eta_s) if plan.eta_s >= 0 else "as long as the nodes need: no budget"
         out.print(f"  time        {time}" + (f" at {binary_size(budget)}/s" if budget else ""))
         if plan.unplaced_count:
             out.print(f"  unplaced    {plan.unplaced_count} slots have no eligible device")

@@ -97,7 +97,7 @@ class Background:
         service.cluster.background_status = self._status
         service.cluster.add_moves = self.slot_mover.add_status
         operations = Operations(
-            config, maps, service.cluster, self.repair, self.slot_mover, borders
+            config, maps, service.cluster, service.budgets, self.repair, self.slot_mover, borders
         )
         service.cluster.carry_out = operations.operate
         self._tasks: list[asyncio.Task[None]] = []

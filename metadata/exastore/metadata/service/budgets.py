@@ -105,6 +105,11 @@ class Budgets:
         """Whether this server grants."""
         return self._lease.is_held
 
+    @property
+    def budgets(self) -> budget_pb2.Budgets:
+        """Those in force."""
+        return self._budgets
+
     async def run_round(self) -> None:
         """Learn what operators have set."""
         stored = await self._engine.read(lambda txn: txn.get(_KEY))

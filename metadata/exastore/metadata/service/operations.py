@@ -35,6 +35,7 @@ from exastore.metadata.core.repair import SERVING, RepairPlan, classify, plan_re
 from exastore.metadata.core.topology import (
     ClusterMap,
     DeviceState,
+    Float64Array,
     Int32Array,
     SlotState,
     frozen,
@@ -42,6 +43,7 @@ from exastore.metadata.core.topology import (
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.namespace.errors import InvalidArgument
 from exastore.metadata.service import leftovers
+from exastore.metadata.service.budgets import Budgets
 from exastore.metadata.service.cluster import ClusterService, intent_row
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.convert import columns_of, with_columns
@@ -76,6 +78,7 @@ class Operations:
         config: MetadataConfig,
         maps: MapStore,
         cluster: ClusterService,
+        budgets: Budgets,
         repair: Repairer,
         mover: SlotMover,
         borders: BorderLog,
@@ -84,6 +87,7 @@ class Operations:
         self._borders = borders
         self._maps = maps
         self._cluster = cluster
+        self._budgets = budgets
         self._repair = repair
         self._mover = mover
 
@@ -269,14 +273,14 @@ class Operations:
         """Counts, bytes and time of moves by the map that they were planned for."""
         after = columns.pg_devices.copy()
         after[moves.pg, moves.slot] = moves.target
-        budget = self._config.move_bandwidth_bytes_per_s
-        move_bytes = self._bytes_of(columns, moves)
+        slot_bytes = self._bytes_of(columns, moves)
+        move_bytes = round(float(slot_bytes.sum()))
         plan = Plan(
             move_count=len(moves.pg),
             move_bytes=move_bytes,
             violation_count=int(broken_rows(columns, after).sum()),
-            bandwidth_bytes_per_s=budget,
-            eta_s=move_bytes / budget if budget else -1.0,
+            bandwidth_bytes_per_s=self._config.move_bandwidth_bytes_per_s,
+            eta_s=self._forecast(columns, moves, slot_bytes),
             deviation_before=_deviation(columns, columns.pg_devices),
             deviation_after=_deviation(columns, after),
         )
@@ -290,8 +294,30 @@ class Operations:
             )
         return plan
 
-    def _bytes_of(self, columns: ClusterMap, moves: _Moves) -> int:
-        """An estimate: a device's slots are alike, and a device that does not say is average."""
+    def _forecast(self, columns: ClusterMap, moves: _Moves, slot_bytes: Float64Array) -> float:
+        """Seconds at the budgets, or at the speed of the last moves; negative: nothing is known."""
+        budgets, total = self._budgets.budgets, float(slot_bytes.sum())
+        node_of = columns.topology.device_node
+        count = columns.topology.device_count
+        is_moved = (moves.source >= 0) & (moves.target >= 0)
+        moved = slot_bytes[is_moved]
+        gives = np.bincount(moves.source[is_moved], moved, count)
+        gets = np.bincount(moves.target[is_moved], moved, count)
+        by_node = np.maximum(np.bincount(node_of, gives), np.bincount(node_of, gets))
+        limits = (
+            (total, self._config.move_bandwidth_bytes_per_s),
+            (float((gives + gets).max(initial=0.0)), budgets.device_bytes_per_s),
+            (float(by_node.max(initial=0.0)), budgets.node_bytes_per_s),
+        )
+        times_s = [needed / rate for needed, rate in limits if rate]
+        last = self._mover.work.status().bytes_per_s
+        return max(times_s) if times_s else total / last if last > 0 else -1.0
+
+    def _bytes_of(self, columns: ClusterMap, moves: _Moves) -> Float64Array:
+        """What each move takes, shape (M,).
+
+        An estimate: a device's slots are alike, and a device that does not say is average.
+        """
         held = slots_per_device(columns.pg_devices, columns.topology.device_count)
         used = self._cluster.used_bytes()
         known = [device for device in used if held[device]]
@@ -300,7 +326,7 @@ class Operations:
         per_slot = np.full(len(held) + 1, average)
         for device in known:
             per_slot[device] = used[device] / held[device]
-        return round(float(per_slot[moves.source].sum()))
+        return np.asarray(per_slot[moves.source])
 
     def _left_on(self, columns: ClusterMap, devices: Sequence[int], moves: BalancePlan) -> int:
         """Slots of the devices that the moves leave there, though they could be moved."""
