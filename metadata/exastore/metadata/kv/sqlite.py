@@ -58,8 +58,8 @@ _BUSY_TIMEOUT_S = 10.0
 #: A scan of a brief read that finds more rows is given up and run by a reader.
 _BRIEF_ROW_COUNT_MAX = 16
 #: A brief read that took longer sends the next ones to the readers, so many of them.
-_BRIEF_S_MAX = 0.002
-_BRIEF_PAUSE_COUNT = 200
+_BRIEF_S_MAX = 0.005
+_BRIEF_PAUSE_COUNT = 64
 
 _GET = "SELECT v FROM kv WHERE k = ?"
 _PUT = "INSERT INTO kv (k, v) VALUES (?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
