@@ -65,7 +65,13 @@ async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_cluster(folder: Path, **metadata_settings: float) -> AsyncGenerator[Cluster]:
+async def running_cluster(
+    folder: Path,
+    *,
+    chunk_transport: str = "local",
+    bulk_node_count: int = 8,
+    **metadata_settings: float,
+) -> AsyncGenerator[Cluster]:
     clock = SystemClock()
     engine = f"sqlite://{folder / 'meta.db'}"
     settings: dict[str, Any] = {"pg_count": 32, **metadata_settings}
@@ -82,6 +88,7 @@ async def running_cluster(folder: Path, **metadata_settings: float) -> AsyncGene
                 metadata=(address,),
                 heartbeat_s=0.1,
                 capacity_bytes=1 << 30,
+                bulk_port=0 if index < bulk_node_count else -1,
             )
             node = StorageNode(node_config, clock=clock, registry=CollectorRegistry())
             await node.start()
@@ -92,6 +99,7 @@ async def running_cluster(folder: Path, **metadata_settings: float) -> AsyncGene
         store = await open_cluster_store(
             GatewayConfig(
                 metadata=(address,),
+                chunk_transport=chunk_transport,
                 chunk_timeout_s=30.0,
                 straggler_wait_s=30.0,
                 packed_bytes=0,  # every object has stripes: what these tests count
@@ -118,6 +126,26 @@ async def test_what_is_put_comes_back_and_is_fully_redundant(tmp_path: Path) -> 
         report = await cluster.verify()
         assert report.fully_redundant, report
         assert report.chunk_count == report.healthy_chunk_count == 6 * (1 + 1 + 3)
+
+
+@pytest.mark.parametrize(
+    ("transport", "bulk_node_count", "expected"),
+    [("tcp", 8, 8), ("local", 4, 4)],
+    ids=["tcp", "half-of-the-nodes-are-older"],
+)
+async def test_chunks_take_the_best_way_that_each_node_has(
+    tmp_path: Path, transport: str, bulk_node_count: int, expected: int
+) -> None:
+    async with running_cluster(
+        tmp_path, chunk_transport=transport, bulk_node_count=bulk_node_count
+    ) as cluster:
+        data = some_bytes(MIB)
+        for key in "abcdefghij":  # enough stripes for every node to have chunks
+            await cluster.put(key, data)
+            assert await cluster.get(key) == data
+        counts = [node.metrics.bulk_connections.collect() for node in cluster.nodes]
+        open_counts = [next(iter(family)).samples[0].value for family in counts]
+        assert sum(count > 0 for count in open_counts) == expected
 
 
 async def test_two_nodes_die_and_everything_goes_on(tmp_path: Path) -> None:

@@ -122,7 +122,10 @@ class _Bench:
     def put(self, store: Store, source: Path, prefix: str, *more: str, workers: int = 256) -> Run:
         os.sync()
         target = f"s3://{BUCKET}/{prefix}/"
-        return self.client.run(store, ["cp", *more, f"{source}/*", target], workers=workers)
+        self.progress(f"    {store.name}: PUT")
+        run = self.client.run(store, ["cp", *more, f"{source}/*", target], workers=workers)
+        self.progress(f"    {store.name}: PUT took {run.seconds:.1f} s")
+        return run
 
     def get(self, store: Store, prefix: str, expected_bytes: int, *, workers: int = 256) -> Run:
         """Raises RunFailed when other bytes came back than were written, by their number."""
@@ -131,7 +134,9 @@ class _Bench:
         os.sync()
         try:
             source = f"s3://{BUCKET}/{prefix}/*"
+            self.progress(f"    {store.name}: GET")
             run = self.client.run(store, ["cp", source, f"{target}/"], workers=workers)
+            self.progress(f"    {store.name}: GET took {run.seconds:.1f} s")
             got_bytes = sum(path.stat().st_size for path in target.iterdir())
             if got_bytes != expected_bytes:
                 raise RunFailed(f"{store.name} gave {got_bytes} bytes of {expected_bytes}")

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ _WEED_GRPC_OFFSET: Final = 10_000
 _START_S: Final = 60.0
 _STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
+
+
+#: What is not done by then hangs.
+_RUN_LIMIT_S = 600.0
 
 
 class RunFailed(DeployError):
@@ -199,6 +204,8 @@ class S5cmd:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, env=environment,
         )  # fmt: skip
+        too_late = threading.Timer(_RUN_LIMIT_S, process.kill)
+        too_late.start()
         try:
             assert process.stderr is not None
             errors = process.stderr.read()
@@ -207,8 +214,13 @@ class S5cmd:
             process.kill()
             process.wait()
             raise
+        finally:
+            too_late.cancel()
         seconds = self._clock.monotonic_s() - began_s
         process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode == -signal.SIGKILL:
+            command_text = " ".join(arguments)
+            raise RunFailed(f"s5cmd {command_text} on {store.name} was ended after {seconds:.0f} s")
         if process.returncode:
             tail = errors.decode(errors="replace")[-1000:]
             raise RunFailed(f"s5cmd {' '.join(arguments)} on {store.name} failed: {tail}")
