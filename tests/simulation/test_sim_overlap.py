@@ -16,12 +16,14 @@ from exastore.sim import (
     Scenario,
     ScenarioError,
     estimate_durability,
+    estimate_rare_loss,
     load_scenario,
     parse_scenario,
     place,
     simulate_durability,
 )
 from exastore.sim._overlap_reference import OverlapReference
+from exastore.sim.durability import chain_estimate
 from exastore.sim.overlap import FAILURES, GROUPS_LOST, LOSS, LOSSES, NEEDS_ROOM, OVERLAPS
 from exastore.sim.overlap_model import build_missing
 from exastore.sim.overlap_run import OverlapRun
@@ -257,3 +259,62 @@ def test_what_is_not_covered_is_refused_with_field_value_and_remedy(
 def test_a_folder_without_such_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="holds no results of `sim durability`"):
         DurabilityResults.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (OverlapOptions(), {"afr": 0.4}),
+        (OverlapOptions(), {"code": "rs-2-1", "afr": 0.1}),
+        (OverlapOptions(), {"code": "lrc-4-2-1", "afr": 0.5}),
+        (OverlapOptions("placed", "device"), {"afr": 0.4, "write": 2e7}),
+        (OverlapOptions("clustered", "group"), {"afr": 0.5}),
+    ],
+    ids=str,
+)
+def test_importance_sampling_finds_what_plain_trials_find(
+    options: OverlapOptions, changes: dict[str, float | str]
+) -> None:
+    scenario = rough(**({"write": 1e7, "read": 1e7, "detection": 3_600.0} | changes))
+    trials = 400_000
+    plain = simulate_durability(scenario, trials=trials, options=options, seed=1)
+    found = estimate_rare_loss(scenario, excursions=40_000, options=options, seed=1)
+    lost = plain.total("trials_with_loss")
+    assert lost > 25
+    assert found.relative_error < 0.03
+    error = sqrt(lost) / trials + found.relative_error * found.loss_per_year
+    assert abs(lost / trials - found.loss_per_year) < 3 * error
+    assert found.lower < found.loss_per_year < found.upper
+    assert found.loss_per_year <= found.groups_lost_per_year * 1.05
+    assert found == estimate_rare_loss(scenario, excursions=40_000, options=options, seed=1)
+
+
+def test_importance_sampling_finds_fifteen_nines_where_the_chain_does() -> None:
+    # Rebuilds that nothing but their targets limits, so that the chain's assumptions hold.
+    scenario = rough(
+        code="rs-4-2", racks=40, per_node=5, groups=600, afr=0.002, read=1e9, write=1e7,
+        detection=60.0,
+    )  # fmt: skip
+    found = estimate_rare_loss(scenario, excursions=60_000, seed=3)
+    # Each chunk comes back after a fixed time: the window of the chain, to first order.
+    expected = chain_estimate(scenario, mean_missing_s=0.0).pgs_lost_per_year
+    assert expected < 1e-12
+    assert found.groups_lost_per_year == pytest.approx(
+        expected, rel=0.02, abs=3 * found.groups_lost_error
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "name"),
+    [
+        (OverlapOptions("unlimited"), {}, "placed or clustered"),
+        (OverlapOptions(), {"shape": 0.7}, "life_shape = 1"),
+        (OverlapOptions(), {"afr": 0.0}, "rate above 0"),
+        (OverlapOptions(), {"detection": 1e7}, "leave --rare out"),
+    ],
+)
+def test_what_importance_sampling_does_not_cover_is_refused(
+    options: OverlapOptions, changes: dict[str, float | str], name: str
+) -> None:
+    with pytest.raises(ScenarioError, match=name):
+        estimate_rare_loss(rough(**changes), excursions=1, options=options)

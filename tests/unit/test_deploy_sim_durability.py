@@ -39,3 +39,21 @@ def test_what_is_not_covered_is_told_with_the_remedy() -> None:
     assert out == ""
     assert "clock: is device" in err
     assert "use that one" in err
+
+
+def test_rare_losses_are_estimated_and_shown_on_the_page(tmp_path: Path) -> None:
+    options = ("--trials", "200", "--rare", "4000", "--seed", "2")
+    code, out, _ = run("sim", "durability", "tiny", *options, "--out", tmp_path)
+    assert code == 0
+    assert "importance sampling" in out
+    made = (tmp_path / "report.html").read_text("utf-8")
+    for text in ("importance sampling", "95 % interval", "birth-death chain", "outages of nodes"):
+        assert text in made
+    (tmp_path / "report.html").unlink()
+    code, out, _ = run("sim", "report", tmp_path)
+    assert code == 0
+    assert (tmp_path / "report.html").read_text("utf-8") == made
+    code, out, _ = run("sim", "durability", "tiny", *options, "--json")
+    rare = json.loads(out)["rare"]
+    assert rare["excursions"] == 4000
+    assert 0 < rare["lower"] < rare["loss_per_year"] < rare["upper"] < 1e-6

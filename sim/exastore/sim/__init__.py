@@ -8,9 +8,11 @@ results.write("out")
 from exastore.sim.durability import Durability, durability
 from exastore.sim.errors import ResultsError, ScenarioError, SimError
 from exastore.sim.overlap_model import OverlapOptions
+from exastore.sim.overlap_rare import estimate_rare_loss
 from exastore.sim.overlap_run import (
     DurabilityEstimate,
     DurabilityResults,
+    RareEstimate,
     estimate_durability,
     simulate_durability,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "OverlapOptions",
     "Placement",
     "Provenance",
+    "RareEstimate",
     "Results",
     "ResultsError",
     "Scenario",
@@ -39,6 +42,7 @@ __all__ = [
     "SimError",
     "durability",
     "estimate_durability",
+    "estimate_rare_loss",
     "load_scenario",
     "parse_scenario",
     "place",

@@ -282,6 +282,15 @@ def _share(
 
 
 @inner_njit
+def is_down(missing: Missing, device: int) -> bool:
+    """Whether something of the device is missing."""
+    for i in range(missing.counter[SIZE]):
+        if missing.entries[i].device == device:
+            return True
+    return False
+
+
+@inner_njit
 def fail_device(rules: Records, layout: Layout, missing: Missing, device: int) -> bool:
     """The runs of a device are missing; False if there is no room for them."""
     held, entries = layout.slots[device], missing.entries

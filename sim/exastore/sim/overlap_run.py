@@ -71,6 +71,27 @@ _COUNTED = {
 
 
 @dataclass(frozen=True, slots=True)
+class RareEstimate:
+    """Durability from excursions with biased failures.
+
+    Attributes:
+        excursions: How many were run; `hits` of them lost data.
+        loss_per_year: P(any loss in a year), with a 95 % interval by the normal law.
+        groups_lost_per_year: Expected groups lost by first losses, and its standard error.
+        relative_error: Standard error of the loss rate over the rate; inf without hits.
+    """
+
+    excursions: int
+    hits: int
+    loss_per_year: float
+    lower: float
+    upper: float
+    groups_lost_per_year: float
+    groups_lost_error: float
+    relative_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class DurabilityResults:
     """What many trials of the overlap engine counted.
 
@@ -81,6 +102,7 @@ class DurabilityResults:
         provenance: As of any run.
         blocks: One row per block of trials.
         losses: The first losses, one by one.
+        rare: An estimate by importance sampling beside them, if there is one.
     """
 
     scenario: Scenario
@@ -89,6 +111,7 @@ class DurabilityResults:
     provenance: Provenance
     blocks: Table
     losses: Table
+    rare: RareEstimate | None = None
 
     def total(self, column: str) -> int:
         """Sum of a column of `blocks`."""
@@ -102,6 +125,7 @@ class DurabilityResults:
             "durability_format": DURABILITY_FORMAT,
             "options": asdict(self.options),
             "left_out": list(self.left_out),
+            "rare": None if self.rare is None else asdict(self.rare),
         }
         text = json.dumps(about, sort_keys=True)
         for name, table in zip(_FILES, (self.blocks, self.losses), strict=True):
@@ -131,9 +155,11 @@ class DurabilityResults:
             text = f"{folder} holds results of format {version}, this program reads"
             raise ResultsError(f"{text} {DURABILITY_FORMAT}; simulate its scenario.toml again")
         options, omitted = OverlapOptions(**about.pop("options")), tuple(about.pop("left_out"))
+        stored = about.pop("rare")
+        rare = None if stored is None else RareEstimate(**stored)
         scenario = parse_scenario(about["scenario_toml"], source=f"scenario of {folder}")
         made = Provenance(**about)
-        return cls(scenario, options, omitted, made, blocks, losses)
+        return cls(scenario, options, omitted, made, blocks, losses, rare)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,23 @@ def loss_rows(results: DurabilityResults) -> list[Row]:
     return rows
 
 
+def rare_rows(results: DurabilityResults) -> list[Row]:
+    """The estimate by importance sampling, if there is one."""
+    found = results.rare
+    if found is None:
+        return []
+    if found.hits == 0:
+        return [("P(any loss) per year, rare", "not known", "no excursion lost data; take more")]
+    return [
+        (
+            "P(any loss) per year, rare",
+            f"{probability_text(found.loss_per_year)} ({nines(found.loss_per_year):.2f} nines)",
+            f"importance sampling: {found.hits:,} of {found.excursions:,} excursions lost data;"
+            f" 95 % interval {probability_text(found.lower)} to {probability_text(found.upper)}",
+        )
+    ]
+
+
 def chain_row(results: DurabilityResults) -> Row:
     """The birth-death chain beside it."""
     chain = chain_estimate(results.scenario, mean_missing_s=0.0)
@@ -100,7 +117,7 @@ def chain_row(results: DurabilityResults) -> Row:
 
 def durability_summary(results: DurabilityResults) -> list[Row]:
     """All of it."""
-    rows = [*model_rows(results), *loss_rows(results)]
+    rows = [*model_rows(results), *loss_rows(results), *rare_rows(results)]
     if results.options.layout == "placed":
         rows.append(chain_row(results))
     run = results.provenance
@@ -138,5 +155,6 @@ def durability_figures(results: DurabilityResults) -> dict[str, Any]:
         "loss_events": results.total("loss_events"),
         "groups_lost": results.total("groups_lost"),
         "groups": group_count(results.scenario, results.options),
+        "rare": None if results.rare is None else asdict(results.rare),
         "trials_s": results.provenance.trials_s,
     }

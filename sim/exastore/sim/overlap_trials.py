@@ -20,6 +20,7 @@ from exastore.sim.overlap import (
     add_entry,
     advance,
     fail_device,
+    is_down,
     lose_groups,
 )
 from exastore.sim.state import Records
@@ -100,14 +101,6 @@ def _fail_unlimited(rules: Records, missing: Missing, device: int) -> int:
 
 
 @inner_njit
-def _is_down(missing: Missing, device: int) -> bool:
-    for i in range(missing.counter[SIZE]):
-        if missing.entries[i].device == device:
-            return True
-    return False
-
-
-@inner_njit
 def _alone_until_s(rules: Records, missing: Missing) -> float:
     """When the only entry is rebuilt if nothing else fails; inf if there are more."""
     if missing.counter[SIZE] != 1:
@@ -146,7 +139,7 @@ def _run_trial(
             else:
                 advance(rules, layout, missing, time_s)
         missing.now[0] = time_s
-        is_new = counter[SIZE] == 0 or not _is_down(missing, device)
+        is_new = counter[SIZE] == 0 or not is_down(missing, device)
         if len(arrivals.lives) > 0:
             law = wide(layout.law[device])
             if not renew(population, arrivals, key, device, law, time_s + renewed_after_s):

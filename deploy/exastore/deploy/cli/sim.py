@@ -243,18 +243,24 @@ def _also_to_prometheus(
 @app.command("report")
 def report_command(
     directory: Annotated[
-        Path, typer.Argument(help="Folder that `sim run` wrote.", show_default=False)
+        Path,
+        typer.Argument(help="Folder of `sim run` or `sim durability`.", show_default=False),
     ],
     file: Annotated[
         Path | None, typer.Option("--out", help="Page to write.", show_default="DIR/report.html")
     ] = None,
 ) -> None:
     """Write the page of a run: one file with charts that opens offline."""
-    from exastore.sim import Results
+    from exastore.sim import DurabilityResults, Results
+    from exastore.sim.report.durability import durability_report
 
     path = file or directory / "report.html"
+    is_counted = (directory / "durability.parquet").exists()
     with sim_errors():
-        write_report(Results.read(directory), path)
+        if is_counted and not (directory / "trials.parquet").exists():
+            write_atomically(path, durability_report(DurabilityResults.read(directory)))
+        else:
+            write_report(Results.read(directory), path)
     out.print(str(path), markup=False, soft_wrap=True)
 
 

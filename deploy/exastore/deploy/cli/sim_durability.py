@@ -1,6 +1,7 @@
 """`exastore sim durability`: millions of trials of device failures alone."""
 
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from exastore.deploy.cli.options import JsonOption
 from exastore.deploy.cli.output import out, print_json
 from exastore.deploy.cli.sim import ScenarioArgument, SeedOption, sim_errors, sim_progress
 from exastore.deploy.clock import SystemClock
+from exastore.deploy.files import write_atomically
 
 
 class LayoutChoice(StrEnum):
@@ -55,27 +57,50 @@ def durability_command(
             "failure; group: each failure in a group starts anew."
         ),
     ] = ClockChoice.PRIORITY,
+    rare: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also estimate losses too rare for trials, by so many excursions of importance "
+            "sampling.",
+            show_default="none",
+        ),
+    ] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Count how often device failures lose data, in thousands of years per second.
 
     The same seed gives the same tables, whatever the workers.
     """
-    from exastore.sim import OverlapOptions, load_scenario, simulate_durability
+    from exastore.sim import (
+        OverlapOptions,
+        estimate_rare_loss,
+        load_scenario,
+        simulate_durability,
+    )
     from exastore.sim.overlap_summary import durability_figures, durability_summary
+    from exastore.sim.report.durability import durability_report
 
     with sim_errors(), sim_progress() as progress:
+        loaded, options = load_scenario(scenario), OverlapOptions(layout.value, clock.value)
+        found = None
+        if rare > 0:
+            found = estimate_rare_loss(
+                loaded, excursions=rare, options=options, seed=seed, progress=progress
+            )
         results = simulate_durability(
-            load_scenario(scenario),
+            loaded,
             trials=trials,
-            options=OverlapOptions(layout.value, clock.value),
+            options=options,
             seed=seed,
             workers=workers or os.cpu_count() or 1,
             progress=progress,
             monotonic_s=SystemClock().monotonic_s,
         )
+        results = replace(results, rare=found)
         if directory is not None:
             results.write(directory)
+            write_atomically(directory / "report.html", durability_report(results))
     if json_output:
         print_json(durability_figures(results))
         return
@@ -84,4 +109,5 @@ def durability_command(
         table.add_row(label, value, text)
     out.print(table)
     if directory is not None:
-        out.print(f"results are in {directory}", soft_wrap=True)
+        page = directory / "report.html"
+        out.print(f"results are in {directory}, its page is {page}", soft_wrap=True)
