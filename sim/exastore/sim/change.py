@@ -10,6 +10,7 @@ takes no redundancy away; the run changes its place at the end of the period tha
 
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,20 @@ from exastore.sim.units import YEAR_S
 
 #: How a device is named that is neither there nor expected.
 ABSENT_DEAD = 2
+#: Attributes of `Change` that change.
+_KEPT = (
+    "serves",
+    "_is_here",
+    "_planned_s",
+    "_plan_count",
+    "_period",
+    "_months",
+    "_wants_plan",
+    "_plan",
+    "_free_s",
+    "_last_period",
+    "next_s",
+)
 
 
 class Change:
@@ -79,6 +94,21 @@ class Change:
                 state.nodes["absent"][self.generation_of_node == number] = 1
                 state.devices["dead"][mine] = ABSENT_DEAD
                 state.device_state[mine] = DeviceState.OUT
+
+    def keep(self) -> dict[str, Any]:
+        """What has changed so far, for `restore`."""
+        kept = {f"change.{name}": np.asarray(getattr(self, name)) for name in _KEPT}
+        return kept | {"change.slot_bytes": np.asarray(self._model["slot_bytes"])}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Goes on from what `keep` gave."""
+        if (kept["change.serves"] != self.serves).any():
+            self.serves = kept["change.serves"]
+            self._reweigh()
+        for name in _KEPT:
+            value = kept[f"change.{name}"]
+            setattr(self, name, value if value.ndim else value.item())
+        self._model["slot_bytes"] = kept["change.slot_bytes"].item()
 
     @property
     def slot_bytes(self) -> float:

@@ -20,32 +20,29 @@ def _home(pg: int, mask: int) -> int:
 
 
 @inner_njit
-def find(table: Records, pg: int) -> int:
-    """Where the record of a PG is, or NONE."""
+def _probe(table: Records, pg: int) -> int:
+    """Where the record of a PG is, or the free place that it would take."""
     mask = len(table) - 1
     at = _home(pg, mask)
-    while True:
-        here = table[at].pg
-        if here == pg:
-            return at
-        if here == NONE:
-            return NONE
+    while table[at].pg != pg and table[at].pg != NONE:
         at = (at + 1) & mask
+    return at
+
+
+@inner_njit
+def find(table: Records, pg: int) -> int:
+    """Where the record of a PG is, or NONE."""
+    at = _probe(table, pg)
+    return at if table[at].pg == pg else NONE
 
 
 @inner_njit
 def find_or_add(state: State, pg: int) -> int:
     """Where the record of a PG is; a new one if there was none. The caller saw to the room."""
     table = state.degraded
-    mask = len(table) - 1
-    at = _home(pg, mask)
-    while True:
-        here = table[at].pg
-        if here == pg:
-            return at
-        if here == NONE:
-            break
-        at = (at + 1) & mask
+    at = _probe(table, pg)
+    if table[at].pg == pg:
+        return at
     table[at].pg = pg
     table[at].missing = 0
     table[at].gone = 0

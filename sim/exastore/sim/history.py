@@ -1,5 +1,6 @@
 """Capacity and fill over time, noted once a quarter between two events."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,14 @@ class History:
         self._per_node = scenario.cluster.devices_per_node
         self._capacity: list[dict[str, Any]] = []
         self._fill: list[dict[str, Any]] = []
+
+    def keep(self) -> dict[str, Any]:
+        """What was noted so far, for `restore`."""
+        return {"history": np.asarray(json.dumps([self._capacity, self._fill]))}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Goes on from what `keep` gave."""
+        self._capacity, self._fill = json.loads(kept["history"].item())
 
     def note(self, state: State, model: Records, now: float) -> None:
         """Adds what is there now."""

@@ -11,7 +11,16 @@ promised up to 1 + 1/2 + 1/3 + ... times; `docs/adr/0015-bandwidth.md` compares 
 import numpy as np
 
 from exastore.erasure.jit import inner_njit, njit
-from exastore.metadata.core.placement import PlacementColumns, choose_replacement
+from exastore.metadata.core.placement import (
+    DRAW_PG,
+    DRAW_ROWS,
+    DRAW_SEED,
+    DRAW_SLOT,
+    DRAWS_MAX,
+    PlacementColumns,
+    choose_drawn,
+    draw_replacements,
+)
 from exastore.metadata.core.redundancy_kernels import BoolArray, CodeColumns, plan_slot_repair
 from exastore.metadata.core.repair import repair_priority, returns_home
 from exastore.sim.accounts import (
@@ -340,26 +349,36 @@ def plan_waiting(
     state.counter[WAITING_HEAD] = NONE
     state.counter[WAITING_TAIL] = NONE
     state.counter[PLAN_NOW] = 0
+    draws = state.draws
     while following != NONE:
-        run = following
-        following = wide(state.runs[run].next)
-        slot = wide(state.runs[run].slot)
-        if slot == NONE:
-            _free_run(state, run)
-            continue
-        pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
-        row = state.pg_devices[pg]
-        row[index] = NONE
-        draw = state.counter[CHOICES]
-        state.counter[CHOICES] = draw + 1
-        seed = int(bits64(key, wide(STREAM_REPLACEMENT), slot, draw) >> np.uint64(32))
-        target = wide(choose_replacement(columns, state.device_state, row, index, pg, seed))
-        if target == NONE:
-            wait(state, run)
-            continue
-        row[index] = target
-        _enqueue(state, target, run)
-        start_next(code, model, state, target, now)
+        count = 0
+        while following != NONE and count < DRAWS_MAX:
+            run = following
+            following = wide(state.runs[run].next)
+            slot = wide(state.runs[run].slot)
+            if slot == NONE:
+                _free_run(state, run)
+                continue
+            draw = state.counter[CHOICES]
+            state.counter[CHOICES] = draw + 1
+            seed = bits64(key, wide(STREAM_REPLACEMENT), slot, draw) >> np.uint64(32)
+            draws[DRAW_PG, count] = slot >> model.shift
+            draws[DRAW_SLOT, count] = slot & ((1 << model.shift) - 1)
+            draws[DRAW_SEED, count] = np.uint32(seed)
+            draws[DRAW_ROWS, count] = run
+            count += 1
+        draw_replacements(columns, count, draws)
+        for at in range(count):
+            run, index = wide(draws[DRAW_ROWS, at]), wide(draws[DRAW_SLOT, at])
+            row = state.pg_devices[draws[DRAW_PG, at]]
+            row[index] = NONE
+            target = wide(choose_drawn(columns, state.device_state, row, draws, at))
+            if target == NONE:
+                wait(state, run)
+                continue
+            row[index] = target
+            _enqueue(state, target, run)
+            start_next(code, model, state, target, now)
 
 
 @inner_njit

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from exastore.metadata.core.balance import balance_of, row_violations, slots_per_device
+from exastore.metadata.core.balance import balance_of_counts, row_violations, slots_per_device
 from exastore.metadata.core.balancer import (
     BalanceReport,
     apply_balance_to_rows,
@@ -33,6 +33,7 @@ from exastore.metadata.core.policy import Copysets, PlacementPolicy, RandomDeclu
 from exastore.metadata.core.topology import NO_DEVICE, Int32Array, Topology
 from exastore.sim.build import build_model, build_state, check_memory, with_more_room
 from exastore.sim.change import Change
+from exastore.sim.checkpoint import Checkpoints
 from exastore.sim.codes import engine_code
 from exastore.sim.engine import NEEDS_ROOM, NO_LIMIT, run_until
 from exastore.sim.errors import Problem, ScenarioError
@@ -176,6 +177,9 @@ def run(
     progress: Progress | None = None,
     monotonic_s: Callable[[], float] | None = None,
     out: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every_years: float = 1.0,
+    resume: bool = False,
 ) -> Results:
     """Simulate.
 
@@ -189,9 +193,13 @@ def run(
         monotonic_s: A clock, to state how long things took; None leaves those fields 0.
         out: Folder that takes the rows of each trial as it ends, so that memory does not grow
             with the trials; its files appear when all is done. None: all is kept in memory.
+        checkpoint: Folder that takes what a stopped run needs to go on; empty again at the end.
+        checkpoint_every_years: How much of a trial a stop may cost.
+        resume: Go on from what `checkpoint` holds, to the same tables; else it is removed.
 
     Raises:
         ScenarioError: The placement rule cannot be kept.
+        ResultsError: The checkpoints are of another run.
         ValueError: `trials` or `workers` is below 1.
         OSError: `out` cannot be written.
     """
@@ -203,12 +211,17 @@ def run(
     report = progress or _silent
     started_s = clock()
     check_memory(scenario, workers=min(workers, trials))
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoints(
+            Path(checkpoint), scenario, seed=seed, every_years=checkpoint_every_years, resume=resume
+        )
     finished: list[dict[str, Table]] = []
     with nullcontext() if out is None else ResultsWriter(out) as writer:
         placement = place(scenario, seed=seed, progress=progress)
         placed_s = clock()
         add = finished.append if writer is None else writer.add
-        for tables in _run_trials(scenario, placement, trials, seed, workers, report):
+        for tables in _run_trials(scenario, placement, trials, seed, workers, report, kept):
             add(tables)
         made = provenance(
             scenario,
@@ -219,6 +232,8 @@ def run(
         )
         if writer is not None:
             writer.finish(made)
+    if kept is not None:
+        kept.clear()
     if out is not None:
         return Results.read(out)
     joined = {
@@ -234,6 +249,7 @@ def _run_trials(
     seed: int,
     workers: int,
     report: Progress,
+    kept: Checkpoints | None,
 ) -> Iterator[dict[str, Table]]:
     """The tables of each trial, in the order of trials, each as soon as it and all before end."""
     years = scenario.run.years
@@ -253,6 +269,7 @@ def _run_trials(
                 trial=trial,
                 takes_table=trials == 1,
                 on_year=tell,
+                kept=kept,
             )
         return
     with ThreadPoolExecutor(workers) as pool:
@@ -262,7 +279,9 @@ def _run_trials(
             for trial in range(trials + 2 * workers):
                 if trial < trials:
                     waiting.append(
-                        pool.submit(run_trial, scenario, placement, seed=seed, trial=trial)
+                        pool.submit(
+                            run_trial, scenario, placement, seed=seed, trial=trial, kept=kept
+                        )
                     )
                 if trial >= 2 * workers:
                     yield waiting.popleft().result()
@@ -282,6 +301,7 @@ def simulate(
     log_events: int = 0,
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
+    kept: Checkpoints | None = None,
 ) -> State:
     """The state at the end of one trial; `takes_table`: the placement's table is not kept."""
     return simulate_changing(
@@ -292,6 +312,7 @@ def simulate(
         log_events=log_events,
         takes_table=takes_table,
         on_year=on_year,
+        kept=kept,
     )[0]
 
 
@@ -304,25 +325,33 @@ def simulate_changing(
     log_events: int = 0,
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
+    kept: Checkpoints | None = None,
 ) -> tuple[State, Change, History]:
     """As `simulate`, with what changed by the calendar, and the fill over time."""
     physics = build_physics(scenario)
     model = build_model(scenario, physics, seed=seed, trial=trial)
-    state = build_state(
-        model,
-        physics,
-        placement.topology,
-        placement.pg_devices,
-        log_events=log_events,
-        takes_table=takes_table,
-    )
     code = engine_code(scenario.code)
     change = Change(scenario, placement.topology, placement.columns, model, physics)
-    change.prepare(state)
     history = History(scenario, change.generation_of_node)
-    history.note(state, model, 0.0)
+    found = None if kept is None else kept.state(trial)
+    if found is None:
+        state = build_state(
+            model,
+            physics,
+            placement.topology,
+            placement.pg_devices,
+            log_events=log_events,
+            takes_table=takes_table,
+        )
+        change.prepare(state)
+        history.note(state, model, 0.0)
+    else:
+        state, more = found
+        change.restore(more)
+        history.restore(more)
     horizon_s = float(model["horizon_s"])
-    quarter_s, until_s = YEAR_S / 4, 0.0
+    until_s = kept_s = float(state.clock[0])  # the end of a quarter, if it was kept
+    quarter_s = until_s + YEAR_S / 4
     while until_s < horizon_s:
         until_s = min(quarter_s, change.next_s, horizon_s)
         while (
@@ -336,6 +365,9 @@ def simulate_changing(
             history.note(state, model, until_s)
             if on_year:
                 on_year(until_s / YEAR_S)
+            if kept is not None and kept.every_years * YEAR_S <= until_s - kept_s:
+                kept.keep_state(trial, state, change.keep() | history.keep())
+                kept_s = until_s
     return state, change, history
 
 
@@ -347,8 +379,12 @@ def run_trial(
     trial: int,
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
+    kept: Checkpoints | None = None,
 ) -> dict[str, Table]:
     """One trial, as its rows of every table; the first one also has those of the start."""
+    ended = None if kept is None else kept.tables(trial)
+    if ended is not None:
+        return ended
     topology = placement.topology
     tables: dict[str, Table] = {}
     balances: list[Table] = []
@@ -358,7 +394,13 @@ def run_trial(
         balances.append(balance_table(-1, slots[topology.device_weight > 0]))
         at_start = row_slots(topology, slots)
     state, change, history = simulate_changing(
-        scenario, placement, seed=seed, trial=trial, takes_table=takes_table, on_year=on_year
+        scenario,
+        placement,
+        seed=seed,
+        trial=trial,
+        takes_table=takes_table,
+        on_year=on_year,
+        kept=kept,
     )
     topology = change.topology
     slots = slots_per_device(state.pg_devices, topology.device_count)
@@ -372,8 +414,8 @@ def run_trial(
         "violations": _violation_count(placement.columns, state.pg_devices),
         "violations_at_start": placement.violations,
     }
-    balance = balance_of(state.pg_devices, topology.device_weight)
-    return tables | {
+    balance = balance_of_counts(slots, topology.device_weight)
+    tables |= {
         "trials": trial_table(scenario, state, trial, balance, violations),
         "timeline": timeline_table(trial, state),
         "degraded_time": degraded_table(trial, state),
@@ -384,3 +426,6 @@ def run_trial(
         "fill": history.fill_table(trial),
         "balance": pa.concat_tables(balances),
     }
+    if kept is not None:
+        kept.keep_tables(trial, tables)
+    return tables

@@ -240,6 +240,7 @@ class State(NamedTuple):
         timeline: Shape (buckets, columns).
         missing_s: Shape (n + 1,). PG-seconds with so many slots missing; entry 0 unused.
         room: Shape (2, n). What kernels write down a pattern of slots in.
+        draws: Shape (DRAW_ROWS + 1, DRAWS_MAX). What plans are made in; the last row: runs.
         losses: Records of EVENT: the first losses.
         log: Records of EVENT: the first events; empty to keep none.
     """
@@ -263,5 +264,6 @@ class State(NamedTuple):
     timeline: Float64Array
     missing_s: Float64Array
     room: BoolArray
+    draws: Int32Array
     losses: Records
     log: Records

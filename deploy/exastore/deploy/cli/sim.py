@@ -177,11 +177,23 @@ def run_command(
             show_default="not served",
         ),
     ] = "",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps what a stopped run needs.", show_default="none kept"),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0.25, help="Years of a trial between two checkpoints.")
+    ] = 1.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints, to the same tables.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Simulate a scenario; the same seed gives the same tables, whatever the workers."""
     from exastore.sim import load_scenario, run, summarize
 
+    if resume and checkpoint is None:
+        raise BadInput("--resume goes on from checkpoints; give their folder with --checkpoint")
     with sim_errors(), sim_progress() as bar, ExitStack() as stack:
         loaded = load_scenario(scenario)
         progress = _also_to_prometheus(bar, loaded.name, metrics_address, stack)
@@ -193,6 +205,9 @@ def run_command(
             progress=progress,
             monotonic_s=SystemClock().monotonic_s,
             out=directory,
+            checkpoint=checkpoint,
+            checkpoint_every_years=checkpoint_every,
+            resume=resume,
         )
         write_report(results, directory / "report.html")
     summary = summarize(results)

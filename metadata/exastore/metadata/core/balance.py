@@ -71,7 +71,11 @@ def _count_slots(devices: Int32Array, counts: Int64Array) -> None:
 
 def balance_of(pg_devices: Int32Array, device_weight: Float64Array) -> BalanceStats:
     """Balance of a PG table of shape (P, n) over devices of these weights."""
-    counts = slots_per_device(pg_devices, len(device_weight))
+    return balance_of_counts(slots_per_device(pg_devices, len(device_weight)), device_weight)
+
+
+def balance_of_counts(counts: Int64Array, device_weight: Float64Array) -> BalanceStats:
+    """As `balance_of`, of what `slots_per_device` counted."""
     weighted = device_weight > 0
     if not weighted.any():
         return BalanceStats(0, int(counts.sum()), 0.0, 0.0, 0.0, 0.0)
@@ -93,17 +97,15 @@ def balance(cluster_map: ClusterMap) -> BalanceStats:
 
 
 @njit
-def _row_breaks_limit(row: Int32Array, domain_of_device: Int32Array, most: int) -> bool:
+def _row_breaks_limit(row: Int32Array, domains: Int32Array, most: int) -> bool:
     for i in range(len(row)):
         if row[i] < 0:
             continue
-        in_domain = 1
+        in_domain, is_twice = 1, False
         for j in range(i):
-            if row[j] == row[i]:
-                return True
-            if row[j] >= 0 and domain_of_device[row[j]] == domain_of_device[row[i]]:
-                in_domain += 1
-        if in_domain > most:
+            is_twice |= row[j] == row[i]
+            in_domain += domains[j] == domains[i]
+        if is_twice or in_domain > most:
             return True
     return False
 
@@ -112,8 +114,12 @@ def _row_breaks_limit(row: Int32Array, domain_of_device: Int32Array, most: int) 
 def _violations(
     rows: Int32Array, domain_of_device: Int32Array, most: int, out: NDArray[np.bool_]
 ) -> None:
+    domains = np.empty(rows.shape[1], np.int32)
     for p in range(rows.shape[0]):
-        out[p] |= _row_breaks_limit(rows[p], domain_of_device, most)
+        row = rows[p]
+        for i in range(len(row)):
+            domains[i] = domain_of_device[row[i]] if row[i] >= 0 else NO_DEVICE
+        out[p] |= _row_breaks_limit(row, domains, most)
 
 
 def rule_violations(

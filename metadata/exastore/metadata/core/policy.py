@@ -38,12 +38,14 @@ from exastore.metadata.core.topology import (
     Int64Array,
     Uint8Array,
 )
-from exastore.metadata.core.trial import keeps_rule
+from exastore.metadata.core.trial import keeps_other_limits, keeps_rule
 
 #: Devices of the deck that are tried for a slot before it is left to straw2.
 DEAL_ATTEMPTS = 256
 #: Rows that are asked to change places for a card that fits nowhere.
 EXCHANGE_ROWS = 512
+#: A shuffle sorts 32 bits in so many passes of so many bits.
+_RADIX_PASSES, _RADIX_BITS = 3, 11
 
 
 class PlacementPolicy(Protocol):
@@ -187,11 +189,16 @@ def _deck(columns: PlacementColumns, device_state: Uint8Array, size: int, seed: 
         return np.zeros(0, dtype=np.int32)
     share = weight * (size / total)
     count = np.floor(share).astype(np.int64)
-    # Largest remainders get one more; equal ones in the order of their hashes.
-    order = np.lexsort((_hashes(len(weight), seed), count - share))
-    count[order[: size - int(count.sum())]] += 1
+    left = size - int(count.sum())
+    if left == len(weight):
+        count += 1
+    elif left:
+        # Largest remainders get one more; equal ones in the order of their hashes.
+        order = np.lexsort((_hashes(len(weight), seed), count - share))
+        count[order[:left]] += 1
     deck = np.repeat(np.arange(len(weight), dtype=np.int32), count)
-    return deck[np.argsort(_hashes(size, seed ^ 0x5EED), kind="stable")]
+    _shuffle(np.uint32((seed ^ 0x5EED) & 0xFFFFFFFF), deck)
+    return deck
 
 
 def _hashes(count: int, seed: int) -> Int64Array:
@@ -207,6 +214,39 @@ def _hash_all(seed: np.uint32, out: Int64Array) -> None:
 
 
 @njit
+def _shuffle(seed: np.uint32, deck: Int32Array) -> None:
+    """Puts the cards into the order of the hashes of their places; equal ones keep theirs.
+
+    A radix sort: a tenth of the time of comparing, for decks do not fit the caches.
+    """
+    size = len(deck)
+    words, cards = np.empty((2, size), np.uint32), np.empty((2, size), np.int32)
+    first = np.zeros((_RADIX_PASSES, 1 << _RADIX_BITS), np.int64)
+    mask = (1 << _RADIX_BITS) - 1
+    for i in range(size):
+        word = int(hash2(np.uint32(i), seed))
+        words[0, i], cards[0, i] = word, deck[i]
+        for digit in range(_RADIX_PASSES):
+            first[digit, (word >> (digit * _RADIX_BITS)) & mask] += 1
+    for digit in range(_RADIX_PASSES):
+        before, shift = 0, digit * _RADIX_BITS
+        places = first[digit]
+        for value in range(len(places)):
+            count = places[value]
+            places[value] = before
+            before += count
+        from_words, from_cards = words[digit & 1], cards[digit & 1]
+        to_words, to_cards = words[1 - (digit & 1)], cards[1 - (digit & 1)]
+        for i in range(size):
+            word = int(from_words[i])
+            value = (word >> shift) & mask
+            at = places[value]
+            places[value] = at + 1
+            to_words[at], to_cards[at] = word, from_cards[i]
+    deck[:] = cards[_RADIX_PASSES & 1]
+
+
+@njit
 def _deal(
     columns: PlacementColumns,
     device_state: Uint8Array,
@@ -219,14 +259,29 @@ def _deal(
     At the end, cards that fit in no slot that is left change places with those of other rows; where
     even that fails, straw2 decides.
     """
-    left = len(deck)
+    left, width = len(deck), rows.shape[1]
+    domain_of_device, most = columns.domain_of_device, columns.max_per_domain
+    limit_max, limit_domain = columns.limit_max, columns.limit_domain
+    domains = np.empty(width, np.int32)
     for p in range(rows.shape[0]):
         row = rows[p]
-        for slot in range(len(row)):
+        domains[:] = -1
+        for slot in range(width):
             for back in range(min(DEAL_ATTEMPTS, left)):
                 device = deck[left - 1 - back]
-                if keeps_rule(columns, row, slot, int(device)):
-                    row[slot] = device
+                domain, used, is_new = domain_of_device[device], 0, True
+                for i in range(slot):  # as `keeps_rule`, whose call costs more than all of it
+                    used += domains[i] == domain
+                    is_new &= row[i] != device
+                if (
+                    is_new
+                    and used < most
+                    and (
+                        len(limit_max) == 0
+                        or keeps_other_limits(limit_max, limit_domain, row, slot, int(device))
+                    )
+                ):
+                    row[slot], domains[slot] = device, domain
                     deck[left - 1 - back] = deck[left - 1]
                     left -= 1
                     break
