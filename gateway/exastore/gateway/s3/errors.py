@@ -23,6 +23,7 @@ STATUS_OF_CODE = {
     "BucketNotEmpty": 409,
     "ConditionalRequestConflict": 409,
     "EntityAlreadyExists": 409,
+    "HttpVersionNotSupported": 505,
     "InsufficientStorage": 507,
     "InternalError": 500,
     "InvalidAccessKeyId": 403,

@@ -18,8 +18,6 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: exastore\r\n"
     for status in HTTPStatus
 }
-#: Of codes that only the server itself uses.
-_STATUS_OF_CODE = {"HttpVersionNotSupported": 505}
 
 
 class BadHead(ValueError):
@@ -57,7 +55,7 @@ def head_of(
 
 def refusal(error: RequestError, *, has_body: bool) -> Response:
     """The response to what could not be read as a request; the connection ends with it."""
-    status = _STATUS_OF_CODE.get(error.code) or status_of(error.code)
+    status = status_of(error.code)
     content = xml.error_document(error.code, error.message, "/", "", {}) if has_body else b""
     return Response(status, {"Content-Type": "application/xml"}, content, close=True)
 
