@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exastore.storage.chunk_store import ChunkStore, StoredChunk
+from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.compaction import Compacted
 from exastore.storage.crc import crc32c
 from exastore.storage.disk import PosixDisk
@@ -25,6 +25,7 @@ from exastore.storage.errors import (
 )
 from exastore.storage.index_file import Entry, PgUsage
 from exastore.storage.log import StoreOptions
+from exastore.storage.reading import RecordReader, StoredChunk
 from exastore.storage.record import ChunkKey
 from exastore.storage.runs import ByteRun
 
@@ -286,13 +287,15 @@ def test_a_read_that_loses_the_race_against_a_delete_finds_nothing(
 ) -> None:
     store = open_store(tmp_path, StoreOptions())
     put(store, key(1), b"x" * 100_000)
-    read = store._read  # pyright: ignore[reportPrivateUsage]  # the race is inside
+    read = RecordReader.read
 
-    def slow_read(where: ChunkKey, entry: Entry, runs: Sequence[ByteRun]) -> StoredChunk:
+    def slow_read(
+        reader: RecordReader, where: ChunkKey, entry: Entry, runs: Sequence[ByteRun]
+    ) -> StoredChunk:
         store.delete([where])
         store.close()  # the flusher has given back the space
-        return read(where, entry, runs)
+        return read(reader, where, entry, runs)
 
-    monkeypatch.setattr(store, "_read", slow_read)
+    monkeypatch.setattr(RecordReader, "read", slow_read)
     with pytest.raises(ChunkNotFound):
         store.read(key(1))

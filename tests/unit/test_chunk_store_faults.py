@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.support.fake_disk import FakeDisk
 
-from exastore.storage.chunk_store import READ_FAILURE_COUNT_MAX, ChunkStore
+from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import (
     ChunkCorrupt,
@@ -17,6 +17,7 @@ from exastore.storage.errors import (
     NoSpace,
     StorageError,
 )
+from exastore.storage.fence import READ_FAILURE_COUNT_MAX
 from exastore.storage.identity import lift_fence
 from exastore.storage.log import StoreOptions, segment_name
 from exastore.storage.record import FIXED_BYTES, ChunkKey

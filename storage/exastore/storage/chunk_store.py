@@ -8,8 +8,7 @@ Laws:
 4. After an error of a write or an fsync nothing is written any more (fenced); reads go on. The
    kernel may drop dirty pages after a failed fsync and report success next time, so nothing is
    ever retried. Nor after a restart: the device says so in a file, which an operator removes.
-5. A read that fails is told and counted; after `READ_FAILURE_COUNT_MAX` of them the device is
-   fenced, too.
+5. A read that fails is told and counted; after some of them the device is fenced, too (`fence.py`).
 
 Theory of operation: callers append under one lock, so records lie in order and a crash leaves at
 most one torn tail. One flusher thread fsyncs and then acknowledges everything appended before the
@@ -26,17 +25,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 from exastore.metadata.core.phases import Phase, reach
 from exastore.storage.compaction import Compacted
-from exastore.storage.completion import Done, resolving
+from exastore.storage.completion import Done, PendingRecord, resolving
 from exastore.storage.crc import Buffer
-from exastore.storage.crc import crc32c as crc32c_of
 from exastore.storage.disk import Disk, DiskFile
 from exastore.storage.errors import (
-    BadRecord,
     ChunkConflict,
     ChunkCorrupt,
     ChunkNotFound,
@@ -49,72 +44,26 @@ from exastore.storage.errors import (
     StorageError,
     TransferCorrupt,
 )
-from exastore.storage.identity import fence_of, identify, note_fence
+from exastore.storage.fence import Fence
+from exastore.storage.identity import identify
 from exastore.storage.index_file import Entry, PgUsage, SegmentUsage
 from exastore.storage.log import Purpose, StoreOptions
+from exastore.storage.observer import SilentObserver, StoreObserver, tell_synced
+from exastore.storage.reading import RecordReader, StoredChunk
 from exastore.storage.record import (
     ChunkKey,
     Kill,
-    Place,
     Position,
     RecordHeader,
     RecordKind,
     block_crcs,
     check_key,
-    decode_header,
-    verify_blocks,
 )
 from exastore.storage.recovery import entry_of, recover
-from exastore.storage.runs import BlockSpan, ByteRun, block_spans, cut_runs
+from exastore.storage.runs import ByteRun
 from exastore.storage.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
-
-#: Reads that the system may fail before a device counts as broken.
-READ_FAILURE_COUNT_MAX = 8
-
-
-class StoredChunk(NamedTuple):
-    """A chunk, or runs of it, as read and verified; `crc32c` is that of `data`."""
-
-    generation: int
-    code: str
-    crc32c: int
-    data: bytes | memoryview
-
-
-class StoreObserver(Protocol):
-    """Hears what happens inside; called from the store's threads."""
-
-    def synced(self, chunk_count: int, duration_s: float) -> None: ...
-
-    def fenced(self, reason: str) -> None: ...
-
-    def compacted(self, compacted: Compacted) -> None: ...
-
-
-class _Silent:
-    def synced(self, chunk_count: int, duration_s: float) -> None:
-        pass
-
-    def fenced(self, reason: str) -> None:
-        pass
-
-    def compacted(self, compacted: Compacted) -> None:
-        pass
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A record that is written and not yet known to be durable; `entry` None is a delete.
-
-    A tombstone that compaction moved is not `news`: what it kills is dead already.
-    """
-
-    key: ChunkKey
-    entry: Entry | None
-    done: list[Done] = field(default_factory=list[Done])
-    news: bool = True
 
 
 def _no_time() -> float:
@@ -137,23 +86,23 @@ class ChunkStore:
         self.device_uuid = device_uuid
         self._monotonic_s = monotonic_s
         self._checkpoint_chunks = options.checkpoint_chunks
-        self._observer: StoreObserver = observer or _Silent()
+        self._observer: StoreObserver = observer or SilentObserver()
         #: Held while a record is appended; taken before `_state`, never after.
         self._append_lock = threading.Lock()
         #: Guards everything below; held only for moments.
         self._state = threading.Condition()
         #: Appended, in log order, not yet fsynced.
-        self._pending: list[_Pending] = []
+        self._pending: list[PendingRecord] = []
         #: What is being made durable; no longer in `_pending`.
-        self._flushing: list[_Pending] = []
+        self._flushing: list[PendingRecord] = []
         #: The last pending record of each key.
-        self._in_flight: dict[ChunkKey, _Pending] = {}
+        self._in_flight: dict[ChunkKey, PendingRecord] = {}
         #: End of the log as of the last record in `_pending`.
         self._written = Position(0, 0)
-        self._fence_reason: str | None = fence_of(disk)
-        self._read_failure_count = 0
+        self._fence = Fence(disk, self._observer, self._state)
         self._closing = False
         self._log, self._index, self.recovery = recover(disk, device_uuid, options)
+        self._reader = RecordReader(self._log, device_uuid, self._fence.note_read_failure)
         #: The index, which knows the durable chunks, speaks of all records before this place.
         self._indexed = self._log.position
         self._upkeep = Upkeep(self, options, monotonic_s)
@@ -199,7 +148,7 @@ class ChunkStore:
     @property
     def fence_reason(self) -> str | None:
         """Why the device takes no more writes; None while it does."""
-        return self._fence_reason
+        return self._fence.reason
 
     @property
     def capacity_bytes(self) -> int:
@@ -334,10 +283,10 @@ class ChunkStore:
                 reach(Phase.CHUNK_APPENDING)
             position, header = self._log.append(header, data, purpose)
         except OSError as error:
-            self._fence(f"write failed: {error}")
+            self._fence.close(f"write failed: {error}")
             raise DeviceFenced(str(error)) from error
         entry = entry_of(position, header, latest) if is_chunk else None
-        pending = _Pending(header.key, entry, [done], news)
+        pending = PendingRecord(header.key, entry, [done], news)
         with self._state:
             self._pending.append(pending)
             if news:
@@ -401,7 +350,7 @@ class ChunkStore:
         with self._state:
             written = self._written
             self._state.wait_for(
-                lambda: self._indexed >= written or self._fence_reason is not None or self._closing
+                lambda: self._indexed >= written or self._fence.reason is not None or self._closing
             )
 
     def tell_compacted(self, compacted: Compacted) -> None:
@@ -417,7 +366,7 @@ class ChunkStore:
             try:
                 self._log.remove(segment)
             except OSError as error:
-                self._fence(f"removing a segment failed: {error}")
+                self._fence.close(f"removing a segment failed: {error}")
                 raise DeviceFenced(str(error)) from error
 
     def checkpoint(self) -> None:
@@ -435,7 +384,7 @@ class ChunkStore:
             reach(Phase.CHECKPOINTED)
             committed = True
         except IndexDamaged as error:
-            self._fence(str(error))
+            self._fence.close(str(error))
             raise DeviceFenced(str(error)) from error
         finally:
             with self._state:
@@ -452,7 +401,7 @@ class ChunkStore:
         if latest.crc32c != header.crc32c or latest.data_bytes != header.data_bytes:
             raise ChunkConflict("the chunk exists with other bytes")
         try:
-            self._read(header.key, latest)
+            self._reader.read(header.key, latest)
         except (ChunkCorrupt, DeviceReadFailed):
             return False  # what is there is rotten: write it again
         return True
@@ -464,7 +413,7 @@ class ChunkStore:
             if pending is not None:
                 pending.done.append(done)
                 return
-            reason = self._fence_reason if self._index.get(header.key) is None else None
+            reason = self._fence.reason if self._index.get(header.key) is None else None
         if reason is not None:  # the earlier write failed just now
             raise DeviceFenced(reason)
         done(None)
@@ -483,7 +432,7 @@ class ChunkStore:
             if entry is None:
                 raise ChunkNotFound(f"no chunk {key.chunk_index} of stripe {key.stripe_id.hex()}")
             try:
-                return self._read(key, entry, runs)
+                return self._reader.read(key, entry, runs)
             except (ChunkCorrupt, DeviceReadFailed):
                 # If it was deleted or moved meanwhile, its space may be given back already.
                 if self.get(key) == entry:
@@ -492,61 +441,7 @@ class ChunkStore:
     def read_cached(self, key: ChunkKey, runs: Sequence[ByteRun] = ()) -> StoredChunk | None:
         """The same, without ever waiting for the disk; None: ask `read`, which also says why."""
         entry = self.get(key)
-        if entry is None:
-            return None
-        try:
-            spans = block_spans(runs, entry.data_bytes)
-            pread = self._log.file_of(entry.segment).pread_cached
-            head = pread(entry.header_bytes, entry.offset_bytes)
-            if head is None:
-                return None
-            start = entry.offset_bytes + entry.header_bytes
-            blocks: list[bytes | memoryview] = []
-            for span in spans:
-                block = pread(span.length_bytes, start + span.offset_bytes)
-                if block is None:
-                    return None
-                blocks.append(block)
-            return self._checked(key, entry, runs, spans, head, blocks)
-        except (StorageError, OSError):
-            return None
-
-    def _read(self, key: ChunkKey, entry: Entry, runs: Sequence[ByteRun] = ()) -> StoredChunk:
-        spans = block_spans(runs, entry.data_bytes)
-        try:
-            file = self._log.file_of(entry.segment)
-            head = file.pread(entry.header_bytes, entry.offset_bytes)
-            start = entry.offset_bytes + entry.header_bytes
-            blocks = [file.pread(span.length_bytes, start + span.offset_bytes) for span in spans]
-        except OSError as error:
-            self._note_read_failure(error)
-            raise DeviceReadFailed(f"segment {entry.segment}: {error}") from error
-        return self._checked(key, entry, runs, spans, head, blocks)
-
-    def _checked(
-        self,
-        key: ChunkKey,
-        entry: Entry,
-        runs: Sequence[ByteRun],
-        spans: Sequence[BlockSpan],
-        head: Buffer,
-        blocks: Sequence[bytes | memoryview],
-    ) -> StoredChunk:
-        """What was read, or ChunkCorrupt."""
-        place = Place(self.device_uuid, entry.segment, entry.offset_bytes)
-        try:
-            header = decode_header(head, place)
-        except BadRecord as error:
-            raise ChunkCorrupt(f"segment {entry.segment}: {error}") from error
-        identity = (header.key, header.generation, header.data_bytes)
-        if identity != (key, entry.generation, entry.data_bytes):
-            raise ChunkCorrupt(f"another chunk lies at {entry.offset_bytes}: {header.key}")
-        for span, data in zip(spans, blocks, strict=True):
-            verify_blocks(header, span.first_block, data, span.length_bytes)
-        if not runs:
-            return StoredChunk(header.generation, header.code, header.crc32c, blocks[0])
-        data = cut_runs(runs, spans, blocks)
-        return StoredChunk(header.generation, header.code, crc32c_of(data), data)
+        return None if entry is None else self._reader.read_cached(key, entry, runs)
 
     # ---- group commit ----
 
@@ -563,21 +458,22 @@ class ChunkStore:
             error: StorageError | None = None
             started_s = self._monotonic_s()
             try:
-                if self._fence_reason is not None:
-                    raise DeviceFenced(self._fence_reason)
+                self._fence.check()
                 reach(Phase.CHUNK_SYNCING)
                 file.sync()
                 reach(Phase.CHUNK_SYNCED)
             except DeviceFenced as failure:
                 error = failure
             except Exception as failure:  # whatever it was, nothing is known to be durable
-                self._fence(f"fsync failed: {failure}")
+                self._fence.close(f"fsync failed: {failure}")
                 error = DeviceFenced(str(failure))
             if error is None:
-                self._tell_synced(len(batch), self._monotonic_s() - started_s)
+                tell_synced(self._observer, len(batch), self._monotonic_s() - started_s)
             self._finish(batch, written, error)
 
-    def _finish(self, batch: list[_Pending], written: Position, error: StorageError | None) -> None:
+    def _finish(
+        self, batch: list[PendingRecord], written: Position, error: StorageError | None
+    ) -> None:
         dead: list[Entry | None] = []
         with self._state:
             if error is None:
@@ -590,49 +486,15 @@ class ChunkStore:
             self._flushing = []
             self._state.notify_all()
         for pending in batch:
-            for done in pending.done:
-                try:
-                    done(error)
-                except (
-                    Exception
-                ):  # the caller's mistake must not stop the acknowledgements of others
-                    _log.exception("the callback of a write failed")
+            pending.tell(error)
         self._log.reclaim_all(dead)
         if any(dead) or self.unsaved_count >= self._checkpoint_chunks:
             self._upkeep.poke()
 
-    def _tell_synced(self, chunk_count: int, duration_s: float) -> None:
-        try:
-            self._observer.synced(chunk_count, duration_s)
-        except Exception:  # what matters is that waiting writers are told
-            _log.exception("the observer of the device failed")
-
-    def _fence(self, reason: str) -> None:
-        with self._state:
-            if self._fence_reason is not None:
-                return
-            self._fence_reason = reason
-        try:
-            note_fence(self._disk, reason)
-        except OSError:
-            _log.exception("%s is fenced, but cannot say so", self._disk.path)
-        try:
-            self._observer.fenced(reason)
-        except Exception:  # what matters is that waiting writers are told
-            _log.exception("the observer of a fenced device failed")
-
-    def _note_read_failure(self, error: OSError) -> None:
-        with self._state:
-            self._read_failure_count += 1
-            count = self._read_failure_count
-        if count >= READ_FAILURE_COUNT_MAX:
-            self._fence(f"{count} reads failed, the last: {error}")
-
     def _check_writable(self) -> None:
         if self._closing:
             raise DeviceClosed("the store is closed")
-        if self._fence_reason is not None:
-            raise DeviceFenced(self._fence_reason)
+        self._fence.check()
 
     # ---- end ----
 
@@ -647,12 +509,12 @@ class ChunkStore:
                 self._state.notify_all()
             self._flusher.join()
             try:
-                if self._fence_reason is None:
+                if self._fence.reason is None:
                     self._log.seal()
                     self._indexed = self._log.position
                     self.checkpoint()
             except (OSError, NoSpace) as error:
-                self._fence(f"closing failed: {error}")
+                self._fence.close(f"closing failed: {error}")
             except IndexFull as error:
                 _log.warning("%s: the next start replays more: %s", self._disk.path, error)
             except DeviceFenced:

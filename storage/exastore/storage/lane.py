@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from exastore.storage.chunk_store import ChunkStore, StoredChunk
+from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.completion import Done
 from exastore.storage.crc import Buffer
 from exastore.storage.errors import DeviceClosed, StorageError
 from exastore.storage.log import Purpose
+from exastore.storage.reading import StoredChunk
 from exastore.storage.record import ChunkKey
 from exastore.storage.runs import ByteRun
 
