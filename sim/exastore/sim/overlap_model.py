@@ -15,7 +15,7 @@ from exastore.sim.errors import Problem, ScenarioError
 from exastore.sim.overlap import COUNTERS, ENTRY, RULES, Layout, Missing
 from exastore.sim.run import Progress, place
 from exastore.sim.scenario import Scenario
-from exastore.sim.sections import IncidentSection, NodeSection
+from exastore.sim.sections import NodeSection
 from exastore.sim.state import Records
 from exastore.sim.units import YEAR_S
 
@@ -274,8 +274,3 @@ def build_missing(rules: Records, room: int) -> Missing:
         lost=np.zeros(n, np.bool_),
         shares=np.zeros((n + 2, n + 2)),
     )
-
-
-def named_incidents(scenario: Scenario) -> tuple[IncidentSection, ...]:
-    """Those that lose nothing."""
-    return tuple(incident for incident in scenario.incident if incident.death_share == 0)
