@@ -38,7 +38,7 @@ def line_number(text: str, start: str) -> int:
     )
 
 
-@pytest.mark.parametrize("name", ["1eib", "10eib", "100eib", "tiny"])
+@pytest.mark.parametrize("name", ["1eib", "10eib", "100eib", "tiny", "mlec"])
 def test_presets_are_valid_and_can_be_written_back(name: str) -> None:
     assert name in preset_names()
     scenario = load_scenario(name)
