@@ -1,5 +1,6 @@
 """The one place that turns this room's errors into what goes over the wire."""
 
+from functools import cache
 from typing import TypeAlias
 
 from exastore.proto.v1 import common_pb2, storage_pb2
@@ -39,6 +40,7 @@ def status_of(error: StorageError) -> Status:
     return ChunkStatus.CHUNK_STATUS_IO_ERROR
 
 
+@cache
 def status_label(status: Status) -> str:
     """As metrics show it: "ok", "not_found", ..."""
     return ChunkStatus.Name(status).removeprefix("CHUNK_STATUS_").lower()
