@@ -53,7 +53,7 @@ class GatewayConfig:
     chunks are lost; fewer if the code has no more to give."""
     max_in_flight_bytes: int = 32 << 20
     """Bytes of extents that one request reads ahead or writes behind; two extents at least."""
-    max_write_bytes: int = 32 << 20
+    max_write_bytes: int = 20 << 20
     """Bytes of extents that all requests together write behind, one extent at least. Beside these,
     each request has the extent that it fills."""
     max_node_in_flight_bytes: int = 64 << 20
