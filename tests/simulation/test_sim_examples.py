@@ -24,6 +24,14 @@ def test_the_example_of_growth_replaces_its_first_racks_and_fills_the_new_ones()
     assert all(0.55 < row["stored_bytes"] / row["capacity_bytes"] < 0.65 for row in last)
 
 
+def test_the_example_of_own_functions_runs_all_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    results = run(load_scenario("examples/own_functions.toml"))
+    (row,) = results.trials.to_pylist()
+    assert row["device_failures"] > 3 and row["moved_runs"] > 0
+    assert row["violations"] == row["violations_at_start"] == 0
+
+
 def test_more_bandwidth_gives_more_nines(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "custom_run.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()[1:]

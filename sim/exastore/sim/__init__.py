@@ -6,7 +6,7 @@ results.write("out")
 """
 
 from exastore.sim.durability import Durability, durability
-from exastore.sim.errors import ResultsError, ScenarioError, SimError
+from exastore.sim.errors import DecisionError, ResultsError, ScenarioError, SimError
 from exastore.sim.overlap_model import OverlapOptions
 from exastore.sim.overlap_rare import estimate_rare_loss
 from exastore.sim.overlap_run import (
@@ -26,11 +26,15 @@ from exastore.sim.scenario import (
     scenario_toml,
 )
 from exastore.sim.summary import summarize
+from exastore.sim.user import Decision, Facts, register
 
 __all__ = [
+    "Decision",
+    "DecisionError",
     "Durability",
     "DurabilityEstimate",
     "DurabilityResults",
+    "Facts",
     "OverlapOptions",
     "Placement",
     "Provenance",
@@ -47,6 +51,7 @@ __all__ = [
     "parse_scenario",
     "place",
     "preset_names",
+    "register",
     "run",
     "scenario_toml",
     "simulate_durability",

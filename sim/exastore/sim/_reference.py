@@ -23,6 +23,7 @@ from exastore.sim._reference_latent import meet_errors, onset_s
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
 from exastore.sim.trace import trace_events
+from exastore.sim.user import PRIORITY_ARGUMENTS, load_function
 
 _KINDS = (
     "node_up",
@@ -300,9 +301,13 @@ class ReferenceTrial:
         if busy or unfit or not self.queue[device]:
             return
         redundancy = redundancy_of(self.code.name)
+        own = self.scenario.repair.priority
+        first: Any = repair_priority
+        if own:
+            first = load_function(own, "repair.priority", PRIORITY_ARGUMENTS)
         slot = min(
             self.queue[device],
-            key=lambda slot: repair_priority(redundancy.of(self._unreadable(slot[0])), *slot),
+            key=lambda slot: (first(redundancy.of(self._unreadable(slot[0])), *slot), slot),
         )
         self.queue[device].remove(slot)
         rate = self.model["write_bytes_per_s"]

@@ -10,6 +10,8 @@ from exastore.metadata.core.balancer import plan_balance_of_rows
 from exastore.metadata.core.placement import keeps_rule, placement_columns
 from exastore.metadata.core.topology import DeviceState, SlotState, Topology
 from exastore.sim._reference_draws import YEAR_S
+from exastore.sim.change import device_table
+from exastore.sim.user import DECISION_ARGUMENTS, Facts, decide, load_function
 
 if TYPE_CHECKING:
     from exastore.sim._reference import ReferenceTrial
@@ -43,7 +45,7 @@ class ReferenceChange:
         self.sends: dict[int, float] = {}
         self.takes: dict[int, float] = {}
         self.planned = 0.0
-        self.plans, self.periods, self.months = 0, 0, 0
+        self.plans, self.periods, self.months, self.decisions = 0, 0, 0, 0
         self.wants_plan = False
 
     def make_of(self, device: int) -> int:
@@ -58,6 +60,8 @@ class ReferenceChange:
             dates.append((self.periods + 1) * self.trial.scenario.balance.every_s)
         if self.trial.scenario.data.growth_per_year > 0:
             dates.append((self.months + 1) * YEAR_S / 12)
+        if self.trial.scenario.decisions.function:
+            dates.append((self.decisions + 1) * self.trial.scenario.decisions.every_s)
         return min(dates, default=inf)
 
     def happen(self, now: float) -> None:
@@ -93,6 +97,56 @@ class ReferenceChange:
         if is_due or (self.wants_plan and balance.every_s > 0):
             self.make_plan(now)
 
+        every = scenario.decisions.every_s
+        if scenario.decisions.function and now == (self.decisions + 1) * every:
+            self.decisions += 1
+            self.ask(now)
+
+    def ask(self, now: float) -> None:
+        """A user's function decides."""
+        trial, scenario = self.trial, self.trial.scenario
+        model = trial.model
+        weight = [
+            self.makes[self.make_of(device)][1] / 2**40 * (self.make_of(device) in self.serving)
+            for device in range(len(trial.node_of))
+        ]
+        devices = device_table(
+            replace(self.topology, device_weight=np.array(weight)),
+            np.array([self.make_of(device) for device in range(len(trial.node_of))], np.int32),
+            np.array([make[1] for make in self.makes]),
+            trial.state,
+            np.array([len(held) for held in trial.held], np.int32),
+            model["slot_bytes"],
+        )
+        facts = Facts(
+            trial=model["trial"],
+            time_s=now,
+            slot_bytes=model["slot_bytes"],
+            missing_runs=len(trial.missing),
+            degraded_pgs=len({pg for pg, _ in trial.missing}),
+            waiting_runs=len(trial.waiting),
+        )
+        spec = scenario.decisions.function
+        function = load_function(spec, "decisions.function", DECISION_ARGUMENTS)
+        decision = decide(function, devices, facts, can_move=scenario.balance.every_s > 0)
+        model["write_bytes_per_s"] = (
+            decision.write_bandwidth_bytes_per_s or model["write_bytes_per_s"]
+        )
+        model["read_bytes_per_s"] = decision.read_bandwidth_bytes_per_s or model["read_bytes_per_s"]
+        if decision.wants_plan:
+            self.make_plan(now)
+        if decision.moves is not None:
+            rows = decision.moves.to_pylist()
+            self.plan = [
+                (
+                    row["pg"],
+                    row["slot"],
+                    int(trial.rows[row["pg"], row["slot"]]),
+                    row["target_device"],
+                )
+                for row in rows
+            ] + self.plan
+
     def reweigh(self) -> None:
         weight = [
             self.makes[self.make_of(device)][1] / 2**40
@@ -121,26 +175,20 @@ class ReferenceChange:
                 seed=seed & 0xFFFFFFFF,
             )
         )
-        self.sends, self.takes = {}, {}
 
     def move(self, now: float) -> None:
         """One period's moves, each device one out and one in at a time."""
         trial, balance = self.trial, self.trial.scenario.balance
         slot_bytes = trial.model["slot_bytes"]
         cost = slot_bytes / balance.bandwidth_bytes_per_s
-        earliest = now - max(balance.every_s, cost)
+        earliest = max(self.planned, now - max(balance.every_s, cost))
         most = max(1, int(balance.max_misplaced_share * trial.rows.size))
         moved: set[int] = set()
         waiting: list[tuple[int, int, int, int]] = []
         for pg, index, source, target in self.plan:
             if trial.rows[pg, index] != source or self.make_of(target) not in self.serving:
                 continue
-            end = max(
-                self.sends.get(source, self.planned),
-                self.takes.get(target, self.planned),
-                earliest,
-            )
-            end += cost
+            end = max(self.sends.get(source, 0.0), self.takes.get(target, 0.0), earliest) + cost
             room = floor(self.makes[self.make_of(target)][1] / slot_bytes)
             if (
                 len(moved) < most

@@ -1,10 +1,12 @@
 """What the plain twin draws: lives, incidents and how long they last. See `_reference`."""
 
 from math import inf, log
+from typing import Any
 
 import numpy as np
 
 from exastore.sim.scenario import Scenario
+from exastore.sim.user import LIFE_ARGUMENTS, load_function
 
 _WORD = 2**64 - 1
 _LIFE, GAP, _DURATION, REPLACEMENT, _DURATION_ROW, AGE = 1, 2, 3, 4, 5, 6
@@ -40,6 +42,11 @@ class Draws:
         model = self.scenario.models[law]
         if self.scenario.device.trace:
             return inf
+        if model.life:
+            function: Any = load_function(model.life, "life", LIFE_ARGUMENTS)
+            stream = np.uint64(self.bits(_LIFE, device, draw))
+            params = np.array(model.life_params)
+            return max(0.0, float(getattr(function, "py_func", function)(params, stream, age)))
         if model.hazard_from_years:
             return self.piecewise_life_s(device, law, draw, age)
         if model.afr_per_year == 0:

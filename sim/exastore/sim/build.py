@@ -43,6 +43,7 @@ from exastore.sim.state import (
     State,
 )
 from exastore.sim.units import YEAR_S
+from exastore.sim.user import priority_address
 
 
 def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) -> Records:
@@ -70,6 +71,8 @@ def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) 
     model["slot_bytes"] = scenario.slot_bytes
     model["write_bytes_per_s"] = repair.write_bandwidth_bytes_per_s
     model["read_bytes_per_s"] = repair.read_bandwidth_bytes_per_s
+    if repair.priority:
+        model["priority_address"] = priority_address(repair.priority, "repair.priority")
     links = ("node", "rack", "zone")
     for name in links:
         budget = getattr(repair, f"{name}_bandwidth_bytes_per_s")

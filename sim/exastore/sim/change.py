@@ -13,6 +13,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from exastore.metadata.core.balancer import plan_balance_of_rows
 from exastore.metadata.core.placement import PlacementColumns, placement_columns
@@ -20,6 +21,7 @@ from exastore.metadata.core.topology import (
     DeviceState,
     Float64Array,
     Int32Array,
+    Int64Array,
     SlotState,
     Topology,
     Uint8Array,
@@ -29,8 +31,25 @@ from exastore.sim.fleet import generation_of_node, generations_of, user_bytes_at
 from exastore.sim.moves import carry_out, join_node, may_leave
 from exastore.sim.physics import Physics
 from exastore.sim.scenario import Scenario
-from exastore.sim.state import FAR_SIZE, MISSING_SLOTS, NONE, Records, State
+from exastore.sim.state import (
+    DEGRADED_PGS,
+    FAR_SIZE,
+    MISSING_SLOTS,
+    NONE,
+    WAITING_HEAD,
+    Records,
+    State,
+)
 from exastore.sim.units import YEAR_S
+from exastore.sim.user import (
+    DECISION_ARGUMENTS,
+    Facts,
+    Function,
+    Table,
+    decide,
+    load_function,
+    move_rows,
+)
 
 #: How a device is named that is neither there nor expected.
 ABSENT_DEAD = 2
@@ -76,6 +95,11 @@ class Change:
         self._balance = scenario.balance
         self._planned_s, self._plan_count, self._period, self._months = 0.0, 0, 0, 0
         self._wants_plan = False
+        self._decisions = 0
+        self._decide: Function | None = None
+        if scenario.decisions.function:
+            spec = scenario.decisions.function
+            self._decide = load_function(spec, "decisions.function", DECISION_ARGUMENTS)
         self._plan: Int32Array = np.zeros((0, 4), np.int32)
         self._free_s: Float64Array = np.zeros((2, 0))
         self._last_period: Int32Array = np.zeros(0, np.int32)
@@ -131,6 +155,8 @@ class Change:
             dates.append((self._period + 1) * self._balance.every_s)
         if self._scenario.data.growth_per_year > 0:
             dates.append((self._months + 1) * YEAR_S / 12)
+        if self._decide is not None:
+            dates.append((self._decisions + 1) * self._scenario.decisions.every_s)
         return min(dates, default=inf)
 
     def happen(self, state: State) -> State:
@@ -155,6 +181,9 @@ class Change:
         due = self._balance.every_s > 0 and now - self._planned_s >= self._balance.replan_every_s
         if due or self._wants_plan:
             self._make_plan(state, now)
+        if self._decide and now == (self._decisions + 1) * self._scenario.decisions.every_s:
+            self._decisions += 1
+            self._ask(self._decide, state, now)
         self.next_s = self._next_date(now)
         return state
 
@@ -185,6 +214,44 @@ class Change:
         self.columns = placement_columns(self.topology, self._scenario.placement.rule)
         self._wants_plan = self._balance.every_s > 0
 
+    def _ask(self, function: Function, state: State, now: float) -> None:
+        """Asks a user's function, and does as it says."""
+        devices = device_table(
+            self.topology,
+            self._of_device(state),
+            self._capacity,
+            state.device_state,
+            state.devices["slot_count"],
+            self.slot_bytes,
+        )
+        run, waiting = int(state.counter[WAITING_HEAD]), 0
+        while run != NONE:
+            waiting += int(state.runs["slot"][run] != NONE)
+            run = int(state.runs["next"][run])
+        facts = Facts(
+            trial=int(self._model["trial"]),
+            time_s=now,
+            slot_bytes=self.slot_bytes,
+            missing_runs=int(state.counter[MISSING_SLOTS]),
+            degraded_pgs=int(state.counter[DEGRADED_PGS]),
+            waiting_runs=waiting,
+        )
+        decision = decide(function, devices, facts, can_move=self._balance.every_s > 0)
+        if decision.write_bandwidth_bytes_per_s is not None:
+            self._model["write_bytes_per_s"] = decision.write_bandwidth_bytes_per_s
+        if decision.read_bandwidth_bytes_per_s is not None:
+            self._model["read_bytes_per_s"] = decision.read_bandwidth_bytes_per_s
+        if decision.wants_plan:
+            self._make_plan(state, now)
+        if decision.moves is not None:
+            rows = move_rows(decision.moves, state.pg_devices)
+            self._plan = np.concatenate([rows[rows[:, 3] < len(state.devices)], self._plan])
+
+    @property
+    def _capacity(self) -> Int64Array:
+        """Shape (G,): of one device of each generation."""
+        return np.array([generation.capacity_bytes for generation in self._generations], np.int64)
+
     def _make_plan(self, state: State, now: float) -> None:
         """Asks the cluster's balancer."""
         self._wants_plan, self._planned_s = False, now
@@ -199,7 +266,6 @@ class Change:
         )
         columns = (plan.pg, plan.slot, plan.source_device, plan.target_device)
         self._plan = np.stack(columns, axis=1).astype(np.int32)
-        self._free_s = np.full((2, len(state.devices)), now)
 
     def _move(self, state: State, now: float) -> State:
         """Carries out what one period can of the plan."""
@@ -207,6 +273,7 @@ class Change:
             return state
         if not len(self._last_period):
             self._last_period = np.zeros(len(state.pg_devices), np.int32)
+            self._free_s = np.zeros((2, len(state.devices)))
         slot_bytes = float(self._model["slot_bytes"])
         cost_s = slot_bytes / self._balance.bandwidth_bytes_per_s
         held = state.devices["slot_count"].astype(np.int64)
@@ -215,8 +282,7 @@ class Change:
             slots = np.empty((len(held), most_held + 8), np.int32)
             slots[:, : state.slots.shape[1]] = state.slots
             state = state._replace(slots=slots)
-        capacity = np.array([generation.capacity_bytes for generation in self._generations])
-        room = (capacity // slot_bytes).astype(np.int64)[self._of_device(state)]
+        room = (self._capacity // slot_bytes).astype(np.int64)[self._of_device(state)]
         left = carry_out(
             self.columns,
             self._model,
@@ -226,7 +292,7 @@ class Change:
             room,
             self._last_period,
             self._period,
-            now - max(self._balance.every_s, cost_s),
+            max(self._planned_s, now - max(self._balance.every_s, cost_s)),
             now,
             cost_s,
             max(1, int(self._balance.max_misplaced_share * state.pg_devices.size)),
@@ -249,6 +315,36 @@ class Change:
                     state.device_state[devices] = DeviceState.OUT
             if state.nodes["absent"][nodes].all():
                 self._is_here[number] = False
+
+
+def device_table(
+    topology: Topology,
+    generation: Int32Array,
+    capacity_bytes: Int64Array,
+    device_state: Uint8Array,
+    slots: Int32Array,
+    slot_bytes: float,
+) -> Table:
+    """What a decision sees of the devices: one row of each; `generation` and others: shape (D,)."""
+    node = topology.device_node
+    rack = topology.node_rack[node]
+    zone = topology.rack_zone[rack]
+    capacity = capacity_bytes[generation]
+    return pa.table(
+        {
+            "device": np.arange(len(node), dtype=np.int32),
+            "node": node,
+            "rack": rack,
+            "zone": zone,
+            "region": topology.zone_region[zone],
+            "generation": generation,
+            "capacity_bytes": capacity,
+            "weight": topology.device_weight,
+            "state": np.array(device_state, np.uint8),
+            "slots": np.array(slots, np.int32),
+            "fill": slots * slot_bytes / capacity,
+        }
+    )
 
 
 def slot_states(state: State) -> Uint8Array | None:

@@ -2,6 +2,7 @@
 
 SimError
 ├── ScenarioError   the scenario file is wrong; every error, each with its place
+├── DecisionError   a user's function decided what cannot be
 └── ResultsError    a results folder cannot be read
 """
 
@@ -44,3 +45,10 @@ class ScenarioError(SimError):
 
 class ResultsError(SimError):
     """A folder that does not hold the results of a run."""
+
+
+class DecisionError(SimError):
+    """What a user's function of decisions gave back cannot be carried out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"decisions.function: {text}")

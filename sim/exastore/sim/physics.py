@@ -27,16 +27,19 @@ from exastore.sim.streams import (
     STREAM_DURATION_ROW,
     STREAM_GAP,
     STREAM_LAW,
+    bits64,
     exponential,
     trial_key,
     uniform,
+    wide,
 )
 from exastore.sim.trace import trace_events
 from exastore.sim.units import YEAR_S
+from exastore.sim.user import call_life, life_address
 
 #: One model of device. Weibull if `end_piece` == `first_piece`; `scale_s` is inf for devices that
 #: never fail. At time zero ages are uniform between `age_min_s` and `age_max_s`; `until`: the
-#: shares of the models up to this one.
+#: shares of the models up to this one. `life_address`: of a user's function instead; 0: none.
 LAW = np.dtype(
     [
         ("scale_s", "f8"),
@@ -46,6 +49,7 @@ LAW = np.dtype(
         ("until", "f8"),
         ("first_piece", "i8"),
         ("end_piece", "i8"),
+        ("life_address", "i8"),
     ]
 )
 #: A hazard from this age on; `before`: the integral of the hazard up to it.
@@ -117,6 +121,9 @@ def life_s(
 ) -> float:
     """How much longer a device of this age lives."""
     row = physics.laws[law]
+    if row.life_address != 0:
+        stream = bits64(key, wide(STREAM_DEVICE_LIFE), wide(device), wide(draw))
+        return max(0.0, call_life(row.life_address, stream, age_s))
     if row.scale_s == np.inf:
         return np.inf
     total = exponential(key, STREAM_DEVICE_LIFE, device, draw)
@@ -202,13 +209,16 @@ def build_physics(scenario: Scenario) -> Physics:
     pieces: list[tuple[float, float, float]] = []
     total = sum(model.share for model in models)
     until = 0.0
-    for law, model in zip(laws, models, strict=True):
+    for number, (law, model) in enumerate(zip(laws, models, strict=True)):
         until += model.share / total
         law["until"] = until
         law["scale_s"] = weibull_scale_s(
             model.afr_per_year, model.life_shape, model.afr_horizon_years
         )
         law["shape"] = model.life_shape
+        if model.life:
+            key = f"model.{number}.life"
+            law["life_address"] = life_address(model.life, model.life_params, key)
         law["age_min_s"], law["age_max_s"] = (
             model.age_min_years * YEAR_S,
             model.age_max_years * YEAR_S,

@@ -49,6 +49,7 @@ from exastore.sim.state import (
     State,
 )
 from exastore.sim.streams import STREAM_REPLACEMENT, bits64, wide
+from exastore.sim.user import call_priority
 
 # Kinds of events, in the order in which those of the same time happen.
 NODE_UP = 0
@@ -120,9 +121,14 @@ def _take_most_urgent(
         else:
             pg = slot >> model.shift
             left = remaining(code, model, state, pg, lost)
-            priority = repair_priority(left, pg, slot & mask)
+            if model.priority_address == 0:
+                priority = repair_priority(left, pg, slot & mask)
+            else:
+                priority = call_priority(model.priority_address, left, pg, slot & mask)
             if best == NONE or priority < best_priority:
                 best, before_best, best_priority = run, before, priority
+            elif priority == best_priority and slot < state.runs[best].slot:
+                best, before_best = run, before
             before = run
         run = following
     if best != NONE:

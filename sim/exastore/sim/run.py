@@ -23,14 +23,21 @@ from exastore.metadata.core.balancer import (
     plan_balance_of_rows,
     report_balance,
 )
+from exastore.metadata.core.errors import PolicyBrokeRule
 from exastore.metadata.core.placement import (
     PlacementColumns,
     all_up,
     place_with_columns,
     placement_columns,
 )
-from exastore.metadata.core.policy import Copysets, PlacementPolicy, RandomDeclustered
-from exastore.metadata.core.topology import NO_DEVICE, Int32Array, Topology
+from exastore.metadata.core.policy import (
+    Copysets,
+    Custom,
+    PlacementPolicy,
+    RandomDeclustered,
+    place_by_policy,
+)
+from exastore.metadata.core.topology import NO_DEVICE, DeviceState, Int32Array, Topology
 from exastore.sim.build import build_model, build_state, check_memory, with_more_room
 from exastore.sim.change import Change
 from exastore.sim.checkpoint import Checkpoints
@@ -55,6 +62,7 @@ from exastore.sim.tables import (
     trial_table,
 )
 from exastore.sim.units import YEAR_S
+from exastore.sim.user import POLICY_ARGUMENTS, check_functions, load_function
 
 #: Called with (what is being done, how much of it is done, how much there is).
 Progress = Callable[[str, float, float], None]
@@ -101,6 +109,8 @@ def place(scenario: Scenario, *, seed: int = 0, progress: Progress | None = None
     pg_count = scenario.placement.pg_count
     if scenario.placement.policy == "straw2":
         table = _draw(scenario, columns, seed, report)
+    elif scenario.placement.policy == "custom":
+        table = _ask(scenario, columns, seed)
     else:
         table = _deal(scenario, columns, seed, report)
     if pg_count and int(table.min()) < 0:
@@ -129,6 +139,20 @@ def _draw(scenario: Scenario, columns: PlacementColumns, seed: int, report: Prog
         )
     report("placing", float(pg_count), float(pg_count))
     return table
+
+
+def _ask(scenario: Scenario, columns: PlacementColumns, seed: int) -> Int32Array:
+    """The table by a user's own policy, which is checked."""
+    spec, key = scenario.placement.policy_function, "placement.policy_function"
+    policy = Custom(spec, load_function(spec, key, POLICY_ARGUMENTS))
+    state = all_up(scenario.tree.device_count)
+    state[columns.device_weight == 0] = DeviceState.OUT  # those that join later
+    try:
+        return place_by_policy(
+            policy, columns, scenario.placement.pg_count, scenario.n, seed=seed, device_state=state
+        )
+    except PolicyBrokeRule as error:
+        raise ScenarioError(scenario.name, [Problem(key, str(error))]) from error
 
 
 def _deal(scenario: Scenario, columns: PlacementColumns, seed: int, report: Progress) -> Int32Array:
@@ -210,6 +234,7 @@ def run(
     clock = monotonic_s or (lambda: 0.0)
     report = progress or _silent
     started_s = clock()
+    check_functions(scenario)
     check_memory(scenario, workers=min(workers, trials))
     kept = None
     if checkpoint is not None:

@@ -28,6 +28,7 @@ from exastore.sim.sections import (
     BalanceSection,
     ClusterSection,
     DataSection,
+    DecisionsSection,
     DeviceSection,
     GenerationSection,
     IncidentSection,
@@ -66,6 +67,7 @@ class Scenario:
     repair: RepairSection = field(default_factory=RepairSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
     latent: LatentSection = field(default_factory=LatentSection)
+    decisions: DecisionsSection = field(default_factory=DecisionsSection)
     run: RunSection = field(default_factory=RunSection)
     generation: tuple[GenerationSection, ...] = ()
     model: tuple[ModelSection, ...] = ()
@@ -280,6 +282,16 @@ def _law_problems(scenario: Scenario) -> list[tuple[str, str]]:
         if model.age_max_years < model.age_min_years:
             text = f"is {model.age_max_years}, below age_min_years = {model.age_min_years}"
             found.append((f"{key}.age_max_years", f"{text}; give the older age here"))
+        if model.life and model.hazard_from_years:
+            text = f"is {model.life!r}, but hazard_from_years is given too; leave one of both"
+            found.append((f"{key}.life", text))
+    placement = scenario.placement
+    if (placement.policy == "custom") != bool(placement.policy_function):
+        text = (
+            f"is {placement.policy_function!r} and policy is {placement.policy!r}; name a function"
+            ' if and only if policy is "custom"'
+        )
+        found.append(("placement.policy_function", text))
     if scenario.device.trace and scenario.model:
         text = "plays failures back, so that [[model]] sections have no effect; leave one of both"
         found.append(("device.trace", text))

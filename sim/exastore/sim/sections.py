@@ -71,6 +71,8 @@ class ModelSection:
         hazard_from_years: Ages at which the hazard changes, the first 0: a bathtub, or rates by age
             as found in the field. Empty: the Weibull law.
         hazard_afr_per_year: The AFR from each of these ages on; the last one stays.
+        life: A function of your own instead, see `user`.
+        life_params: Its parameters.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -83,6 +85,8 @@ class ModelSection:
     age_max_years: Seconds = 0.0
     hazard_from_years: tuple[Seconds, ...] = ()
     hazard_afr_per_year: tuple[Annotated[float, Field(strict=True, ge=0, lt=1)], ...] = ()
+    life: Text = ""
+    life_params: tuple[Annotated[float, Field(strict=True)], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,7 @@ class PlacementSection:
         policy: How rows are made: "straw2", CRUSH's draws; "random-declustered", dealt from a
             shuffled deck, even by itself and many times as fast; "copyset". All three are the
             cluster's own; replacements are chosen by straw2 whatever the policy.
+        policy_function: Of "custom": your own, see `user`.
         scatter_width: Of "copyset": peers that share data with a device.
         balanced: Whether the balancer evens out the placement before time zero, as a new cluster
             does. During the run `balance` decides.
@@ -233,7 +238,8 @@ class PlacementSection:
     pg_count: Count
     domain: Literal["device", "node", "rack", "zone", "region"] = "rack"
     max_per_domain: Count = 1
-    policy: Literal["straw2", "random-declustered", "copyset"] = "straw2"
+    policy: Literal["straw2", "random-declustered", "copyset", "custom"] = "straw2"
+    policy_function: Text = ""
     scatter_width: Count = 100
     balanced: Annotated[bool, Field(strict=True)] = True
 
@@ -271,6 +277,7 @@ class RepairSection:
         node_bandwidth_bytes_per_s: What a node's link gives to rebuilds, each way; 0: no limit.
         rack_bandwidth_bytes_per_s: What a rack's uplink gives, each way; 0: no limit.
         zone_bandwidth_bytes_per_s: What a zone's link to the others gives, each way; 0: no limit.
+        priority: A function of your own that orders rebuilds, see `user`; "": the cluster's.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -282,6 +289,22 @@ class RepairSection:
     node_bandwidth_bytes_per_s: Seconds = 0.0
     rack_bandwidth_bytes_per_s: Seconds = 0.0
     zone_bandwidth_bytes_per_s: Seconds = 0.0
+    priority: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionsSection:
+    """A function of your own that is asked by the calendar.
+
+    Attributes:
+        function: See `user`; "": none.
+        every_s: How often it is asked.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    function: Text = ""
+    every_s: Positive = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,7 @@ Records = Any
 #: `is_shared`: whether PGs share counters. `has_links`: whether the network limits anything; its
 #: budgets are of one node, one rack's uplink and one zone's. `hit_max`: nodes that one incident
 #: takes away at most. `has_latent`: whether reads may meet latent errors; see `latent`.
+#: `priority_address`: of a user's order of repair; 0: the cluster's.
 MODEL = np.dtype(
     [
         ("k", "i8"),
@@ -125,6 +126,7 @@ MODEL = np.dtype(
         ("is_trace", "i8"),
         ("hit_max", "i8"),
         ("has_latent", "i8"),
+        ("priority_address", "i8"),
         ("seed", "i8"),
         ("trial", "i8"),
         ("horizon_s", "f8"),
