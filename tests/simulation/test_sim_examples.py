@@ -32,6 +32,16 @@ def test_the_example_of_own_functions_runs_all_four(monkeypatch: pytest.MonkeyPa
     assert row["violations"] == row["violations_at_start"] == 0
 
 
+def test_the_example_of_requests_says_how_they_fare_month_by_month() -> None:
+    results = run(load_scenario(EXAMPLES / "foreground.toml"))
+    rows = results.foreground.to_pylist()
+    assert len(rows) == 36
+    assert all(0.2 < row["utilisation"] < 0.8 for row in rows)
+    assert all(0 < row["read_mean_s"] < row["read_p99_s"] < 1 for row in rows)
+    assert all(row["degraded_mean_s"] >= row["read_mean_s"] for row in rows)
+    assert max(row["degraded_read_share"] for row in rows) > 1e-5
+
+
 def test_more_bandwidth_gives_more_nines(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "custom_run.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()[1:]

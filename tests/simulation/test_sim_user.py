@@ -14,11 +14,11 @@ from exastore.sim import Decision, DecisionError, ScenarioError, place, register
 from exastore.sim.user import uniform
 
 
-def exponential_life(params: Any, stream: int, age_s: float) -> float:
+def exponential_life(params: Any, stream: int, age_s: float) -> Any:
     return -params[0] * math.log(uniform(stream, 0))
 
 
-def worn(params: Any, stream: int, age_s: float) -> float:
+def worn(params: Any, stream: int, age_s: float) -> Any:
     return params[0] * uniform(stream, 1) / (1.0 + age_s / params[1])
 
 
@@ -130,6 +130,9 @@ def test_a_wrong_function_is_refused_before_any_work(more: str, text: str) -> No
     ],
 )
 def test_a_decision_that_cannot_be_is_refused(decision: Any, text: str) -> None:
-    name = register(lambda devices, facts: decision, "given")
+    def given(devices: Any, facts: Any) -> Any:
+        return decision
+
+    name = register(given)
     with pytest.raises(DecisionError, match=text):
         run(rough(more=f'[decisions]\nfunction = "{name}"'), trials=1)

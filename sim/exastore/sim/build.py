@@ -14,6 +14,7 @@ from exastore.metadata.core.topology import DeviceState, Int32Array, Int64Array,
 from exastore.sim.codes import code_shape
 from exastore.sim.degraded import grown, new_table
 from exastore.sim.errors import Problem, ScenarioError
+from exastore.sim.foreground import repair_budgets
 from exastore.sim.physics import Physics, draw_laws
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import (
@@ -69,21 +70,21 @@ def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) 
     model["detection_delay_s"] = repair.detection_delay_s
     model["out_after_s"] = repair.out_after_s
     model["slot_bytes"] = scenario.slot_bytes
-    model["write_bytes_per_s"] = repair.write_bandwidth_bytes_per_s
-    model["read_bytes_per_s"] = repair.read_bandwidth_bytes_per_s
+    budgets = repair_budgets(scenario)
+    model["write_bytes_per_s"] = budgets.write_bytes_per_s
+    model["read_bytes_per_s"] = budgets.read_bytes_per_s
     if repair.priority:
         model["priority_address"] = priority_address(repair.priority, "repair.priority")
-    links = ("node", "rack", "zone")
-    for name in links:
-        budget = getattr(repair, f"{name}_bandwidth_bytes_per_s")
-        model[f"{name}_bytes_per_s"] = budget or np.inf
-        model["has_links"] |= budget > 0
     latent = scenario.latent
     model["has_latent"] = latent.onset_per_year > 0 or latent.read_error_per_bit > 0
     model["latent_onset_per_s"] = latent.onset_per_year / YEAR_S
     model["latent_per_byte_s"] = latent.errors_per_year / YEAR_S / scenario.device.capacity_bytes
     model["read_errors_per_byte"] = 8 * latent.read_error_per_bit
     model["scrub_period_s"] = latent.scrub_period_s
+    for name in ("node", "rack", "zone"):
+        budget = getattr(budgets, f"{name}_bytes_per_s")
+        model[f"{name}_bytes_per_s"] = budget
+        model["has_links"] |= budget < np.inf
     model["bucket_s"] = YEAR_S / 12
     return model
 

@@ -76,6 +76,16 @@ class History:
                 if count
             ]
 
+    def devices_by_month(self) -> list[int]:
+        """Devices that are there in each month, as of the last quarter noted before it."""
+        by_time: dict[float, int] = {}
+        for row in self._capacity:
+            by_time[row["years"]] = by_time.get(row["years"], 0) + row["devices"]
+        times = np.array(sorted(by_time))
+        months = int(np.ceil(times[-1] * 12 - 1e-9))
+        at = np.searchsorted(times, np.arange(months) / 12 + 1e-9) - 1
+        return [by_time[time] for time in times[at].tolist()]
+
     def capacity_table(self, trial: int) -> Table:
         """One row per quarter and generation that is there."""
         return _table(trial, self._capacity)

@@ -123,7 +123,7 @@ def life_s(
     row = physics.laws[law]
     if row.life_address != 0:
         stream = bits64(key, wide(STREAM_DEVICE_LIFE), wide(device), wide(draw))
-        return max(0.0, call_life(row.life_address, stream, age_s))
+        return max(0.0, float(call_life(row.life_address, stream, age_s)))
     if row.scale_s == np.inf:
         return np.inf
     total = exponential(key, STREAM_DEVICE_LIFE, device, draw)

@@ -21,7 +21,7 @@ Table = Any
 
 _KEY = b"exastore"
 #: Version of the tables' meaning; grows when a column changes or goes.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 TABLES = (
     "trials",
     "timeline",
@@ -33,6 +33,7 @@ TABLES = (
     "placement",
     "capacity",
     "fill",
+    "foreground",
 )
 #: Rows of a table that wait in memory until they are written as one row group.
 _GROUP_ROWS = 2**16
@@ -86,6 +87,7 @@ class Results:
         incidents: How often each incident came, per trial.
         placement: One row per device, or per node of a large cluster, with its place and load.
         capacity: One row per trial, quarter and generation: devices, bytes, fill.
+        foreground: One row per trial and month: how requests fare; empty without requests.
         fill: Histogram of the fill of devices, per trial, quarter and generation.
     """
 
@@ -101,6 +103,7 @@ class Results:
     placement: Table
     capacity: Table
     fill: Table
+    foreground: Table
 
     def write(self, directory: str | Path) -> None:
         """Write one Parquet file per table, and the scenario beside them."""

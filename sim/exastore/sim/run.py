@@ -53,6 +53,7 @@ from exastore.sim.state import State
 from exastore.sim.tables import (
     balance_table,
     degraded_table,
+    foreground_table,
     incident_table,
     loss_table,
     placement_table,
@@ -439,16 +440,18 @@ def run_trial(
         "violations": _violation_count(placement.columns, state.pg_devices),
         "violations_at_start": placement.violations,
     }
+    timeline = timeline_table(trial, state)
     balance = balance_of_counts(slots, topology.device_weight)
     tables |= {
         "trials": trial_table(scenario, state, trial, balance, violations),
-        "timeline": timeline_table(trial, state),
+        "timeline": timeline,
         "degraded_time": degraded_table(trial, state),
         "redundancy": redundancy_table(trial, state),
         "losses": loss_table(trial, state),
         "incidents": incident_table(scenario, trial, state),
         "capacity": history.capacity_table(trial),
         "fill": history.fill_table(trial),
+        "foreground": foreground_table(scenario, trial, timeline, history.devices_by_month()),
         "balance": pa.concat_tables(balances),
     }
     if kept is not None:

@@ -24,12 +24,14 @@ from exastore.sim.fleet import (
     present_devices,
     weights_at,
 )
+from exastore.sim.foreground import foreground_problems
 from exastore.sim.sections import (
     BalanceSection,
     ClusterSection,
     DataSection,
     DecisionsSection,
     DeviceSection,
+    ForegroundSection,
     GenerationSection,
     IncidentSection,
     LatentSection,
@@ -67,6 +69,7 @@ class Scenario:
     repair: RepairSection = field(default_factory=RepairSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
     latent: LatentSection = field(default_factory=LatentSection)
+    foreground: ForegroundSection = field(default_factory=ForegroundSection)
     decisions: DecisionsSection = field(default_factory=DecisionsSection)
     run: RunSection = field(default_factory=RunSection)
     generation: tuple[GenerationSection, ...] = ()
@@ -255,6 +258,7 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
             )
         )
     found += change_problems(scenario)
+    found += foreground_problems(scenario)
     found += _law_problems(scenario)
     found += _incident_problems(scenario)
     found += _latent_problems(scenario)

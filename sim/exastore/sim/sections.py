@@ -293,6 +293,44 @@ class RepairSection:
 
 
 @dataclass(frozen=True, slots=True)
+class ForegroundSection:
+    """Requests of clients, at a steady rate; see `foreground`.
+
+    Attributes:
+        reads_per_s: Per second and device of the cluster, whole objects.
+        writes_per_s: The same.
+        deletes_per_s: The same.
+        object_bytes: Sizes of objects.
+        object_shares: How often each is asked for, relative to the others.
+        chunk_bytes: An object lies on as few data chunks as hold so much each, at most k.
+        device_bandwidth_bytes_per_s: Of one device, with nothing else to do. The default is that
+            of a 24 TB drive.
+        positioning_s: What each operation takes besides. The default is half a turn at 7,200 per
+            minute and 8 ms of seek.
+        node_link_bytes_per_s: Size of a node's link, each way, shared with repair; 0: no limit.
+        rack_link_bytes_per_s: The same of a rack's uplink.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    reads_per_s: Seconds = 0.0
+    writes_per_s: Seconds = 0.0
+    deletes_per_s: Seconds = 0.0
+    object_bytes: tuple[Positive, ...] = (1e6,)
+    object_shares: tuple[Positive, ...] = (1.0,)
+    chunk_bytes: Positive = 1048576.0
+    device_bandwidth_bytes_per_s: Positive = 285e6
+    positioning_s: Seconds = 0.0122
+    node_link_bytes_per_s: Seconds = 0.0
+    rack_link_bytes_per_s: Seconds = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are any requests."""
+        return self.reads_per_s + self.writes_per_s + self.deletes_per_s > 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionsSection:
     """A function of your own that is asked by the calendar.
 

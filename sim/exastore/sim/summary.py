@@ -6,6 +6,7 @@ import numpy as np
 
 from exastore.sim.durability import durability, nines_text, probability_text
 from exastore.sim.fleet import present_devices
+from exastore.sim.foreground import repair_budgets
 from exastore.sim.results import Results
 
 #: (label, value, unit or explanation)
@@ -178,6 +179,38 @@ def change_rows(results: Results) -> list[Row]:
     return rows
 
 
+def foreground_rows(results: Results) -> list[Row]:
+    """How requests of clients fare; nothing without them."""
+    scenario = results.scenario
+    if not scenario.foreground.is_on:
+        return []
+    table = {name: results.foreground[name].to_numpy() for name in results.foreground.column_names}
+    given = scenario.repair
+    budgets = repair_budgets(scenario)
+    worst = int(np.argmax(table["read_p99_s"]))
+    return [
+        (
+            "devices busy",
+            f"{table['utilisation'].mean():.1%}",
+            f"with requests and repair, {table['utilisation'].max():.1%} in the busiest month;"
+            f" repair may write {bytes_text(budgets.write_bytes_per_s)} per second of"
+            f" {bytes_text(given.write_bandwidth_bytes_per_s)} asked for",
+        ),
+        (
+            "reads",
+            f"{table['read_mean_s'].mean() * 1e3:.3g} ms",
+            f"mean; 99 % within {table['read_p99_s'].mean() * 1e3:.3g} ms, in the worst month"
+            f" {table['read_p99_s'][worst] * 1e3:.3g} ms: an estimate of queues",
+        ),
+        (
+            "degraded reads",
+            f"{table['degraded_read_share'].mean():.3g}",
+            f"of all reads, which take {table['degraded_mean_s'].mean() * 1e3:.3g} ms; devices read"
+            f" {table['read_amplification'].mean():.6g} times what clients get",
+        ),
+    ]
+
+
 def capacity_at_end(results: Results) -> list[dict[str, Any]]:
     """The last rows of the table of capacity of trial 0, one per generation that is there."""
     rows = [row for row in results.capacity.to_pylist() if row["trial"] == 0]
@@ -255,6 +288,7 @@ def summarize(results: Results) -> list[Row]:
         *traffic_rows(results),
         *change_rows(results),
         *limit_rows(results),
+        *foreground_rows(results),
         *durability_rows(results),
         *cost_rows(results),
     ]

@@ -1,6 +1,7 @@
 """The rows that one trial adds to every table; `docs/results.md` says what they mean."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from exastore.metadata.core.balance import BalanceStats
 from exastore.metadata.core.topology import Int64Array, Topology
 from exastore.sim.fleet import generation_of_node, generations_of, user_bytes_at
+from exastore.sim.foreground import Service, service_of
 from exastore.sim.results import Table
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import (
@@ -24,6 +26,7 @@ from exastore.sim.state import (
     TIMELINE_COLUMNS,
     State,
 )
+from exastore.sim.units import YEAR_S
 
 #: Clusters of more devices have a row per node in the table of placement.
 DEVICE_ROWS_MAX = 200_000
@@ -97,6 +100,31 @@ def timeline_table(trial: int, state: State) -> Table:
         else:
             columns[name] = values.astype(np.int64)
     return _table(trial, **columns)
+
+
+def foreground_table(scenario: Scenario, trial: int, timeline: Table, devices: list[int]) -> Table:
+    """A row per month: how requests fare; no rows without requests.
+
+    Args:
+        scenario: What was simulated.
+        trial: Its number.
+        timeline: Of this trial.
+        devices: How many there are in each month.
+    """
+    found: list[Service] = []
+    month_h = YEAR_S / 12 / 3600
+    slots = scenario.placement.pg_count * scenario.n
+    months = timeline.to_pylist() if scenario.foreground.is_on else []
+    for count, row in zip(devices, months, strict=False):
+        hours = min(month_h, scenario.run.years * YEAR_S / 3600 - month_h * row["month"])
+        moved = row["rebuilt_bytes"] + row["read_bytes"] + 2 * row["moved_bytes"]
+        per_s = moved / (hours * 3600) / count
+        found.append(service_of(scenario, row["unreadable_pg_hours"] / hours / slots, per_s))
+    columns = {
+        item.name: np.array([getattr(its, item.name) for its in found], np.float64)
+        for item in fields(Service)
+    }
+    return _table(trial, month=np.arange(len(found)), **columns)
 
 
 @cache

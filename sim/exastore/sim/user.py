@@ -20,6 +20,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 from numba.core import types
+from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 
 from exastore.erasure.jit import njit
@@ -160,7 +161,7 @@ def _address(entry_key: tuple[Any, ...], make: Callable[[], Any], spec: str, key
     if entry_key not in _ENTRIES:
         try:
             _ENTRIES[entry_key] = make()
-        except numba.core.errors.NumbaError as error:
+        except NumbaError as error:
             first = next(line for line in str(error).splitlines() if line.strip())
             text = f"{spec!r} cannot be compiled by numba: {first}; see docs/simulator.md"
             raise ScenarioError(spec, [Problem(key, text)]) from error
@@ -183,7 +184,7 @@ def life_address(spec: str, params: tuple[float, ...], key: str) -> int:
 
     def make() -> Any:
         @numba.cfunc(types.float64(types.uint64, types.float64))
-        def entry(stream: int, age_s: float) -> float:
+        def entry(stream: int, age_s: float) -> Any:
             return inner(values, stream, age_s)
 
         return entry
@@ -213,7 +214,7 @@ def priority_address(spec: str, key: str) -> int:
 
     def make() -> Any:
         @numba.cfunc(types.int64(types.int64, types.int64, types.int64))
-        def entry(remaining_redundancy: int, pg: int, slot: int) -> int:
+        def entry(remaining_redundancy: int, pg: int, slot: int) -> Any:
             return inner(remaining_redundancy, pg, slot)
 
         return entry
@@ -231,18 +232,27 @@ def _call(builder: Any, context: Any, signature: Any, arguments: Any) -> Any:
     return builder.call(pointer, arguments[1:])
 
 
-@intrinsic
-def call_life(typing: Any, address: Any, stream: Any, age_s: Any) -> Any:
+def _caller(signature: Any) -> Any:
+    """An intrinsic that calls what is at its first argument with the others."""
+
+    def generate(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        return _call(builder, context, sig, arguments)
+
+    return signature, generate
+
+
+def _call_life(typing: Any, address: Any, stream: Any, age_s: Any) -> Any:
     """A law of life at an address: (address, stream, age_s) -> seconds."""
-    signature = types.float64(types.int64, types.uint64, types.float64)
-    return signature, lambda context, builder, sig, args: _call(builder, context, sig, args)
+    return _caller(types.float64(types.int64, types.uint64, types.float64))
 
 
-@intrinsic
-def call_priority(typing: Any, address: Any, remaining: Any, pg: Any, slot: Any) -> Any:
+def _call_priority(typing: Any, address: Any, remaining: Any, pg: Any, slot: Any) -> Any:
     """An order of repair at an address: (address, remaining redundancy, pg, slot) -> key."""
-    signature = types.int64(types.int64, types.int64, types.int64, types.int64)
-    return signature, lambda context, builder, sig, args: _call(builder, context, sig, args)
+    return _caller(types.int64(types.int64, types.int64, types.int64, types.int64))
+
+
+call_life: Any = intrinsic(_call_life)
+call_priority: Any = intrinsic(_call_priority)
 
 
 def check_functions(scenario: "Scenario") -> None:

@@ -1,6 +1,9 @@
 """Sections on what changes over the years: fill, generations, moves, requests."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from exastore.sim.history import FILL_STEP
 from exastore.sim.report.page import ReportSection, heat_figure, line_figure
@@ -16,6 +19,8 @@ def change_sections(results: Results) -> list[ReportSection]:
         sections.append(generation_section(results))
     if results.scenario.balance.every_s > 0:
         sections.append(moves_section(results))
+    if results.scenario.foreground.is_on:
+        sections += [latency_section(results), degraded_reads_section(results)]
     return sections
 
 
@@ -84,5 +89,54 @@ def moves_section(results: Results) -> ReportSection:
             {"moved": moved.tolist(), "rebuilt": rebuilt.tolist()},
             x_title="time [years]",
             y_title="traffic [TB per day]",
+        ),
+    )
+
+
+def _requests_by_month(results: Results, column: str) -> NDArray[Any]:
+    values = results.foreground[column].to_numpy()
+    return np.asarray(values.reshape(results.provenance.trials, -1).mean(axis=0))
+
+
+def latency_section(results: Results) -> ReportSection:
+    """How long reads take."""
+    names = {
+        "all, mean": "read_mean_s",
+        "all, 99 %": "read_p99_s",
+        "degraded, mean": "degraded_mean_s",
+        "degraded, 99 %": "degraded_p99_s",
+    }
+    lines = {label: 1e3 * _requests_by_month(results, name) for label, name in names.items()}
+    busy = _requests_by_month(results, "utilisation")
+    return ReportSection(
+        "Reads of clients",
+        f"How long a read takes by the estimate of queues, month by month; devices are busy"
+        f" {busy.min():.1%} to {busy.max():.1%} of the time. Degraded reads meet a chunk that"
+        " cannot be read.",
+        figure=line_figure(
+            years_of_months(results).tolist(),
+            {
+                label: [float(value) if np.isfinite(value) else None for value in values]
+                for label, values in lines.items()
+            },
+            x_title="time [years]",
+            y_title="time of a read [ms]",
+        ),
+    )
+
+
+def degraded_reads_section(results: Results) -> ReportSection:
+    """How many reads are degraded."""
+    share = _requests_by_month(results, "degraded_read_share")
+    more = _requests_by_month(results, "read_amplification")
+    return ReportSection(
+        "Degraded reads",
+        "Reads that meet a chunk which is missing or whose node is away, of a million; devices read"
+        f" {more.max():.6g} times what clients get in the worst month.",
+        figure=line_figure(
+            years_of_months(results).tolist(),
+            {"degraded reads": (share * 1e6).tolist()},
+            x_title="time [years]",
+            y_title="degraded reads per million",
         ),
     )

@@ -56,7 +56,7 @@ class ReportSection:
 
 def line_figure(
     x: Sequence[float],
-    lines: Mapping[str, Sequence[float]],
+    lines: Mapping[str, Sequence[float] | Sequence[float | None]],
     *,
     x_title: str,
     y_title: str,
@@ -66,7 +66,7 @@ def line_figure(
 ) -> Figure:
     """Lines over one x axis; titles name the unit. `fill` shades below the first.
 
-    `is_points`: marks that no line joins.
+    `is_points`: marks that no line joins. None breaks a line.
     """
     data = [
         {
@@ -74,7 +74,7 @@ def line_figure(
             "mode": "markers" if is_points else "lines",
             "name": name,
             "x": [float(value) for value in x],
-            "y": [float(value) for value in values],
+            "y": [None if value is None else float(value) for value in values],
             "line": {"color": COLOURS[i % len(COLOURS)], "width": 2},
             "marker": {"color": COLOURS[i % len(COLOURS)], "size": 8},
             **({"fill": "tozeroy", "fillcolor": "rgba(0,114,178,0.12)"} if fill and not i else {}),

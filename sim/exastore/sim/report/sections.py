@@ -14,6 +14,7 @@ from exastore.sim.summary import (
     cost_rows,
     durability_rows,
     duration_text,
+    foreground_rows,
     limit_rows,
     traffic_rows,
 )
@@ -204,6 +205,7 @@ def numbers_section(results: Results) -> ReportSection:
         *traffic_rows(results),
         *change_rows(results),
         *limit_rows(results),
+        *foreground_rows(results),
     ]
     return ReportSection(
         "In numbers",
