@@ -130,8 +130,7 @@ class ReferenceTrial:
                 if time <= self.model["horizon_s"]:
                     self._push("failed", device, time)
         for number, incident in enumerate(self.scenario.incidents):
-            size = self.scenario.nodes_per_domain(incident)
-            for domain in range(-(-self.node_count // size)):
+            for domain in range(self.scenario.incident_domains(incident)):
                 self._schedule_incident(number, domain, 0.0)
 
     def run(self) -> None:
@@ -190,7 +189,7 @@ class ReferenceTrial:
         draw = self.befallen[entity]
         self.befallen[entity] += 1
         if incident.every_years > 0:
-            count = -(-self.node_count // self.scenario.nodes_per_domain(incident))
+            count = self.scenario.incident_domains(incident)
             time = incident.every_years * YEAR_S * (draw + domain / count)
         elif incident.per_year == 0:
             return

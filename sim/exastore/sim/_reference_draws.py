@@ -97,7 +97,10 @@ class Draws:
         incident = self.scenario.incidents[number]
         if incident.level != "cluster":
             size = self.scenario.nodes_per_domain(incident)
-            nodes = range(domain * size, min((domain + 1) * size, self.scenario.tree.node_count))
+            count = self.scenario.tree.node_count
+            nodes = range(domain * size, min((domain + 1) * size, count))
+            if incident.level == "upgrade":
+                nodes = range(domain, count, incident.upgrade_domains)
             return [
                 node
                 for node in nodes

@@ -27,7 +27,7 @@ from exastore.metadata.core.topology import (
     Uint8Array,
     frozen,
 )
-from exastore.sim.fleet import generation_of_node, generations_of, user_bytes_at
+from exastore.sim.fleet import generation_of_node, generations_of, user_bytes_at, weights_of
 from exastore.sim.moves import carry_out, join_node, may_leave
 from exastore.sim.physics import Physics
 from exastore.sim.scenario import Scenario
@@ -203,14 +203,8 @@ class Change:
 
     def _reweigh(self) -> None:
         """Placement's columns for the generations that serve now."""
-        weight = np.array(
-            [
-                generation.capacity_bytes / 2**40 if serves else 0.0
-                for generation, serves in zip(self._generations, self.serves, strict=True)
-            ]
-        )
-        of_device = self.generation_of_node[self.topology.device_node]
-        self.topology = replace(self.topology, device_weight=frozen(weight[of_device]))
+        weight = frozen(weights_of(self._scenario, self.serves))
+        self.topology = replace(self.topology, device_weight=weight)
         self.columns = placement_columns(self.topology, self._scenario.placement.rule)
         self._wants_plan = self._balance.every_s > 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exastore.metadata.core.columns import BoolArray
 from exastore.metadata.core.topology import DomainLevel, Float64Array, Int32Array
 
 if TYPE_CHECKING:
@@ -60,13 +61,29 @@ def generation_of_node(scenario: "Scenario") -> Int32Array:
 
 def weights_at(scenario: "Scenario", years: float) -> Float64Array:
     """Shape (D,): capacity in TiB of the devices that take data at this time, else 0."""
-    weight = np.array(
-        [
-            generation.capacity_bytes / 2**40 if generation.serves(years) else 0.0
-            for generation in generations_of(scenario)
-        ]
-    )
-    return np.repeat(weight[generation_of_node(scenario)], scenario.cluster.devices_per_node)
+    serves = [generation.serves(years) for generation in generations_of(scenario)]
+    return weights_of(scenario, np.array(serves))
+
+
+def weights_of(scenario: "Scenario", serves: BoolArray) -> Float64Array:
+    """As `weights_at`, for the generations that serve; `serves` has shape (G,)."""
+    capacity = np.array([its.capacity_bytes for its in generations_of(scenario)])
+    per_node = np.where(serves, capacity / 2**40, 0.0)[generation_of_node(scenario)]
+    if scenario.placement.regions:
+        per_region = len(per_node) // scenario.cluster.region_count
+        region = np.arange(len(per_node)) // per_region
+        per_node = np.where(np.isin(region, scenario.placement.regions), per_node, 0.0)
+    return np.repeat(per_node, scenario.cluster.devices_per_node)
+
+
+def _regions(scenario: "Scenario") -> int:
+    """Regions that may hold data."""
+    return len(set(scenario.placement.regions)) or scenario.cluster.region_count
+
+
+def _zones(scenario: "Scenario") -> int:
+    """Zones that may hold data."""
+    return _regions(scenario) * scenario.cluster.zones_per_region
 
 
 def _racks_at(scenario: "Scenario", years: float) -> int:
@@ -84,7 +101,7 @@ def _devices_per_rack(scenario: "Scenario") -> int:
 
 def present_devices(scenario: "Scenario", years: float) -> int:
     """Devices that take data at this time."""
-    racks = _racks_at(scenario, years) * scenario.cluster.zone_count
+    racks = _racks_at(scenario, years) * _zones(scenario)
     return racks * _devices_per_rack(scenario)
 
 
@@ -95,22 +112,23 @@ def capacity_at(scenario: "Scenario", years: float) -> int:
         for generation in generations_of(scenario)
         if generation.serves(years)
     )
-    return per_zone * scenario.cluster.zone_count * _devices_per_rack(scenario)
+    return per_zone * _zones(scenario) * _devices_per_rack(scenario)
 
 
-def domains_at(scenario: "Scenario", years: float) -> int:
-    """Domains of the placement's level that take data at this time."""
+def domains_at(scenario: "Scenario", years: float, level: DomainLevel | None = None) -> int:
+    """Domains that take data at this time, of a level, or of that of the placement's rule."""
     cluster = scenario.cluster
     racks = _racks_at(scenario, years)
-    level = scenario.placement.rule.level
+    level = scenario.placement.rule.level if level is None else level
     if level >= DomainLevel.ZONE:
-        return cluster.domain_count(level) if racks else 0
+        count = _zones(scenario) if level == DomainLevel.ZONE else _regions(scenario)
+        return count if racks else 0
     per_rack = {
         DomainLevel.DEVICE: _devices_per_rack(scenario),
         DomainLevel.NODE: cluster.nodes_per_rack,
         DomainLevel.RACK: 1,
     }[level]
-    return racks * cluster.zone_count * per_rack
+    return racks * _zones(scenario) * per_rack
 
 
 def user_bytes_at(scenario: "Scenario", years: float) -> float:

@@ -13,6 +13,7 @@ from exastore.sim.streams import (
     STREAM_DEATH,
     STREAM_HIT,
     uniform,
+    wide,
 )
 
 
@@ -100,8 +101,12 @@ def befall(
     if what.burst_max > 0:
         _burst(physics, state, key, incident, draw, now, up_s)
     else:
-        first = domain * what.nodes_per_domain
-        for node in range(first, min(first + what.nodes_per_domain, len(state.nodes))):
+        stride = wide(what.stride)
+        first, end = domain, len(state.nodes)
+        if stride == 1:
+            first = domain * what.nodes_per_domain
+            end = min(first + what.nodes_per_domain, len(state.nodes))
+        for node in range(first, end, stride):
             address = (incident << DOMAIN_BITS) | node
             if what.hit_share >= 1.0 or uniform(key, STREAM_HIT, address, draw) < what.hit_share:
                 _hit(physics, state, key, incident, draw, node, now, up_s)

@@ -55,7 +55,8 @@ LAW = np.dtype(
 #: A hazard from this age on; `before`: the integral of the hazard up to it.
 PIECE = np.dtype([("from_s", "f8"), ("per_s", "f8"), ("before", "f8")])
 #: `mean_gap_s`: inf if it never comes; `period_s`: 0 if it comes at random. Domain d of
-#: `domain_count` has the nodes from d * `nodes_per_domain` on; a burst has `burst_max` above 0, and
+#: `domain_count` has the nodes from d * `nodes_per_domain` on, or, with a `stride` above 1, every
+#: `stride`-th node from d on; a burst has `burst_max` above 0, and
 #: `rack_affinity` says how often the next node is in the rack of the one before. `first_counter`:
 #: where its domains begin in `State.incident_draw`.
 INCIDENT = np.dtype(
@@ -66,6 +67,7 @@ INCIDENT = np.dtype(
         ("death_share", "f8"),
         ("rack_affinity", "f8"),
         ("nodes_per_domain", "i8"),
+        ("stride", "i8"),
         ("domain_count", "i8"),
         ("burst_min", "i8"),
         ("burst_max", "i8"),
@@ -255,7 +257,8 @@ def _incident_tables(scenario: Scenario) -> tuple[Records, Records]:
         row["hit_share"], row["death_share"] = section.hit_share, section.death_share
         row["nodes_per_rack"] = cluster.nodes_per_rack
         row["nodes_per_domain"] = scenario.nodes_per_domain(section)
-        row["domain_count"] = -(-cluster.node_count // int(row["nodes_per_domain"]))
+        row["domain_count"] = scenario.incident_domains(section)
+        row["stride"] = section.upgrade_domains if section.level == "upgrade" else 1
         if section.level == "cluster":
             row["burst_min"], row["burst_max"] = section.burst_min, section.burst_max
             row["rack_affinity"] = section.rack_affinity

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from exastore.metadata.core.topology import Topology, frozen
+from exastore.metadata.core.topology import DomainLevel, Topology, frozen
 from exastore.sim.codes import code_shape
 from exastore.sim.errors import Problem, ScenarioError
 from exastore.sim.fleet import (
@@ -112,10 +112,17 @@ class Scenario:
             "node": 1,
             "rack": cluster.nodes_per_rack,
             "power": cluster.nodes_per_rack * incident.racks_per_domain,
+            "upgrade": -(-cluster.node_count // incident.upgrade_domains),
             "zone": per_zone,
             "region": per_zone * cluster.zones_per_region,
             "cluster": cluster.node_count,
         }[incident.level]
+
+    def incident_domains(self, incident: IncidentSection) -> int:
+        """How many domains of the incident's level there are."""
+        if incident.level == "upgrade":
+            return min(incident.upgrade_domains, self.tree.node_count)
+        return -(-self.tree.node_count // self.nodes_per_domain(incident))
 
     @property
     def k(self) -> int:
@@ -169,7 +176,7 @@ class Scenario:
             devices_per_node=tree.devices_per_node,
             device_weight=self.device.capacity_bytes / 2**40,
         )
-        if self.generation:
+        if self.generation or self.placement.regions:
             topology = replace(topology, device_weight=frozen(weights_at(self, 0.0)))
         return topology
 
@@ -233,6 +240,18 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     n = shape.n
     placement = scenario.placement
+    unknown = [region for region in placement.regions if region >= scenario.cluster.region_count]
+    if unknown:
+        text = f"names region {unknown[0]}, but there are {scenario.cluster.region_count}, from 0"
+        return [("placement.regions", f"{text}; name those that are there, or none for all")]
+    for level, most in placement.also:
+        room = domains_at(scenario, 0.0, DomainLevel[level.upper()]) * most
+        if room < n:
+            text = (
+                f"allows {most} chunks per {level}, which hold only {room} of the {n} of"
+                f" {scenario.code}; allow more, or use more {level}s"
+            )
+            found.append(("placement.also", text))
     domains = domains_at(scenario, 0.0)
     places = min(domains * placement.max_per_domain, present_devices(scenario, 0.0))
     if places < n:

@@ -139,8 +139,9 @@ class IncidentSection:
 
     Attributes:
         name: For people.
-        level: The domain it befalls: "node", "rack", "power" (`racks_per_domain` racks), "zone",
-            "region", or "cluster": a burst over nodes of all of it.
+        level: The domain it befalls: "node", "rack", "power" (`racks_per_domain` racks),
+            "upgrade" (one of `upgrade_domains`), "zone", "region", or "cluster": a burst over nodes
+            of all of it.
         per_year: Mean number in one such domain per year without it; 0 if by calendar.
         every_years: By calendar instead: once per period in each domain, one after the other.
         duration_s: Length if there is one only.
@@ -151,6 +152,8 @@ class IncidentSection:
         death_share: Of those hit, how many lose their devices for good.
         gives_up: Whether the cluster gives nodes up at the out-timer; if not it waits.
         racks_per_domain: Of level "power".
+        upgrade_domains: Of level "upgrade": node i is in upgrade domain i modulo this many, so that
+            the nodes of a rack are spread over them.
         burst_min: Nodes of a burst, at least; uniform up to `burst_max`.
         burst_max: Nodes of a burst, at most.
         rack_affinity: How often the next node of a burst is in the rack of the one before.
@@ -159,7 +162,7 @@ class IncidentSection:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: Text
-    level: Literal["node", "rack", "power", "zone", "region", "cluster"]
+    level: Literal["node", "rack", "power", "upgrade", "zone", "region", "cluster"]
     per_year: Annotated[float, Field(strict=True, ge=0, le=1e6)] = 0.0
     every_years: Seconds = 0.0
     duration_s: Positive = 3600.0
@@ -170,6 +173,7 @@ class IncidentSection:
     death_share: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
     gives_up: Annotated[bool, Field(strict=True)] = True
     racks_per_domain: Count = 1
+    upgrade_domains: Count = 5
     burst_min: Count = 2
     burst_max: Count = 2
     rack_affinity: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
@@ -224,6 +228,8 @@ class PlacementSection:
     Attributes:
         pg_count: Placement groups; about 100 slots per device balance to a tenth.
         domain: The failure domain that holds at most `max_per_domain` chunks of a stripe.
+        also: More limits, as pairs of a level and the most chunks of a stripe in one such domain.
+        regions: Residency: the regions that may hold the data; none: all of them.
         policy: How rows are made: "straw2", CRUSH's draws; "random-declustered", dealt from a
             shuffled deck, even by itself and many times as fast; "copyset". All three are the
             cluster's own; replacements are chosen by straw2 whatever the policy.
@@ -238,6 +244,8 @@ class PlacementSection:
     pg_count: Count
     domain: Literal["device", "node", "rack", "zone", "region"] = "rack"
     max_per_domain: Count = 1
+    also: tuple[tuple[Literal["node", "rack", "zone", "region"], Count], ...] = ()
+    regions: tuple[Annotated[int, Field(strict=True, ge=0)], ...] = ()
     policy: Literal["straw2", "random-declustered", "copyset", "custom"] = "straw2"
     policy_function: Text = ""
     scatter_width: Count = 100
@@ -245,7 +253,12 @@ class PlacementSection:
 
     @property
     def rule(self) -> PlacementRule:
-        return PlacementRule(DomainLevel[self.domain.upper()], self.max_per_domain)
+        return PlacementRule(
+            DomainLevel[self.domain.upper()],
+            self.max_per_domain,
+            also=tuple((DomainLevel[level.upper()], most) for level, most in self.also),
+            regions=self.regions or None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,8 +159,7 @@ def loss_table(trial: int, state: State) -> Table:
 def incident_table(scenario: Scenario, trial: int, state: State) -> Table:
     """How often each incident befell any of its domains."""
     incidents = scenario.incidents
-    nodes = scenario.tree.node_count
-    domains = [-(-nodes // scenario.nodes_per_domain(incident)) for incident in incidents]
+    domains = [scenario.incident_domains(incident) for incident in incidents]
     # Each domain has drawn one more, which would come after the end.
     past = np.maximum(state.incident_draw.astype(np.int64) - 1, 0)
     ends = np.cumsum(domains)
