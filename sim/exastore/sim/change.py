@@ -54,6 +54,8 @@ from exastore.sim.user import (
 #: How a device is named that is neither there nor expected.
 ABSENT_DEAD = 2
 #: Attributes of `Change` that change.
+#: What of the model data that grows and decisions change.
+_KEPT_OF_MODEL = ("slot_bytes", "write_bytes_per_s", "read_bytes_per_s")
 _KEPT = (
     "serves",
     "_is_here",
@@ -66,6 +68,7 @@ _KEPT = (
     "_free_s",
     "_last_period",
     "next_s",
+    "_decisions",
 )
 
 
@@ -122,7 +125,7 @@ class Change:
     def keep(self) -> dict[str, Any]:
         """What has changed so far, for `restore`."""
         kept = {f"change.{name}": np.asarray(getattr(self, name)) for name in _KEPT}
-        return kept | {"change.slot_bytes": np.asarray(self._model["slot_bytes"])}
+        return kept | {f"change.{name}": np.asarray(self._model[name]) for name in _KEPT_OF_MODEL}
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Goes on from what `keep` gave."""
@@ -132,7 +135,8 @@ class Change:
         for name in _KEPT:
             value = kept[f"change.{name}"]
             setattr(self, name, value if value.ndim else value.item())
-        self._model["slot_bytes"] = kept["change.slot_bytes"].item()
+        for name in _KEPT_OF_MODEL:
+            self._model[name] = kept[f"change.{name}"].item()
 
     @property
     def slot_bytes(self) -> float:
