@@ -70,9 +70,7 @@ class RateLedger:
         #: By holder.
         self._leases: dict[str, _Lease] = {}
 
-    def grant(
-        self, holder: str, in_use: float, demand: Demand, rate: float, now: float
-    ) -> float:
+    def grant(self, holder: str, in_use: float, demand: Demand, rate: float, now: float) -> float:
         """A new lease for a holder, which replaces the one it has.
 
         Args:
