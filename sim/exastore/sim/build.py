@@ -110,7 +110,7 @@ def device_lists(
     """
     halves = np.array_split(pg_devices, 2)
     with ThreadPoolExecutor(2) as pool:
-        counts = list(pool.map(lambda half: slots_per_device(half, device_count), halves))
+        counts = list(pool.map(slots_per_device, halves, [device_count] * 2))
         per_device: Int64Array = counts[0] + counts[1]
         room = min(len(pg_devices), int(per_device.max(initial=0)) * 3 // 2 + 8)
         slots = np.empty((device_count, room), dtype=np.int32)
