@@ -53,9 +53,9 @@ from exastore.sim.user import (
 
 #: How a device is named that is neither there nor expected.
 ABSENT_DEAD = 2
-#: Attributes of `Change` that change.
 #: What of the model data that grows and decisions change.
 _KEPT_OF_MODEL = ("slot_bytes", "write_bytes_per_s", "read_bytes_per_s")
+#: Attributes of `Change` that change.
 _KEPT = (
     "serves",
     "_is_here",
