@@ -1,16 +1,15 @@
 """The metadata server dies or is restarted under load: gateways hold requests back, none fails."""
 
-import hashlib
 import os
 import signal
 from functools import partial
-from threading import Event, Thread
 from typing import Any
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.chaos.matrix import client_of
 from tests.integration.conftest import LiveCluster, NewCluster, new_cluster, wait_until
+from tests.support.steady_load import SteadyLoad, body_of
 
 __all__ = ["new_cluster"]
 
@@ -22,12 +21,7 @@ SIZES = (900, 20_000, 300_000)
 KILLS = int(os.environ.get("EXASTORE_CHAOS_METADATA_KILLS", "2"))
 
 
-def body_of(key: str) -> bytes:
-    number = hashlib.sha256(key.encode()).digest()[0]
-    return hashlib.shake_256(key.encode()).digest(SIZES[number % len(SIZES)])
-
-
-class SteadyLoad:
+class OnceTried(SteadyLoad):
     """PUT, GET, list and DELETE one after the other, each tried once: nothing hides a failure."""
 
     def __init__(self, live: LiveCluster, name: str) -> None:
@@ -35,21 +29,15 @@ class SteadyLoad:
         self.failures: list[str] = []
         self._client: Any = client_of(live, attempts=1)
         self._name = name
-        self._stop = Event()
-        self._thread = Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__init__()
 
     def _run(self) -> None:
         s3 = self._client
         while not self._stop.is_set():
             key = f"{self._name}/{self.count}"
             try:
-                s3.put_object(Bucket=BUCKET, Key=key, Body=body_of(key))
-                if s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() != body_of(key):
+                s3.put_object(Bucket=BUCKET, Key=key, Body=body_of(key, SIZES))
+                if s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() != body_of(key, SIZES):
                     self.failures.append(f"{key}: wrong bytes")
                 s3.head_object(Bucket=BUCKET, Key=key)
                 listed = s3.list_objects_v2(Bucket=BUCKET, Prefix=key)["KeyCount"]
@@ -62,14 +50,14 @@ class SteadyLoad:
             self.count += 1
 
 
-def all_went_on(loads: list[SteadyLoad], counts: list[int]) -> bool:
+def all_went_on(loads: list[OnceTried], counts: list[int]) -> bool:
     return all(load.count > count + 2 for load, count in zip(loads, counts, strict=True))
 
 
 def test_no_request_fails_when_the_metadata_server_restarts(new_cluster: NewCluster) -> None:
     live = new_cluster("--nodes", "5", "--code", "rs-2-2", "--pg-count", "10")
     client_of(live, attempts=1).create_bucket(Bucket=BUCKET)
-    loads = [SteadyLoad(live, f"load-{number}") for number in range(4)]
+    loads = [OnceTried(live, f"load-{number}") for number in range(4)]
     try:
         for turn in range(KILLS):
             wait_until(partial(all_went_on, loads, [load.count for load in loads]), "it runs")

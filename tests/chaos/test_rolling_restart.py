@@ -1,7 +1,5 @@
 """A rolling restart under load: every request is answered."""
 
-import hashlib
-from threading import Event, Thread
 from typing import Any
 
 import boto3
@@ -9,16 +7,12 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.integration.conftest import LiveCluster, NewCluster, wait_until
+from tests.support.steady_load import SteadyLoad, body_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
 BUCKET = "rolling"
 SIZES = (900, 60_000, 1_500_000)
-
-
-def body_of(key: str) -> bytes:
-    number = hashlib.sha256(key.encode()).digest()[0]
-    return hashlib.shake_256(key.encode()).digest(SIZES[number % len(SIZES)])
 
 
 def usual_client(live: LiveCluster) -> Any:
@@ -36,20 +30,14 @@ def usual_client(live: LiveCluster) -> Any:
     return client
 
 
-class Load:
+class Load(SteadyLoad):
     """Writes objects and reads them back, one after the other, until told to stop."""
 
     def __init__(self, live: LiveCluster, name: str) -> None:
         self.written: list[str] = []
         self.failures: list[str] = []
         self._client, self._name = usual_client(live), name
-        self._stop = Event()
-        self._thread = Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__init__()
 
     def _run(self) -> None:
         number = 0
@@ -57,13 +45,13 @@ class Load:
             key = f"{self._name}-{number}"
             number += 1
             try:
-                self._client.put_object(Bucket=BUCKET, Key=key, Body=body_of(key))
+                self._client.put_object(Bucket=BUCKET, Key=key, Body=body_of(key, SIZES))
                 self.written.append(key)
                 got = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
             except (ClientError, BotoCoreError) as error:
                 self.failures.append(f"{key}: {error!r}")
             else:
-                if got != body_of(key):
+                if got != body_of(key, SIZES):
                     self.failures.append(f"{key}: wrong bytes")
 
 
@@ -101,4 +89,4 @@ def test_a_rolling_restart_of_all_processes_fails_no_request(new_cluster: NewClu
     client = usual_client(live)
     for load in loads:
         for key in load.written:
-            assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == body_of(key)
+            assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == body_of(key, SIZES)

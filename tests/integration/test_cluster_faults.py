@@ -6,13 +6,13 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.integration.conftest import EXASTORE, LiveCluster, NewCluster, wait_until
+from tests.support.steady_load import SteadyLoad
 
 from exastore.deploy.launcher import LocalCluster
 
@@ -28,20 +28,14 @@ def body_of(key: str) -> bytes:
     return hashlib.shake_256(key.encode()).digest(size_bytes)
 
 
-class Writer:
+class Writer(SteadyLoad):
     """Puts objects until told to stop; remembers what was acknowledged."""
 
     def __init__(self, client: Any, bucket: str, prefix: str) -> None:
         self.acknowledged: list[str] = []
         self.errors: list[str] = []
         self._client, self._bucket, self._prefix = client, bucket, prefix
-        self._stop = Event()
-        self._thread = Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__init__()
 
     def _run(self) -> None:
         number = 0
