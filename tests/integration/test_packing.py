@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from tests.chaos.matrix import client_of
 from tests.integration.conftest import LiveCluster, NewCluster, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
@@ -74,15 +75,19 @@ def test_small_objects_are_packed_whatever_dies_and_cost_what_the_code_says(
     kept = put_all(s3, "small", keys[:300])
     assert len(kept) == 300
 
-    # The gateway dies while it writes, and the packer while it packs.
+    # The gateway dies while it writes, and the packer while it packs. Each is tried once: an object
+    # that was committed, packed and then put again would leave a dead slice behind.
     with ThreadPoolExecutor(1) as pool:
-        rest = pool.submit(put_all, live.client(), "small", keys[300:])
+        rest = pool.submit(put_all, client_of(live, attempts=1), "small", keys[300:])
         wait_until(lambda: object_count(live) > 300, "writes go on")
         end(live.info["gateways"][0]["pid"])
         end(live.info["metadata"][0]["pid"])
         live.up_again()
         kept += rest.result()
     s3 = live.client()
+    # What was not acknowledged may be there all the same: it is written under other names.
+    kept += put_all(s3, "small", [f"{key}/again" for key in keys if key not in set(kept)])
+    assert len(kept) == OBJECT_COUNT
     check_all(s3, "small", kept)
 
     # Everything that pays is packed; the copies go.
