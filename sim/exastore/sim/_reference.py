@@ -20,6 +20,7 @@ from exastore.metadata.core.topology import DeviceState, Int32Array, Topology
 from exastore.sim._reference_change import ReferenceChange
 from exastore.sim._reference_draws import AGE, DEATH, GAP, LAW, REPLACEMENT, YEAR_S, Draws
 from exastore.sim._reference_latent import meet_errors, onset_s
+from exastore.sim._reference_limits import begin_repair, hops, is_full, spare_at_s
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
 from exastore.sim.trace import trace_events
@@ -83,6 +84,10 @@ class ReferenceTrial:
         #: By node: until when, whether it is given up, whether it dies.
         self.pending: dict[int, tuple[float, bool, bool]] = {}
         self.waiting: list[Slot] = []
+        #: By PG: its missing runs whose repair is put off, the last one first.
+        self.put_off: defaultdict[int, list[Slot]] = defaultdict(list)
+        #: By zone: when spares were ordered.
+        self.orders: defaultdict[int, list[float]] = defaultdict(list)
         self.missing: set[Slot] = set()
         self.gone: set[Slot] = set()
         #: By slot: the device that was given up with it, and which life of it that was.
@@ -166,6 +171,7 @@ class ReferenceTrial:
 
     def _pass_time(self, time: float) -> None:
         span = time - self.now
+        self.totals["stuck_slot_s"] += len(self.waiting) * span
         self.totals["missing_slot_s"] += len(self.missing) * span
         self.totals["degraded_pg_s"] += len({pg for pg, _ in self.missing}) * span
         self.now = time
@@ -255,6 +261,8 @@ class ReferenceTrial:
 
     def _links(self, target: int, sources: list[int]) -> list[tuple[str, int]]:
         """The links that a rebuild uses, those into the target once."""
+        if self.model["is_pipelined"]:
+            return hops(self, target, sources)
         used: list[tuple[str, int]] = []
         to = self.node_of[target]
         for source in sources:
@@ -273,8 +281,10 @@ class ReferenceTrial:
             if slot not in self.missing:
                 self._lose(slot)
                 self.homes[slot] = (device, self.lives[device])
+        for slot in self.held[device]:
+            begin_repair(self, slot)
         self._stop_work(device)
-        self.waiting += self.held[device] + self.queue[device]
+        self.waiting += self.queue[device]
         self.held[device], self.queue[device] = [], []
         self.plan_now = True
 
@@ -284,9 +294,14 @@ class ReferenceTrial:
             row = self.rows[pg]
             row[index] = -1
             address = (pg << self.model["shift"]) | index
-            seed = self.draws.bits(REPLACEMENT, address, self.choices) >> 32
+            seed = first = self.draws.bits(REPLACEMENT, address, self.choices) >> 32
             self.choices += 1
-            target = int(choose_replacement(self.columns, self.state, row, index, pg, seed))
+            for again in range(1, 17):
+                target = int(choose_replacement(self.columns, self.state, row, index, pg, seed))
+                if target < 0 or not is_full(self, target):
+                    break
+                target = -1
+                seed = self.draws.bits(REPLACEMENT, address, again << 32 | first) >> 32
             if target < 0:
                 self.waiting.append((pg, index))
                 continue
@@ -331,7 +346,8 @@ class ReferenceTrial:
             used = self._links(device, sources)
             for link in used if self.model["has_links"] else ():
                 budget = self.model[f"{link[0].split()[0]}_bytes_per_s"]
-                part = share * len(sources) if link[0].endswith("in") else share
+                is_sum = self.model["is_pipelined"] or not link[0].endswith("in")
+                part = share if is_sum else share * len(sources)
                 rate = min(rate, budget / part / (self.links[link] + 1))
             self.links.update(used)
         done = self.now + self.model["slot_bytes"] / rate
@@ -360,7 +376,8 @@ class ReferenceTrial:
         self._evacuate(device)
         self.dead[device] = "known"
         self.state[device] = DeviceState.OUT
-        self._push("replaced", device, self.now + self.model["replacement_delay_s"])
+        at = spare_at_s(self, device)
+        self._push("replaced", device, at + self.model["replacement_delay_s"])
 
     def _replaced(self, device: int) -> None:
         self.dead[device] = "alive"
@@ -443,6 +460,8 @@ class ReferenceTrial:
                     self._release(target)
                 else:
                     self.queue[target].remove(slot)
+            elif slot in self.put_off[pg]:
+                self.put_off[pg].remove(slot)
             else:
                 self.waiting.remove(slot)
             self._regain(slot, home)

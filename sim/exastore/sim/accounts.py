@@ -24,6 +24,7 @@ from exastore.sim.state import (
     MISSING_SLOTS,
     NONE,
     PG_BITS,
+    STUCK_RUNS,
     UNAVAILABLE_PGS,
     UNREADABLE_PGS,
     Records,
@@ -55,6 +56,7 @@ MOVED_RUNS = 16
 MOVED_BYTES = 17
 LATENT_ERRORS = 18
 STRIPES_LOST = 19
+STUCK_S = 20
 
 
 @inner_njit
@@ -83,6 +85,7 @@ def advance(model: Records, state: State, now: float) -> None:
         row[UNREADABLE_S] += state.counter[UNREADABLE_PGS] * (end - time)
         row[UNAVAILABLE_S] += state.counter[UNAVAILABLE_PGS] * (end - time)
         row[MISSING_S] += missing * (end - time)
+        row[STUCK_S] += state.counter[STUCK_RUNS] * (end - time)
         time = end
         bucket += 1
     state.clock[0] = now

@@ -85,6 +85,13 @@ def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) 
         budget = getattr(budgets, f"{name}_bytes_per_s")
         model[f"{name}_bytes_per_s"] = budget
         model["has_links"] |= budget < np.inf
+    model["is_pipelined"] = repair.transfer == "pipelined"
+    model["lazy_redundancy"] = code.m if repair.lazy_redundancy < 0 else repair.lazy_redundancy
+    spares = scenario.spares
+    model["spare_count"], model["reorder_s"] = spares.per_zone, spares.reorder_s
+    model["fill_limit_bytes"] = np.inf
+    if repair.fill_limit > 0:
+        model["fill_limit_bytes"] = repair.fill_limit * scenario.device.capacity_bytes
     model["bucket_s"] = YEAR_S / 12
     return model
 
@@ -175,7 +182,7 @@ def build_state(
     link_count = 2 * (node_count + len(topology.rack_zone) + len(topology.zone_region))
     buckets = int(np.ceil(model["horizon_s"] / model["bucket_s"] - 1e-9))
     return State(
-        clock=np.zeros(1),
+        clock=np.zeros(1 + len(topology.zone_region) * (int(model["spare_count"]) + 1)),
         near=np.zeros(1024, EVENT),
         # At the start every device and domain may add an event; untouched pages cost nothing.
         far=np.zeros(device_count + domain_count + len(physics.traced) + 1024, EVENT),

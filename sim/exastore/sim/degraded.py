@@ -46,6 +46,7 @@ def find_or_add(state: State, pg: int) -> int:
     table[at].pg = pg
     table[at].missing = 0
     table[at].gone = 0
+    table[at].put_off = NONE
     table[at].lost = 0
     table[at].unavailable = 0
     state.counter[DEGRADED_ENTRIES] += 1
@@ -67,6 +68,7 @@ def drop(state: State, at: int) -> None:
             table[hole].since_s = table[at].since_s
             table[hole].missing = table[at].missing
             table[hole].gone = table[at].gone
+            table[hole].put_off = table[at].put_off
             table[hole].lost = table[at].lost
             table[hole].unavailable = table[at].unavailable
             hole = at

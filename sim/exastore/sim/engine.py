@@ -71,6 +71,7 @@ from exastore.sim.heap import (
 )
 from exastore.sim.incidents import befall, push_incident
 from exastore.sim.latent import meet_errors, onset_s
+from exastore.sim.limits import spare_at_s, wait_or_put_off
 from exastore.sim.physics import DOMAIN_BITS, Physics, age_at_start_s, life_s
 from exastore.sim.rebuild import (
     DEVICE_DETECTED,
@@ -90,7 +91,6 @@ from exastore.sim.rebuild import (
     plan_waiting,
     send_on,
     start_next,
-    wait,
 )
 from exastore.sim.state import (
     DEGRADED_ENTRIES,
@@ -124,7 +124,9 @@ NO_LIMIT = 2**62
 
 
 @inner_njit
-def _evacuate(model: Records, state: State, device: int, row: int, now: float) -> None:
+def _evacuate(
+    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+) -> None:
     """The device is OUT: all that it held or was to hold needs a new device."""
     is_gone = state.devices[device].dead != 0
     home = NONE if is_gone else device
@@ -132,7 +134,8 @@ def _evacuate(model: Records, state: State, device: int, row: int, now: float) -
         slot = state.slots[device, j]
         if not is_gone:
             lose_run(model, state, slot, row, now)
-        wait(state, new_run(state, slot, home, state.devices[device].draw))
+        run = new_run(state, slot, home, state.devices[device].draw)
+        wait_or_put_off(code, model, state, run)
     state.devices[device].slot_count = 0
     send_on(model, state, device)
     state.counter[PLAN_NOW] = 1
@@ -188,11 +191,13 @@ def _kill_device(
 
 
 @inner_njit
-def _device_detected(model: Records, state: State, device: int, row: int, now: float) -> None:
-    _evacuate(model, state, device, row, now)
+def _device_detected(
+    code: CodeColumns | None, model: Records, state: State, device: int, row: int, now: float
+) -> None:
+    _evacuate(code, model, state, device, row, now)
     state.devices[device].dead = 2
     state.device_state[device] = OUT
-    time = now + model.replacement_delay_s
+    time = spare_at_s(model, state, device, now) + model.replacement_delay_s
     push_near(state, time, event_code(DEVICE_REPLACED, device))
 
 
@@ -254,7 +259,9 @@ def _node_down(
 
 
 @inner_njit
-def _node_out(model: Records, state: State, node: int, row: int, now: float) -> None:
+def _node_out(
+    code: CodeColumns | None, model: Records, state: State, node: int, row: int, now: float
+) -> None:
     out_s = state.nodes[node].down_at_s + model.out_after_s
     up_s, out = state.nodes[node].up_at_s, state.nodes[node].out
     if up_s == 0.0 or out == 2 or now < out_s:
@@ -272,7 +279,7 @@ def _node_out(model: Records, state: State, node: int, row: int, now: float) -> 
     state.nodes[node].out = 2
     for device in range(first, end):
         if state.devices[device].dead == 0:
-            _evacuate(model, state, device, row, now)
+            _evacuate(code, model, state, device, row, now)
 
 
 @inner_njit
@@ -429,13 +436,13 @@ def run_until(
         elif kind == NODE_UP:
             _node_up(columns, code, model, state, entity, row, now)
         elif kind == NODE_OUT:
-            _node_out(model, state, entity, row, now)
+            _node_out(code, model, state, entity, row, now)
         elif kind == DEVICE_FAILED:
             device = state.devices[entity]
             if device.dead == 0 and (model.is_trace == 1 or device.fails_at_s == now):
                 _kill_device(code, model, state, entity, row, now)
         elif kind == DEVICE_DETECTED:
-            _device_detected(model, state, entity, row, now)
+            _device_detected(code, model, state, entity, row, now)
         elif kind == DEVICE_REPLACED:
             _device_replaced(physics, model, state, key, entity, now)
         elif kind == RETRY:

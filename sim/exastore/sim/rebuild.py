@@ -19,6 +19,7 @@ from exastore.metadata.core.placement import (
     DRAWS_MAX,
     PlacementColumns,
     choose_drawn,
+    choose_replacement,
     draw_replacements,
 )
 from exastore.metadata.core.redundancy_kernels import BoolArray, CodeColumns, plan_slot_repair
@@ -34,6 +35,7 @@ from exastore.sim.accounts import (
 )
 from exastore.sim.degraded import find
 from exastore.sim.heap import event_code, push_near
+from exastore.sim.links import count_links, links_rate
 from exastore.sim.state import (
     CHOICES,
     CHUNK_RUNS_REBUILT,
@@ -41,8 +43,10 @@ from exastore.sim.state import (
     FREE_RUN,
     NONE,
     PLAN_NOW,
+    PUT_OFF,
     RUN_COUNT,
     STRAYS,
+    STUCK_RUNS,
     WAITING_HEAD,
     WAITING_TAIL,
     Records,
@@ -67,6 +71,8 @@ BEGINS = 1
 ENDS = -1
 #: A target of which the next run has too few readable sources tries again after this.
 RETRY_S = 60.0
+#: So many draws that give full devices, and a run waits.
+FULL_DRAWS = 16
 
 
 @inner_njit
@@ -148,63 +154,6 @@ def _unlink(state: State, device: int, run: int, before: int) -> None:
 
 
 @inner_njit
-def _link_rate(
-    model: Records, state: State, source: int, target: int, share: float, total: float
-) -> float:
-    """What the links between two devices give to a rebuild that reads this share over them."""
-    from_node = state.nodes[state.devices[source].node]
-    to_node = state.nodes[state.devices[target].node]
-    if state.devices[source].node == state.devices[target].node:
-        return np.inf
-    node_count, links = len(state.nodes), state.links
-    rack_count = int(state.nodes[node_count - 1].rack) + 1
-    rate = model.node_bytes_per_s / share / (links[state.devices[source].node] + 1)
-    into = links[node_count + state.devices[target].node] + 1
-    rate = min(rate, model.node_bytes_per_s / total / into)
-    if from_node.rack != to_node.rack:
-        first = 2 * node_count
-        rate = min(rate, model.rack_bytes_per_s / share / (links[first + from_node.rack] + 1))
-        into = links[first + rack_count + to_node.rack] + 1
-        rate = min(rate, model.rack_bytes_per_s / total / into)
-    if from_node.zone != to_node.zone:
-        first = 2 * (node_count + rack_count)
-        zone_count = int(state.nodes[node_count - 1].zone) + 1
-        rate = min(rate, model.zone_bytes_per_s / share / (links[first + from_node.zone] + 1))
-        into = links[first + zone_count + to_node.zone] + 1
-        rate = min(rate, model.zone_bytes_per_s / total / into)
-    return float(rate)
-
-
-@inner_njit
-def _count_links(state: State, run: int, target: int, sign: int) -> None:
-    """Counts a rebuild in every link it uses, out of each source and once into the target."""
-    node_count, links = len(state.nodes), state.links
-    rack_count = int(state.nodes[node_count - 1].rack) + 1
-    zone_count = int(state.nodes[node_count - 1].zone) + 1
-    racks, zones = 2 * node_count, 2 * (node_count + rack_count)
-    to_node = state.devices[target].node
-    to_rack, to_zone = state.nodes[to_node].rack, state.nodes[to_node].zone
-    crosses_node, crosses_rack, crosses_zone = 0, 0, 0
-    for source in state.sources[run]:
-        if source == NONE:
-            break
-        node = state.devices[source].node
-        if node == to_node:
-            continue
-        links[node] += sign
-        crosses_node = 1
-        if state.nodes[node].rack != to_rack:
-            links[racks + state.nodes[node].rack] += sign
-            crosses_rack = 1
-        if state.nodes[node].zone != to_zone:
-            links[zones + state.nodes[node].zone] += sign
-            crosses_zone = 1
-    links[node_count + to_node] += sign * crosses_node
-    links[racks + rack_count + to_rack] += sign * crosses_rack
-    links[zones + zone_count + to_zone] += sign * crosses_zone
-
-
-@inner_njit
 def _plan_sources(
     code: CodeColumns | None, model: Records, state: State, run: int, lost: BoolArray
 ) -> float:
@@ -257,10 +206,8 @@ def _rebuild_rate(
         state.streams[source] = streams
         rate = min(rate, float(model.read_bytes_per_s) / streams / share)
     if model.has_links:
-        for i in range(count):
-            link = _link_rate(model, state, wide(sources[i]), device, share, share * count)
-            rate = min(rate, link)
-        _count_links(state, run, device, wide(BEGINS))
+        rate = min(rate, float(links_rate(model, state, run, device, share, count)))
+        count_links(model, state, run, device, wide(BEGINS))
     return rate
 
 
@@ -268,7 +215,7 @@ def _rebuild_rate(
 def release_sources(model: Records, state: State, device: int, run: int) -> int:
     """Ends the reads of a rebuild; returns how many sources it had."""
     if model.has_links:
-        _count_links(state, run, device, wide(ENDS))
+        count_links(model, state, run, device, wide(ENDS))
     released = 0
     for i in range(state.sources.shape[1]):
         source = state.sources[run, i]
@@ -342,6 +289,41 @@ def wait(state: State, run: int) -> None:
 
 
 @inner_njit
+def _is_full(model: Records, state: State, device: int) -> bool:
+    """Whether one more run, beside those held and on their way, is more than the device takes."""
+    count = state.devices[device].slot_count + 1
+    if state.devices[device].active != NONE:
+        count += 1
+    run = wide(state.devices[device].queue_head)
+    while run != NONE:
+        count += state.runs[run].slot != NONE
+        run = wide(state.runs[run].next)
+    return bool(count * model.slot_bytes > model.fill_limit_bytes)
+
+
+@njit
+def _one_with_room(
+    columns: PlacementColumns,
+    model: Records,
+    state: State,
+    key: np.uint64,
+    slot: int,
+    seed: int,
+    target: int,
+) -> int:
+    """The target that was drawn with this seed or, if it is full, another one; NONE if none is."""
+    pg, index = slot >> model.shift, slot & ((1 << model.shift) - 1)
+    for again in range(1, FULL_DRAWS + 1):
+        if target == NONE or not _is_full(model, state, target):
+            return target
+        address = (again << 32) | seed
+        other = int(bits64(key, wide(STREAM_REPLACEMENT), slot, address) >> np.uint64(32))
+        row = state.pg_devices[pg]
+        target = wide(choose_replacement(columns, state.device_state, row, index, pg, other))
+    return wide(NONE)
+
+
+@inner_njit
 def plan_waiting(
     columns: PlacementColumns,
     code: CodeColumns | None,
@@ -355,6 +337,7 @@ def plan_waiting(
     state.counter[WAITING_HEAD] = NONE
     state.counter[WAITING_TAIL] = NONE
     state.counter[PLAN_NOW] = 0
+    state.counter[STUCK_RUNS] = 0
     draws = state.draws
     while following != NONE:
         count = 0
@@ -379,8 +362,12 @@ def plan_waiting(
             row = state.pg_devices[draws[DRAW_PG, at]]
             row[index] = NONE
             target = wide(choose_drawn(columns, state.device_state, row, draws, at))
+            if model.fill_limit_bytes != np.inf:
+                slot, seed = wide(state.runs[run].slot), wide(draws[DRAW_SEED, at])
+                target = _one_with_room(columns, model, state, key, slot, seed, target)
             if target == NONE:
                 wait(state, run)
+                state.counter[STUCK_RUNS] += 1
                 continue
             row[index] = target
             _enqueue(state, target, run)
@@ -421,6 +408,19 @@ def _is_at_home(state: State, run: int, node: int) -> bool:
     )
 
 
+@inner_njit
+def _unlink_put_off(model: Records, state: State, run: int) -> None:
+    """A run that was put off is back: it leaves the list of its PG."""
+    at = find(state.degraded, wide(state.runs[run].slot) >> model.shift)
+    here = wide(state.degraded[at].put_off)
+    if here == run:
+        state.degraded[at].put_off = state.runs[run].next
+        return
+    while state.runs[here].next != run:
+        here = wide(state.runs[here].next)
+    state.runs[here].next = state.runs[run].next
+
+
 @njit
 def come_home(
     columns: PlacementColumns,
@@ -456,8 +456,12 @@ def come_home(
             state.counter[STRAYS] = 1
             continue
         pg_row[index] = home
-        targets[i] = target
-        if target != NONE and state.devices[target].active == run:
+        if target != PUT_OFF:
+            targets[i] = target
+        if target == PUT_OFF:
+            _unlink_put_off(model, state, run)
+            _free_run(state, run)
+        elif target != NONE and state.devices[target].active == run:
             state.devices[target].active = NONE
             release_sources(model, state, target, run)
             _free_run(state, run)

@@ -40,6 +40,7 @@ from exastore.sim.sections import (
     PlacementSection,
     RepairSection,
     RunSection,
+    SparesSection,
     Text,
 )
 from exastore.sim.toml_lines import line_of, syntax_error_line
@@ -68,6 +69,7 @@ class Scenario:
     node: NodeSection = field(default_factory=NodeSection)
     repair: RepairSection = field(default_factory=RepairSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
+    spares: SparesSection = field(default_factory=SparesSection)
     latent: LatentSection = field(default_factory=LatentSection)
     foreground: ForegroundSection = field(default_factory=ForegroundSection)
     decisions: DecisionsSection = field(default_factory=DecisionsSection)
@@ -281,6 +283,7 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
     found += _law_problems(scenario)
     found += _incident_problems(scenario)
     found += _latent_problems(scenario)
+    found += _limit_problems(scenario)
     slot_limit = 2**31
     if placement.pg_count << max(1, (n - 1).bit_length()) > slot_limit:
         most = slot_limit >> max(1, (n - 1).bit_length())
@@ -361,6 +364,42 @@ def _latent_problems(scenario: Scenario) -> list[tuple[str, str]]:
         )
         return [("latent.read_error_per_bit", text)]
     return []
+
+
+def _limit_problems(scenario: Scenario) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    repair, spares, shape = scenario.repair, scenario.spares, code_shape(scenario.code)
+    links = (
+        repair.node_bandwidth_bytes_per_s
+        + repair.rack_bandwidth_bytes_per_s
+        + repair.zone_bandwidth_bytes_per_s
+    )
+    if repair.transfer == "pipelined" and links == 0:
+        text = "is 'pipelined', which has no effect unless a link is limited; give"
+        found.append(("repair.transfer", f"{text} repair.node_bandwidth_bytes_per_s or another"))
+    if repair.transfer == "pipelined" and scenario.code.startswith("clay"):
+        text = "is 'pipelined', but parts of a Clay code have no partial sums; use 'whole'"
+        found.append(("repair.transfer", text))
+    if repair.lazy_redundancy >= shape.m:
+        text = (
+            f"is {repair.lazy_redundancy}, but {scenario.code} never has more than {shape.m}; use"
+            f" 0 to {shape.m - 1}, or -1 to repair at once"
+        )
+        found.append(("repair.lazy_redundancy", text))
+    if 0 < repair.fill_limit < scenario.fill:
+        text = (
+            f"is {repair.fill_limit:.0%}, but the devices are {scenario.fill:.1%} full at the"
+            " start; give a larger limit, such as 0.95"
+        )
+        found.append(("repair.fill_limit", text))
+    sizes = {its.capacity_bytes for its in scenario.generation} - {scenario.device.capacity_bytes}
+    if repair.fill_limit > 0 and sizes - {0}:
+        text = "is above 0, but generations of other sizes are not limited by it; set 0"
+        found.append(("repair.fill_limit", text))
+    if spares.per_zone > 0 and spares.reorder_s == 0:
+        text = f"is 0, so that {spares.per_zone} spares never run out; give the time of delivery"
+        found.append(("spares.reorder_s", text))
+    return found
 
 
 def scenario_toml(scenario: Scenario) -> str:

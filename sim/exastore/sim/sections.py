@@ -291,6 +291,11 @@ class RepairSection:
         rack_bandwidth_bytes_per_s: What a rack's uplink gives, each way; 0: no limit.
         zone_bandwidth_bytes_per_s: What a zone's link to the others gives, each way; 0: no limit.
         priority: A function of your own that orders rebuilds, see `user`; "": the cluster's.
+        transfer: "whole": every source sends to the target; "pipelined": partial sums from source
+            to source.
+        lazy_redundancy: A PG is repaired once it can lose no more than so many further chunks;
+            until then its missing chunks wait. -1: at once.
+        fill_limit: A device takes no rebuild that fills it beyond this share; 0: no limit.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -303,6 +308,9 @@ class RepairSection:
     rack_bandwidth_bytes_per_s: Seconds = 0.0
     zone_bandwidth_bytes_per_s: Seconds = 0.0
     priority: Text = ""
+    transfer: Literal["whole", "pipelined"] = "whole"
+    lazy_redundancy: Annotated[int, Field(strict=True, ge=-1)] = -1
+    fill_limit: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +364,21 @@ class DecisionsSection:
 
     function: Text = ""
     every_s: Positive = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class SparesSection:
+    """The stock of spare devices; off unless `reorder_s` is above 0.
+
+    Attributes:
+        per_zone: Spares in stock in each zone. One taken is ordered at once.
+        reorder_s: From the order until it is there.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    per_zone: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 0
+    reorder_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)

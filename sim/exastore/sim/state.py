@@ -62,6 +62,11 @@ FREE_RUN = 63
 CHUNK_RUNS_RETURNED = 64
 #: 1 once a run could not go home, so that old copies lie on devices of nodes that are up.
 STRAYS = 65
+#: Runs for which the last planning found no device; replacements that waited for a spare, and how
+#: long in all, in whole seconds.
+STUCK_RUNS = 66
+SPARE_WAITS = 67
+SPARE_WAIT_S = 68
 
 #: Columns of `State.timeline`, one row per bucket; names as in the table of results.
 TIMELINE_COLUMNS = (
@@ -85,6 +90,7 @@ TIMELINE_COLUMNS = (
     "moved_bytes",
     "latent_errors",
     "stripes_lost",
+    "stuck_slot_s",
 )
 #: Degraded-time histogram: bin b holds times from 60 * 2**(b/2) s on; bin 0 all shorter ones.
 HISTOGRAM_BINS = 44
@@ -96,6 +102,8 @@ LOSS_LOG = 10_000
 PG_BITS = 32
 #: Marks the end of a linked list, and no slot.
 NONE = -1
+#: `target` of a run whose rebuild is put off (lazy repair).
+PUT_OFF = -2
 #: `limit` of a code for which it matters which slots are unreadable, not only how many.
 OUT_OF_REACH = 256
 #: Up to so many PGs have a counter each in `touched`; more share this many.
@@ -113,6 +121,8 @@ Records = Any
 #: budgets are of one node, one rack's uplink and one zone's. `hit_max`: nodes that one incident
 #: takes away at most. `has_latent`: whether reads may meet latent errors; see `latent`.
 #: `priority_address`: of a user's order of repair; 0: the cluster's.
+#: `is_pipelined`: see `links`. `lazy_redundancy`: m, if no repair is put off; it, `spare_count` (of
+#: a zone), `reorder_s` and `fill_limit_bytes` (of a device): see `limits`.
 MODEL = np.dtype(
     [
         ("k", "i8"),
@@ -127,6 +137,11 @@ MODEL = np.dtype(
         ("hit_max", "i8"),
         ("has_latent", "i8"),
         ("priority_address", "i8"),
+        ("is_pipelined", "i8"),
+        ("lazy_redundancy", "i8"),
+        ("spare_count", "i8"),
+        ("reorder_s", "f8"),
+        ("fill_limit_bytes", "f8"),
         ("seed", "i8"),
         ("trial", "i8"),
         ("horizon_s", "f8"),
@@ -190,13 +205,15 @@ NODE = np.dtype(
 )
 #: `since_s`: when the PG lost the first of the slots that it now misses. `missing`: a bit for each
 #: slot that is not intact. `gone`: those of them of which no device keeps the data any more; the
-#: others are on nodes that were given up. `lost`: it lost data.
+#: others are on nodes that were given up. `lost`: it lost data. `put_off`: first of
+#: its runs whose rebuilds are put off.
 DEGRADED = np.dtype(
     [
         ("since_s", "f8"),
         ("missing", "i8"),
         ("gone", "i8"),
         ("pg", "i4"),
+        ("put_off", "i4"),
         ("lost", "u1"),
         ("unavailable", "u1"),
     ],
@@ -223,7 +240,8 @@ class State(NamedTuple):
     """What changes. See the module's invariants. Few arrays: each costs compile time.
 
     Attributes:
-        clock: Shape (1,). Time of the last event.
+        clock: Time of the last event. If spares are counted then, for each zone, how many were
+            taken, and when those ordered last come.
         near, far: Records of EVENT: four-way heaps ordered by time and code.
         counter: Shape (MISSING_PGS + n + 1,). Rows named above, the histogram of degraded times,
             and from MISSING_PGS on the number of PGs by missing slots.

@@ -229,6 +229,15 @@ def limit_rows(results: Results) -> list[Row]:
         per_day = bytes_text(stored / max(latent.scrub_period_s, 1.0) * 86_400)
         scrubbed = f"{scrub} {per_day} per day" if latent.scrub_period_s else "nothing is scrubbed"
         rows.append(("latent errors", f"{count_text(met)} a year", f"met by rebuilds; {scrubbed}"))
+    if scenario.spares.reorder_s > 0:
+        waits, hours = _mean(results, "spare_waits"), _mean(results, "spare_wait_hours")
+        each = duration_text(3600 * hours / waits) if waits else "no time"
+        rows.append(("waits for a spare", count_text(waits), f"in the run, {each} each"))
+    stuck = _mean(results, "stuck_slot_hours")
+    if stuck > 0 or scenario.repair.fill_limit > 0:
+        note = "missing chunk runs for which there is no device that keeps the rule and has room"
+        mean = stuck / (results.provenance.years * 8766)
+        rows.append(("stuck rebuilds", count_text(mean), f"at any time: {note}"))
     return rows
 
 

@@ -23,6 +23,8 @@ from exastore.sim.state import (
     HISTOGRAM_BINS,
     LOSS_COUNT,
     PG_BITS,
+    SPARE_WAIT_S,
+    SPARE_WAITS,
     TIMELINE_COLUMNS,
     State,
 )
@@ -84,6 +86,9 @@ def trial_table(
         "slots_min": [balance.minimum],
         "slots_max": [balance.maximum],
         **{name: [count] for name, count in violations.items()},
+        "spare_waits": [int(state.counter[SPARE_WAITS])],
+        "spare_wait_hours": [float(state.counter[SPARE_WAIT_S]) / 3600.0],
+        "stuck_slot_hours": [float(timeline["stuck_slot_s"].sum()) / 3600.0],
         "events": [int(state.counter[EVENTS])],
     }
     return _table(trial, **row)
