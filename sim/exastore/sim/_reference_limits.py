@@ -1,5 +1,6 @@
-"""Spares, room, lazy and pipelined repair in the plain twin: see `limits`, `links`, `_reference`."""
+"""Spares, room, lazy and pipelined repair in the plain twin: see `limits` and `links`."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from exastore.metadata.core.redundancy import redundancy_of
@@ -42,7 +43,7 @@ def hops(trial: "ReferenceTrial", target: int, sources: list[int]) -> list[tuple
     """The links of a chain of partial sums, hop by hop."""
     used: list[tuple[str, int]] = []
     chain = [trial.node_of[device] for device in (*sources, target)]
-    for here, there in zip(chain, chain[1:], strict=False):
+    for here, there in pairwise(chain):
         if here != there:
             used += [("node out", here), ("node in", there)]
         for name, of in (("rack", trial.rack_of), ("zone", trial.zone_of)):
