@@ -363,7 +363,7 @@ def plan_waiting(
             row[index] = NONE
             target = wide(choose_drawn(columns, state.device_state, row, draws, at))
             if model.fill_limit_bytes != np.inf:
-                slot, seed = wide(state.runs[run].slot), wide(draws[DRAW_SEED, at])
+                slot, seed = wide(state.runs[run].slot), wide(draws[DRAW_SEED, at]) & 0xFFFFFFFF
                 target = _one_with_room(columns, model, state, key, slot, seed, target)
             if target == NONE:
                 wait(state, run)
