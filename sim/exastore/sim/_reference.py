@@ -294,14 +294,16 @@ class ReferenceTrial:
             row = self.rows[pg]
             row[index] = -1
             address = (pg << self.model["shift"]) | index
-            seed = first = self.draws.bits(REPLACEMENT, address, self.choices) >> 32
+            first = self.draws.bits(REPLACEMENT, address, self.choices) >> 32
             self.choices += 1
+            target = int(choose_replacement(self.columns, self.state, row, index, pg, first))
             for again in range(1, 17):
-                target = int(choose_replacement(self.columns, self.state, row, index, pg, seed))
                 if target < 0 or not is_full(self, target):
                     break
-                target = -1
                 seed = self.draws.bits(REPLACEMENT, address, again << 32 | first) >> 32
+                target = int(choose_replacement(self.columns, self.state, row, index, pg, seed))
+            else:
+                target = -1
             if target < 0:
                 self.waiting.append((pg, index))
                 continue

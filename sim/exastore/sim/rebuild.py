@@ -320,7 +320,7 @@ def _one_with_room(
         other = int(bits64(key, wide(STREAM_REPLACEMENT), slot, address) >> np.uint64(32))
         row = state.pg_devices[pg]
         target = wide(choose_replacement(columns, state.device_state, row, index, pg, other))
-    return wide(NONE)
+    return int(NONE)
 
 
 @inner_njit

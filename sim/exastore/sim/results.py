@@ -21,7 +21,7 @@ Table = Any
 
 _KEY = b"exastore"
 #: Version of the tables' meaning; grows when a column changes or goes.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 TABLES = (
     "trials",
     "timeline",
