@@ -30,6 +30,7 @@ class CountingServicer(BatchServicer):
     """Counts the messages that arrive."""
 
     message_count = 0
+    port = 0
 
     async def Exchange(
         self, request_iterator: AsyncIterator[batch_pb2.CallBatch], context: Any
@@ -66,7 +67,7 @@ async def serving(
         service = "exastore.proto.v1.MetadataService"
         methods = {"GetBucket": handler}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    servicer.port = port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     batched = BatchedChannel(channel)
@@ -146,6 +147,40 @@ async def test_when_the_server_goes_all_its_calls_can_be_sent_again() -> None:
         for failure in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(failure, grpc.aio.AioRpcError)
             assert failure.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_process_that_had_the_port_meanwhile_does_not_end_batches() -> None:
+    async with serving(bucket_of) as (stub, servicer, server):
+        assert (await get(stub, "before")).name == "before"
+        port = servicer.port
+        await server.stop(None)
+        stranger = grpc.aio.server()
+        assert stranger.add_insecure_port(f"127.0.0.1:{port}") == port
+        await stranger.start()
+        for code in await asyncio.gather(*(failure_of(stub) for _ in range(3))):
+            assert code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
+        while await failure_of(stub) is not grpc.StatusCode.UNIMPLEMENTED:
+            pass  # the channel waits a moment before it connects again
+        await stranger.stop(None)
+        again = grpc.aio.server()
+        batch_pb2_grpc.add_BatchServiceServicer_to_server(servicer, again)
+        assert again.add_insecure_port(f"127.0.0.1:{port}") == port
+        await again.start()
+        while await failure_of(stub) is not None:
+            pass
+        count = servicer.message_count
+        assert (await get(stub, "after")).name == "after"
+        assert servicer.message_count > count
+        await again.stop(None)
+
+
+async def failure_of(stub: Any) -> grpc.StatusCode | None:
+    """The status that a call fails with; None: it does not."""
+    try:
+        await get(stub, "any")
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return None
 
 
 async def test_a_server_without_batches_is_called_one_by_one() -> None:

@@ -191,6 +191,40 @@ async def test_a_cancelled_wait_gives_up_its_turn() -> None:
     await budget.acquire(100)
 
 
+async def test_room_that_comes_free_while_a_wait_is_cancelled_goes_to_the_next() -> None:
+    budget = ByteBudget(100)
+    await budget.acquire(100)
+    given_up = asyncio.create_task(budget.acquire(100))
+    behind = asyncio.create_task(budget.acquire(100))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    budget.release(100)  # before the cancelled task has had its turn
+    await behind
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    budget.release(100)
+    await asyncio.wait_for(budget.acquire(100), 1)  # nothing got lost
+
+
+async def test_another_process_at_the_port_of_a_metadata_server_is_no_answer() -> None:
+    stranger, there = grpc.aio.server(), FakeMetadata(["n:1"], code="rs-1-0")
+    port = stranger.add_insecure_port("127.0.0.1:0")
+    await stranger.start()
+    there.map.epoch = 9
+    addresses = (f"127.0.0.1:{port}", await there.start())
+    client = MetadataClient(GatewayConfig(metadata=addresses), clock=SetClock())
+    assert (await client.get_map()).epoch == 9
+    alone = MetadataClient(GatewayConfig(metadata=addresses[:1]), clock=SetClock())
+    with pytest.raises(MetadataUnavailable):
+        await alone.get_map()
+    with pytest.raises(MetadataUnavailable):
+        await alone.get_documents("b")
+    await client.close()
+    await alone.close()
+    await there.stop()
+    await stranger.stop(None)
+
+
 async def test_another_metadata_server_is_asked_when_one_is_gone() -> None:
     gone, there = FakeMetadata(["n:1"], code="rs-1-0"), FakeMetadata(["n:1"], code="rs-1-0")
     addresses = (await gone.start(), await there.start())

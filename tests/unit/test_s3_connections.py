@@ -13,6 +13,7 @@ from exastore.gateway.errors import (
     GatewayError,
     MetadataUnavailable,
     NoSpace,
+    RequestError,
     ServiceError,
     TooFewChunks,
     TooFewDevices,
@@ -203,12 +204,23 @@ class FailingStore:
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
+        self.call_count = 0
 
     def __getattr__(self, name: str) -> Any:
         async def fail(*_: Any, **__: Any) -> None:
+            self.call_count += 1
             raise self._error
 
         return fail
+
+
+class NoKeyStore(FailingStore):
+    """Has no object."""
+
+    async def open_object(
+        self, bucket: str, key: str, version_id: str = "", *, part_checksums: bool = False
+    ) -> None:
+        raise RequestError("NoSuchKey", "There is none.")
 
 
 class SlowReader:
@@ -272,6 +284,33 @@ async def test_errors_of_the_store_become_s3s(
     assert (await harness.request("HEAD", "/b/k"))[1] == b""
     assert harness.count("GetObject", status) == 1
     assert harness.in_flight() == 0
+
+
+async def test_what_may_be_tried_again_says_when() -> None:
+    harness = failing(MetadataUnavailable("down"))
+    await harness.request("GET", "/b/k")
+    assert b"\r\nretry-after: 1\r\n" in harness.head.lower()
+    harness = failing(NoSpace("full"))
+    await harness.request("GET", "/b/k")
+    assert b"retry-after" not in harness.head.lower()
+
+
+@pytest.mark.parametrize("error", [MetadataUnavailable("down"), KeyError("odd")])
+async def test_a_page_of_another_origin_is_answered_when_its_rules_cannot_be_had(
+    error: Exception,
+) -> None:
+    harness = Harness(cast("ObjectStore", NoKeyStore(error)))
+    status, body = await harness.request("GET", "/b/k", headers={"origin": "https://a.example"})
+    assert (status, b"NoSuchKey" in body) == (404, True)
+    assert b"access-control" not in harness.head.lower()
+    assert harness.in_flight() == 0
+
+
+async def test_nobody_waits_twice_for_a_cluster_that_does_not_answer() -> None:
+    store = FailingStore(MetadataUnavailable("down"))
+    harness = Harness(cast("ObjectStore", store))
+    status, _ = await harness.request("GET", "/b/k", headers={"origin": "https://a.example"})
+    assert (status, store.call_count) == (503, 1)
 
 
 async def test_our_mistakes_are_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:

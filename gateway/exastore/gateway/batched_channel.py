@@ -7,18 +7,19 @@ leaves with all that gathered meanwhile.
 Theory of operation: generated stubs are made over this channel as over any; each unary method
 becomes a call on the stream. One task sends, one receives. When the stream breaks, every call on it
 fails with UNAVAILABLE, and the next call opens a new one. A server without BatchService is called
-in the plain way.
+in the plain way, until a call fails without a reason: then another process may be at its address.
 
 Law: a call fails with the status and reason that the plain one would fail with.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
 
-from exastore.gateway.metadata_errors import REASON_KEY
+from exastore.gateway.metadata_errors import REASON_KEY, reason_of
 from exastore.proto.v1 import batch_pb2, batch_pb2_grpc
 
 #: Calls are cut into messages of about this size.
@@ -27,6 +28,10 @@ _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 Serialize = Callable[[Any], bytes]
 Parse = Callable[[bytes], Any]
+
+
+class _NoBatches(Exception):
+    """The server has no BatchService."""
 
 
 class BatchedChannel:
@@ -46,7 +51,7 @@ class BatchedChannel:
         self._next_id = 0
         #: Answers received so far; tells a slow call from a dead stream.
         self._answer_count = 0
-        #: False once the server proved to have no BatchService.
+        #: False while the server is one that proved to have no BatchService.
         self._is_supported = True
 
     def unary_unary(
@@ -60,10 +65,14 @@ class BatchedChannel:
 
         async def call(request: Any, timeout: float) -> Any:
             if self._is_supported:
-                answer = await self._exchange(name, request_serializer(request), timeout)
-                if self._is_supported:
+                with contextlib.suppress(_NoBatches):
+                    answer = await self._exchange(name, request_serializer(request), timeout)
                     return response_deserializer(_response(answer))
-            return await plain(request, timeout=timeout)
+            try:
+                return await plain(request, timeout=timeout)
+            except grpc.aio.AioRpcError as error:
+                self._is_supported = not reason_of(error)
+                raise
 
         return call
 
@@ -176,7 +185,7 @@ class BatchedChannel:
                 # A stream breaks for many reasons; each call may be sent again.
                 future.set_exception(_error(grpc.StatusCode.UNAVAILABLE, why))
             else:
-                future.set_result(batch_pb2.BatchedAnswer())
+                future.set_exception(_NoBatches())
 
 
 def _response(answer: batch_pb2.BatchedAnswer) -> bytes:

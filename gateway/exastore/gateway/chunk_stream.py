@@ -60,8 +60,7 @@ class ByteBudget:
             if turn.done() and not turn.cancelled():
                 self.release(size_bytes)
             else:
-                self._waiting.remove((size_bytes, turn))
-                self._admit()
+                self._admit()  # those behind may fit
             raise
 
     def release(self, size_bytes: int) -> None:
@@ -70,10 +69,14 @@ class ByteBudget:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
-            size_bytes, turn = self._waiting.popleft()
-            self._free -= size_bytes
-            turn.set_result(None)
+        while self._waiting:
+            size_bytes, turn = self._waiting[0]
+            if not turn.cancelled():
+                if size_bytes > self._free:
+                    return
+                self._free -= size_bytes
+                turn.set_result(None)
+            self._waiting.popleft()
 
 
 @dataclass(frozen=True, slots=True)

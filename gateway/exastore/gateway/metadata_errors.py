@@ -41,12 +41,17 @@ REQUEST_CODES = {
 
 #: After these the same request may be sent again, to any server: it may or may not have been done.
 RETRIED_REASONS = frozenset({"UNAVAILABLE", "COMMIT_UNKNOWN", "BUCKET_MOVING"})
+#: Our servers give a reason for every failure. Without one the transport broke, or who answers is
+#: no metadata server: its port went to another process.
 RETRIED_STATUSES = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
     }
 )
 

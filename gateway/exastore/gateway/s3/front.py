@@ -46,6 +46,8 @@ from exastore.metadata.core.clock import Clock
 CountTraffic = Callable[[str, str, int, int], None]
 
 HEALTH_PATH = b"/-/healthy"
+#: What every 503 tells clients to wait: a request was held back for long enough before it failed.
+RETRY_AFTER_S = "1"
 
 #: Operations that the front itself carries out, and what a website's requests are.
 PREFLIGHT, POST_OBJECT = "Preflight", "PostObject"
@@ -166,11 +168,11 @@ class S3Front:
                     request_id,
                 )
             status = response.status
+            if "origin" in request.headers and request.bucket and operation != PREFLIGHT:
+                response.headers.update(await self._cors_headers(request, status, request_id))
         except BaseException:
             on_sent(0)
             raise
-        if "origin" in request.headers and request.bucket and operation != PREFLIGHT:
-            response.headers.update(await self._cors_headers(request))
         response.headers["x-amz-request-id"] = request_id
         response.headers["x-amz-id-2"] = request_id
         response.on_sent = on_sent
@@ -189,13 +191,25 @@ class S3Front:
         request.bucket, request.key = split_target(request.raw_path, host, options.domain)
         return route_of(request)
 
-    async def _cors_headers(self, request: Request) -> dict[str, str]:
-        """What a browser must see to give the answer to a page of another origin."""
+    async def _cors_headers(self, request: Request, status: int, request_id: str) -> dict[str, str]:
+        """What a browser must see to give the answer to a page of another origin.
+
+        Nothing here may cost the client its answer: without the headers a page sees less of it.
+        """
+        buckets = self._guard.buckets
         try:
-            bucket = await self._guard.buckets.get(request.bucket)
-            return headers_for(bucket.cors, request.method, request.headers["origin"])
-        except GatewayError:
-            return {}
+            if status >= 500:
+                # The cluster could not be asked just now: nobody waits for it a second time.
+                bucket = buckets.last_known(request.bucket)
+            else:
+                bucket = await buckets.get(request.bucket)
+            if bucket is not None:
+                return headers_for(bucket.cors, request.method, request.headers["origin"])
+        except GatewayError as error:
+            _logger.info("request %s: no CORS headers: %s", request_id, error)
+        except Exception:
+            _logger.exception("request %s: no CORS headers", request_id)
+        return {}
 
     async def _run(self, route: Route, request: Request, traffic: "_Traffic") -> Response:
         now_s = self._clock.now_s()
@@ -307,6 +321,8 @@ def error_response(request: Request, error: RequestError, request_id: str) -> Re
     if isinstance(error, S3Error):
         fields, headers = error.fields, dict(error.headers)
     content = b""
+    if status == 503:
+        headers["Retry-After"] = RETRY_AFTER_S
     if request.method != "HEAD" and status != 304:
         headers["Content-Type"] = "application/xml"
         resource = request.raw_path.decode("latin-1")

@@ -69,6 +69,11 @@ class BucketCache:
             return None
         return known[1]
 
+    def last_known(self, name: str) -> BucketAccess | None:
+        """What was known last, however long ago."""
+        known = self._known.get(name)
+        return None if known is None else known[1]
+
     async def get(self, name: str) -> BucketAccess:
         """Raises RequestError: NoSuchBucket."""
         found = self.cached(name)
