@@ -12,9 +12,19 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tests.unit.gateway_fakes import FakeNode, some_bytes
 
-from exastore.proto.bulk_frames import FrameKind, head_of
+from exastore.proto import links
+from exastore.proto.bulk_frames import FrameKind, FrameReader, head_of
+from exastore.proto.bulk_socket import BulkSocket
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
-from exastore.proto.links import BulkLink, Call, ChunkTransport, GrpcLink, Link, NodeLinks
+from exastore.proto.links import (
+    BulkLink,
+    Call,
+    ChunkTransport,
+    GrpcLink,
+    Link,
+    NodeLinks,
+    NodeUnreachable,
+)
 from exastore.proto.v1 import bulk_pb2, storage_pb2
 from exastore.proto.v1.bulk_pb2_grpc import add_BulkServiceServicer_to_server
 from exastore.storage.bulk import BulkLimits, BulkServer
@@ -94,8 +104,9 @@ class Served:
     async def open(
         self, transport: ChunkTransport = ChunkTransport.LOCAL, stall_s: float = 30.0
     ) -> Link:
-        links = self.links(transport, stall_s)
-        return await links.open(Call.READ, self.answers.put_nowait, self.losses.append)
+        return await self.links(transport, stall_s).open(
+            Call.READ, self.answers.put_nowait, self.losses.append
+        )
 
     async def describe(self) -> bulk_pb2.DescribeBulkResponse:
         return await self.bulk.Describe(bulk_pb2.DescribeBulkRequest(), None)
@@ -206,16 +217,66 @@ async def test_a_port_that_cannot_be_reached_is_done_without() -> None:
         await served.bulk.stop(0)
         link = await served.open()
         assert isinstance(link, GrpcLink)
+        assert link.is_makeshift
         link.close()
+        assert await served.links().open_socket(Call.READ, print, print) is None
+        served.bulk.start("127.0.0.1")
+        better = await served.links().open_socket(Call.READ, print, print)
+        assert isinstance(better, BulkLink) and not better.is_makeshift
+        better.close()
+
+
+async def test_a_node_that_does_not_say_where_its_port_is_in_time_is_no_case_for_grpc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands still: its stream would be as silent, and would be used when it goes on."""
+    monkeypatch.setattr(links, "DIAL_TIMEOUT_S", 0.05)
+    async with serving() as served:
+
+        async def hang(request: Any, context: Any) -> bulk_pb2.DescribeBulkResponse:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        server, silent = (
+            make_server(),
+            BulkServer(served.chunks, LIMITS, StorageMetrics(CollectorRegistry())),
+        )
+        silent.Describe = hang  # type: ignore[method-assign]
+        add_BulkServiceServicer_to_server(silent, server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        channel = open_channel(address)
+        with pytest.raises(NodeUnreachable, match="DEADLINE_EXCEEDED"):
+            await NodeLinks(address, channel).open(Call.READ, print, print)
+        await channel.close()
+        await server.stop(0)
+
+
+async def test_the_system_ends_a_connection_whose_other_side_is_gone_without_a_word() -> None:
+    """Half open: no packet comes, as behind a firewall that drops, or after a power cut."""
+    async with serving() as served:
+        for stall_s in (3.0, 30.0):
+            connected = await served.connect()
+            reader = FrameReader()
+            bulk = BulkSocket(connected, reader, on_frame=print, on_lost=print, stall_s=stall_s)
+            level = socket.IPPROTO_TCP
+            assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert connected.getsockopt(level, socket.TCP_USER_TIMEOUT) == 1000 * stall_s
+            idle_s = connected.getsockopt(level, socket.TCP_KEEPIDLE)
+            tries = connected.getsockopt(level, socket.TCP_KEEPCNT)
+            pause_s = connected.getsockopt(level, socket.TCP_KEEPINTVL)
+            assert idle_s + tries * pause_s <= stall_s
+            bulk.close()
 
 
 async def test_a_node_without_the_port_is_used_over_grpc() -> None:
     node = FakeNode()
     channel = open_channel(await node.start())
     answers: asyncio.Queue[Any] = asyncio.Queue()
-    links = NodeLinks(node.address, channel)
-    link = await links.open(Call.WRITE, answers.put_nowait, lambda why: None)
-    assert isinstance(link, GrpcLink)
+    link = await NodeLinks(node.address, channel).open(
+        Call.WRITE, answers.put_nowait, lambda why: None
+    )
+    assert isinstance(link, GrpcLink) and not link.is_makeshift
     link.send(7, write_of(7, b"abc"))
     assert (await answers.get()).request_id == 7
     link.close()

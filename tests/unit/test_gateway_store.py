@@ -1,5 +1,6 @@
 """The data path against a fake cluster: what is stored comes back, whatever fails within reason."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
@@ -124,7 +125,32 @@ async def test_a_slow_node_is_read_around() -> None:
         slow = next(node for node in cluster.nodes if any(key[3] == 0 for key in node.chunks))
         slow.reads_flow.clear()
         assert await get(cluster) == data
-        assert metric(cluster, "hedged_reads_total") > 0
+        hedged_count = metric(cluster, "hedged_reads_total")
+        assert hedged_count > 0
+        # From now on it is not waited for, and it is not accused of having failed.
+        assert await get(cluster) == data
+        assert metric(cluster, "hedged_reads_total") == hedged_count
+        assert await put(cluster, data)
+        assert metric(cluster, "partial_writes_total") == 0
+        slow.reads_flow.set()
+
+
+async def test_when_all_are_late_and_then_some_answer_the_others_are_asked() -> None:
+    async with fake_cluster(hedge_after_s=0.02, chunk_timeout_s=30.0) as cluster:
+        data = some_bytes(EXTENT)
+        await put(cluster, data)
+        holders = [node for node in cluster.nodes if node.chunks]
+        for node in holders:
+            node.reads_flow.clear()
+        reading = asyncio.create_task(get(cluster))
+        while not metric(cluster, "hedged_reads_total"):
+            await asyncio.sleep(0.005)
+        slow = next(node for node in holders if any(key[3] == 0 for key in node.chunks))
+        for node in holders:
+            if node is not slow:
+                node.reads_flow.set()
+        async with asyncio.timeout(10):
+            assert await reading == data
         slow.reads_flow.set()
 
 

@@ -3,7 +3,9 @@
 Theory of operation: a request gets an id, is sent over the link and answered in any order. The link
 opens with the first request: frames on a socket, or a stream of gRPC (`exastore.proto.links`). When
 it fails, every request on it fails at once; requests within the back-off that follows fail without
-being sent, so that their callers turn to other nodes. The first answer ends the back-off.
+being sent, so that their callers turn to other nodes. The first answer ends the back-off. A link
+that gives no answers fails even when no request waits long enough to notice: others overtake it.
+gRPC's stream in place of a socket that could not be had is left for one as soon as it can.
 
 Laws:
 1. The bytes of all requests under way stay within the budget.
@@ -12,13 +14,26 @@ Laws:
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.metadata.core.clock import Clock
-from exastore.proto.links import Call, Link, NodeLinks, NodeUnreachable, Request
+from exastore.proto.links import (
+    Call,
+    Deliver,
+    Link,
+    Lost,
+    NodeLinks,
+    NodeUnreachable,
+    Request,
+)
+
+#: How long gRPC's stream is used before a socket is tried again.
+IMPROVE_AFTER_S = 30.0
+#: How long a link that was left stays open for its answers.
+LEFT_LINK_S = 60.0
 
 
 class Numbered(Protocol):
@@ -29,6 +44,7 @@ class Numbered(Protocol):
 
 
 Response = TypeVar("Response", bound=Numbered)
+L = TypeVar("L", bound=Link | None)
 
 
 class ByteBudget:
@@ -86,6 +102,8 @@ class StreamOptions:
     max_in_flight_bytes: int
     backoff_min_s: float
     backoff_max_s: float
+    #: For so long requests that are given up may wait, one after the other, without one answer.
+    mute_s: float
 
 
 class ChunkStream(Generic[Response]):
@@ -110,6 +128,14 @@ class ChunkStream(Generic[Response]):
         self._last_failure = ""
         #: Answers received on any link so far; tells a slow request from a dead link.
         self._answer_count = 0
+        #: For how long requests that were given up since the last answer have waited, and until
+        #: when that is counted: they may have waited at the same time.
+        self._mute_s = self._mute_to_s = 0.0
+        #: Looks for something better than gRPC's stream; and when that is next worth while.
+        self._improving: asyncio.Task[None] | None = None
+        self._improve_at_s = 0.0
+        #: Left for another, but with requests under way.
+        self._left: Link | None = None
         self._closed = False
 
     async def request(
@@ -130,9 +156,14 @@ class ChunkStream(Generic[Response]):
         # have the budget time out, and those that wait fail with them.
         await self._budget.acquire(size_bytes)
         answer_count = self._answer_count
+        begun_s = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(make)
+        except asyncio.CancelledError:
+            if self._answer_count == answer_count:
+                self._note_mute(begun_s)
+            raise
         except TimeoutError:
             why = f"no answer within {timeout_s:g} s"
             if self._answer_count != answer_count:
@@ -145,14 +176,22 @@ class ChunkStream(Generic[Response]):
 
     async def close(self) -> None:
         self._closed = True
-        opening = self._opening
-        if opening is not None:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
+        tasks: list[asyncio.Task[Any]] = []
+        for task in (self._opening, self._improving):
+            if task is not None:
+                tasks.append(task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._close_left()
         self._fail("closed")
 
     async def _exchange(self, make: Callable[[int], Request]) -> Response:
         link = self._ready_link() or await self._open()
+        if link is not self._link:  # lost before its opener had its turn
+            raise NodeUnavailable(self._links.address, self._last_failure)
+        if link.is_makeshift:
+            self._improve(link)
         self._next_id += 1
         request_id = self._next_id
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
@@ -174,33 +213,84 @@ class ChunkStream(Generic[Response]):
 
     async def _open(self) -> Link:
         """All requests that wait for a link wait for the same one."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open_link())
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = asyncio.create_task(self._open_link())
         try:
-            return await asyncio.shield(self._opening)
+            return await asyncio.shield(opening)
         except NodeUnreachable as error:
             raise NodeUnavailable(self._links.address, str(error)) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise NodeUnavailable(self._links.address, "closed") from None
+            raise
 
     async def _open_link(self) -> Link:
-        link: Link | None = None
-
-        def lost(why: str) -> None:
-            if link is not None and link is self._link:
-                self._fail(why)
-
         try:
-            link = await self._links.open(self._call, self._deliver, lost)
+            link = self._link = await self._dialled(self._links.open)
         except NodeUnreachable as error:
             self._note_failure(str(error))
             raise
         finally:
             self._opening = None
-        self._link = link
+        self._mute_s = 0.0
+        self._improve_at_s = self._clock.monotonic_s() + IMPROVE_AFTER_S
         return link
+
+    async def _dialled(self, dial: Callable[[Call, Deliver, Lost], Awaitable[L]]) -> L:
+        """A link that fails what is pending when it is lost. Raises NodeUnreachable."""
+        link: L | None = None
+        reasons: list[str] = []
+
+        def lost(why: str) -> None:
+            reasons.append(why)
+            if link is not None and link is self._link:
+                self._fail(why)
+
+        link = await dial(self._call, self._deliver, lost)
+        if reasons:  # within the turn in which it was opened
+            raise NodeUnreachable(reasons[0])
+        return link
+
+    def _improve(self, link: Link) -> None:
+        """Now and then, look for something better."""
+        now_s = self._clock.monotonic_s()
+        if self._improving is None and self._left is None and now_s >= self._improve_at_s:
+            self._improve_at_s = now_s + IMPROVE_AFTER_S
+            self._improving = asyncio.create_task(self._improved(link))
+
+    async def _improved(self, link: Link) -> None:
+        try:
+            better = await self._dialled(self._links.open_socket)
+        except NodeUnreachable:
+            return
+        finally:
+            self._improving = None
+        if better is None or self._link is not link:
+            if better is not None:
+                better.close()
+            return
+        self._link, self._left = better, link
+        # By then its requests are answered, or have failed.
+        asyncio.get_running_loop().call_later(LEFT_LINK_S, self._close_left)
+
+    def _close_left(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            left.close()
+
+    def _note_mute(self, since_s: float) -> None:
+        """A request was given up before anything was answered."""
+        now_s = self._clock.monotonic_s()
+        self._mute_s += max(0.0, now_s - max(since_s, self._mute_to_s))
+        self._mute_to_s = now_s
+        if self._mute_s >= self._options.mute_s:
+            self._fail(f"not one answer for {self._mute_s:.1f} s")
 
     def _deliver(self, response: Response) -> None:
         self._answer_count += 1
-        self._backoff_s = 0.0
+        self._backoff_s = self._mute_s = 0.0
         answer = self._pending.get(response.request_id)
         if answer is not None and not answer.done():
             answer.set_result(response)

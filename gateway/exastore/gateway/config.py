@@ -66,7 +66,10 @@ class GatewayConfig:
     straggler_wait_s: float = 5.0
     """How long a write that has its quorum waits for the chunks still under way, in seconds."""
     hedge_after_s: float = 0.5
-    """After so many seconds a slow chunk is also sought through the other chunks of its stripe."""
+    """After so many seconds a slow chunk is also sought through the other chunks of its stripe;
+    after fewer when nodes typically answer much faster."""
+    hedge_least_s: float = 0.1
+    """But not before so many seconds."""
     suspect_s: float = 3.0
     """How long a node or device that failed is avoided, in seconds."""
     write_attempt_count: int = 4

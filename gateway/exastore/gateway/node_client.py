@@ -16,6 +16,7 @@ from exastore.gateway.config import GatewayConfig
 from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_latency import NodeLatency
+from exastore.gateway.node_speed import NodeSpeed
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
@@ -91,6 +92,7 @@ class NodeClient:
             max_in_flight_bytes=config.max_node_in_flight_bytes,
             backoff_min_s=config.backoff_min_s,
             backoff_max_s=config.backoff_max_s,
+            mute_s=config.chunk_timeout_s / 2,
         )
         links = NodeLinks(address, self._channel, ChunkTransport(config.chunk_transport))
         self._writes: ChunkStream[storage_pb2.WriteChunkResponse] = ChunkStream(
@@ -163,6 +165,13 @@ class NodePool:
         self._clock = clock
         self._metrics = metrics
         self._latency = NodeLatency(config.metadata, clock)
+        #: How fast nodes answer reads.
+        self.speed = NodeSpeed(
+            clock,
+            least_s=config.hedge_least_s,
+            most_s=config.hedge_after_s,
+            avoided_s=config.suspect_s,
+        )
         self._clients: dict[str, NodeClient] = {}
         #: Until when an address (str) or a device (int) is avoided.
         self._suspect_until_s: dict[str | int, float] = {}
@@ -196,7 +205,9 @@ class NodePool:
         except NodeUnavailable as error:
             self._blame("read", error)
             raise
-        self._latency.note(client.address, self._clock.monotonic_s() - begun_s)
+        duration_s = self._clock.monotonic_s() - begun_s
+        self._latency.note(client.address, duration_s)
+        self.speed.note_answer(client.address, duration_s)
         self._judge("read", address.device_index, response.status)
         return response
 
@@ -204,6 +215,14 @@ class NodePool:
         self, view: ClusterView, device_index: int, chunks: Sequence[common_pb2.ChunkId]
     ) -> int:
         return await self._client(view, device_index).delete_chunks(device_index, chunks)
+
+    def gone_around(self, view: ClusterView) -> frozenset[int]:
+        """Devices that reads go around: those that failed just now, and those of slow nodes."""
+        slow, failed = self.speed.slow_addresses(), self.avoided(view)
+        if not slow:
+            return failed
+        addresses = enumerate(view.device_address)
+        return failed.union(device for device, address in addresses if address in slow)
 
     def avoided(self, view: ClusterView) -> frozenset[int]:
         """Devices that failed just now."""
@@ -223,6 +242,7 @@ class NodePool:
     def retain(self, view: ClusterView) -> None:
         """Close the clients of addresses that no node has any more."""
         for address in self._clients.keys() - set(view.device_address):
+            self.speed.forget(address)
             task = asyncio.create_task(self._clients.pop(address).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

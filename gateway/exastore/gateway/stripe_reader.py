@@ -125,6 +125,8 @@ class _Search:
     #: Chunk indexes whose device serves, but does not have the bytes that were written.
     bad: set[int] = field(default_factory=set[int])
     running: dict[asyncio.Task[None], int] = field(default_factory=dict[asyncio.Task[None], int])
+    #: Chunk index -> the device that was asked last.
+    asked: dict[int, int] = field(default_factory=dict[int, int])
 
     def complete(self, code: Codec) -> bool:
         """Whether the wanted chunks are there or can be computed."""
@@ -266,13 +268,13 @@ class StripeReader:
         self, view: ClusterView, code: Codec, extent: common_pb2.Extent, search: _Search
     ) -> bool:
         """Read until the wanted chunks are complete; false when they cannot be."""
-        trusted, doubtful = ranked_slots(view, extent, self._nodes.avoided(view))
+        trusted, doubtful = ranked_slots(view, extent, self._nodes.gone_around(view))
         for index in set(range(code.n)).difference(trusted, doubtful):
             search.failures[index] = "its slot has no device"
         hedged: set[int] = set()
         while not search.complete(code):
             on_the_way = set(search.running.values())
-            counted = (search.have.keys() | on_the_way) - hedged
+            counted = search.have.keys() | (on_the_way - hedged)
             excluded = search.failures.keys() | hedged
             usable = [index for index in trusted if index not in excluded]
             reads = next_reads(code, search.wanted, counted, usable)
@@ -283,10 +285,10 @@ class StripeReader:
                 self._start(view, extent, index, search)
             if not search.running:
                 return False
-            may_hedge = not hedged
+            is_all_hedged = hedged.issuperset(search.running.values())
             done, _ = await asyncio.wait(
                 search.running,
-                timeout=self._config.hedge_after_s if may_hedge else None,
+                timeout=None if is_all_hedged else self._nodes.speed.patience_s(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             for task in done:
@@ -295,6 +297,8 @@ class StripeReader:
             if not done:
                 hedged |= set(search.running.values())
                 self._metrics.hedged_reads.inc()
+        for index in hedged.intersection(search.running.values()):
+            self._nodes.speed.note_overtaken(view.device_address[search.asked[index]])
         return True
 
     def _start(
@@ -308,6 +312,7 @@ class StripeReader:
     ) -> None:
         """The chunk from the first device that has it: a slot that moves is on two."""
         for device in view.holders(extent.pg, index, extent.epoch):
+            search.asked[index] = device
             address = ChunkAddress(device, extent.pg, extent.stripe_id, index)
             await self._read_chunk(view, extent, address, search)
             if index in search.have:

@@ -7,7 +7,8 @@ is given up must not be sent later from a buffer that is in use for other bytes,
 has not taken yet must be ours to drop.
 
 Fault model: the other side may send anything, stop at any byte or take nothing. A frame that stays
-incomplete, or a queue that does not move, for one to two stall times ends the connection.
+incomplete, or a queue that does not move, for one to two stall times ends the connection. So does
+the system where the other machine is gone or cut off without a word, be it idle or not.
 """
 
 import asyncio
@@ -61,7 +62,7 @@ class BulkSocket:
         """
         connected.setblocking(False)
         if connected.family in (socket.AF_INET, socket.AF_INET6):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _prepare(connected, stall_s)
         self._socket = connected
         self._reader = reader
         self._on_frame = on_frame
@@ -248,3 +249,17 @@ class BulkSocket:
         else:
             self._seen = list(progress)
             self._timer = self._loop.call_later(self._stall_s, self._look_for_stalls)
+
+
+def _prepare(connected: socket.socket, stall_s: float) -> None:
+    """No delay of small frames; an end when the other machine acknowledges nothing any more."""
+    pause_s = max(1, round(stall_s / 3))
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, pause_s),
+        (socket.TCP_KEEPINTVL, pause_s),
+        (socket.TCP_KEEPCNT, 2),
+        (socket.TCP_USER_TIMEOUT, max(1, round(1000 * stall_s))),
+    ):
+        connected.setsockopt(socket.IPPROTO_TCP, option, value)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

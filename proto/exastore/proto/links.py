@@ -45,6 +45,7 @@ Lost = Callable[[str], None]
 
 #: How long describing and connecting may take before gRPC's stream is used, in seconds.
 DIAL_TIMEOUT_S: Final = 3.0
+_SILENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 #: How long nothing may move on a connection where something should.
 STALL_S: Final = 30.0
 
@@ -66,6 +67,11 @@ class Call(StrEnum):
 
 class Link(Protocol):
     """An open way to a node."""
+
+    @property
+    def is_makeshift(self) -> bool:
+        """Whether there should be a better one, which could not be had."""
+        ...
 
     def send(self, request_id: int, request: Request) -> None:
         """Send the request that has this id; does not wait."""
@@ -97,22 +103,40 @@ class NodeLinks:
         Raises:
             NodeUnreachable: There is none.
         """
-        if self.transport is not ChunkTransport.GRPC:
-            link = await self._open_bulk(deliver, lost)
+        node = await self._described()
+        if node is not None:
+            link = await self._dialled(node, deliver, lost)
             if link is not None:
                 return link
-        return GrpcLink(self.channel, call, deliver, lost)
+        return GrpcLink(self.channel, call, deliver, lost, is_makeshift=node is not None)
 
-    async def _open_bulk(self, deliver: Deliver, lost: Lost) -> "BulkLink | None":
+    async def open_socket(self, call: Call, deliver: Deliver, lost: Lost) -> Link | None:
+        """A link over a socket; None: gRPC has to do.
+
+        Raises:
+            NodeUnreachable: The node does not answer.
+        """
+        node = await self._described()
+        return None if node is None else await self._dialled(node, deliver, lost)
+
+    async def _described(self) -> bulk_pb2.DescribeBulkResponse | None:
+        """Where the node's port is; None: it has none that we may use. Raises NodeUnreachable."""
+        if self.transport is ChunkTransport.GRPC:
+            return None
         stub: BulkServiceAsyncStub = BulkServiceStub(self.channel)
         try:
             node = await stub.Describe(bulk_pb2.DescribeBulkRequest(), timeout=DIAL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if error.code() in _SILENT:  # nor would a stream be answered
                 raise NodeUnreachable(f"{error.code().name}: {error.details()}") from None
             return None
         if node.version != VERSION or not node.client_secret or not node.node_secret:
             return None
+        return node
+
+    async def _dialled(
+        self, node: bulk_pb2.DescribeBulkResponse, deliver: Deliver, lost: Lost
+    ) -> "BulkLink | None":
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 connected = await self._connect(node)
@@ -155,6 +179,8 @@ async def _connected(family: int, address: Any) -> socket.socket:
 
 class BulkLink:
     """Frames on a socket; see `bulk_frames.py`."""
+
+    is_makeshift = False
 
     def __init__(
         self,
@@ -233,6 +259,7 @@ class GrpcLink:
     call: Call
     deliver: Deliver
     lost: Lost
+    is_makeshift: bool = False
     #: Requests not yet sent, by id, in order.
     _queue: dict[int, Request] = field(default_factory=dict[int, Request])
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
