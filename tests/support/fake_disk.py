@@ -259,6 +259,12 @@ class FakeFile:
         data = self.pread(length_bytes, offset_bytes)
         return memoryview(data) if len(data) == length_bytes else None
 
+    def is_cached(self, length_bytes: int, offset_bytes: int) -> bool:
+        return False  # what there is here cannot be sent without being read
+
+    def send(self, target: int, length_bytes: int, offset_bytes: int) -> int:
+        raise NotImplementedError
+
     def sync(self) -> None:
         self._alive()
         self._disk.sync_count += 1

@@ -117,6 +117,10 @@ class FakeNode:
         self.write_status: storage_pb2.ChunkStatus.ValueType = storage_pb2.CHUNK_STATUS_OK
         #: Writes of an older epoch are refused.
         self.epoch = 0
+        #: What is read without a check by the node is other than what was written.
+        self.wrong_unless_checked = False
+        #: The checks of the node find that all has rotted.
+        self.finds_rot = False
         #: Cleared: reads, or writes, wait.
         self.reads_flow = asyncio.Event()
         self.reads_flow.set()
@@ -207,7 +211,13 @@ class FakeNode:
                 yield storage_pb2.ReadChunkResponse(
                     request_id=request.request_id, status=storage_pb2.CHUNK_STATUS_NOT_FOUND
                 )
+            elif self.finds_rot and not request.unchecked:
+                yield storage_pb2.ReadChunkResponse(
+                    request_id=request.request_id, status=storage_pb2.CHUNK_STATUS_CORRUPT
+                )
             else:
+                if self.wrong_unless_checked and request.unchecked:
+                    data = bytes(len(data))
                 if request.runs:
                     runs = [data[run.offset : run.offset + run.length] for run in request.runs]
                     data = b"".join(runs)

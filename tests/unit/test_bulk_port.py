@@ -14,7 +14,7 @@ from tests.unit.gateway_fakes import FakeNode, some_bytes
 
 from exastore.proto import links
 from exastore.proto.bulk_frames import FrameKind, FrameReader, head_of
-from exastore.proto.bulk_socket import BulkSocket
+from exastore.proto.bulk_socket import BulkSocket, FileBytes
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.links import (
     BulkLink,
@@ -53,6 +53,11 @@ class FakeChunks:
 
     def read_cost_bytes(self, request: storage_pb2.ReadChunkRequest, /) -> int:
         return request.runs[0].length if request.runs else 1
+
+    def unread_chunk(
+        self, request: storage_pb2.ReadChunkRequest, /
+    ) -> tuple[storage_pb2.ReadChunkResponse, FileBytes] | None:
+        return None
 
     async def write_chunk(self, request: WriteFrame, /) -> storage_pb2.WriteChunkResponse:
         async with self._running():
@@ -135,8 +140,10 @@ LIMITS = BulkLimits(4 * MIB, hello_s=0.2, stall_s=0.2)
 
 
 @contextlib.asynccontextmanager
-async def serving(limits: BulkLimits = LIMITS) -> AsyncGenerator[Served]:
-    chunks, registry = FakeChunks(), CollectorRegistry()
+async def serving(
+    limits: BulkLimits = LIMITS, chunks: FakeChunks | None = None
+) -> AsyncGenerator[Served]:
+    chunks, registry = chunks or FakeChunks(), CollectorRegistry()
     metrics = StorageMetrics(registry)
     bulk = BulkServer(chunks, limits, metrics)
     bulk.start("127.0.0.1")
@@ -407,11 +414,12 @@ async def test_a_read_that_is_given_up_is_cancelled_at_the_node() -> None:
 
 
 async def test_a_read_that_waits_its_turn_is_cancelled_before_it_begins() -> None:
-    async with serving() as served:
+    # Each answer is more than a socket holds.
+    async with serving(BulkLimits(32 * MIB)) as served:
         link = await served.open()
         served.chunks.flow.clear()
         for request_id in range(1, 7):
-            link.send(request_id, read_of(request_id, MIB))
+            link.send(request_id, read_of(request_id, 8 * MIB))
         await until(lambda: served.chunks.running_count == 4)
         link.send(7, read_of(7, 1))
         link.forget(5)

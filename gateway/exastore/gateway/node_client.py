@@ -113,7 +113,12 @@ class NodeClient:
         return response
 
     async def read_chunk(
-        self, address: ChunkAddress, size_bytes: int, offset: int | None = None
+        self,
+        address: ChunkAddress,
+        size_bytes: int,
+        offset: int | None = None,
+        *,
+        unchecked: bool = False,
     ) -> ReadFrame:
         """The chunk as the node has it; `size_bytes` is what the answer is expected to weigh.
 
@@ -121,6 +126,7 @@ class NodeClient:
             address: Which chunk.
             size_bytes: How much is expected.
             offset: Read only so many bytes from here; None: the whole chunk, whatever its size.
+            unchecked: The node need not compare the chunk with its checksum: the caller does.
 
         Raises:
             NodeUnavailable: no answer.
@@ -132,6 +138,7 @@ class NodeClient:
                 device_index=address.device_index,
                 chunk=address.chunk_id(),
                 runs=runs,
+                unchecked=unchecked,
             )
 
         runs: list[storage_pb2.ByteRun] = []
@@ -196,12 +203,14 @@ class NodePool:
         address: ChunkAddress,
         size_bytes: int,
         offset: int | None = None,
+        *,
+        unchecked: bool = False,
     ) -> ReadFrame:
         """Read from the device's node; failures make the node or device suspect."""
         client = self._client(view, address.device_index)
         begun_s = self._clock.monotonic_s()
         try:
-            response = await client.read_chunk(address, size_bytes, offset)
+            response = await client.read_chunk(address, size_bytes, offset, unchecked=unchecked)
         except NodeUnavailable as error:
             self._blame("read", error)
             raise

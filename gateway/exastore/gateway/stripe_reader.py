@@ -31,6 +31,7 @@ from exastore.gateway.striping import chunk_slices
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.redundancy import repair_plan_for
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState, SlotState, Uint8Array
+from exastore.proto.chunk_frames import ReadFrame
 from exastore.proto.v1 import common_pb2, storage_pb2
 
 logger = logging.getLogger(__name__)
@@ -328,8 +329,7 @@ class StripeReader:
     ) -> None:
         index = address.index
         try:
-            offset, size_bytes = search.window or (None, extent.chunk_bytes)
-            response = await self._nodes.read(view, address, size_bytes, offset)
+            response, is_right = await self._fetch(view, extent, address, search)
         except NodeUnavailable as error:
             search.failures[index] = str(error)
             return
@@ -341,10 +341,7 @@ class StripeReader:
             if response.status in BAD_STATUSES and index not in extent.missing_indexes:
                 search.bad.add(index)
             return
-        data = response.data
-        # Of a slice's stripe only the slice has a checksum here: the node's own must do meanwhile.
-        expected = response.crc32c if extent.is_slice else extent.chunk_crc32c[index]
-        if len(data) != size_bytes or crc32c(data) != expected:
+        if not is_right:
             self._metrics.chunks.labels("read", "wrong_bytes").inc()
             search.failures[index] = "the node sent other bytes than were written"
             search.bad.add(index)
@@ -355,7 +352,35 @@ class StripeReader:
                 address.device_index,
             )
             return
-        search.have[index] = memoryview(data)
+        search.have[index] = memoryview(response.data)
+
+    async def _fetch(
+        self,
+        view: ClusterView,
+        extent: common_pb2.Extent,
+        address: ChunkAddress,
+        search: _Search,
+    ) -> tuple[ReadFrame, bool]:
+        """What the device says of the chunk, and whether its bytes are those that were written.
+
+        First as it lies on the disk, since it is compared here with what the metadata know. When it
+        is not right, the node has to look: it finds and counts what has rotted, and if the chunk
+        was moved meanwhile it sends the right bytes. Of a slice's stripe the metadata know the
+        slice alone, so there the node's checksum must do until the slice is together.
+        """
+        offset, size_bytes = search.window or (None, extent.chunk_bytes)
+        unchecked = not extent.is_slice
+        while True:
+            response = await self._nodes.read(
+                view, address, size_bytes, offset, unchecked=unchecked
+            )
+            if response.status != storage_pb2.CHUNK_STATUS_OK:
+                return response, False
+            expected = response.crc32c if extent.is_slice else extent.chunk_crc32c[address.index]
+            is_right = len(response.data) == size_bytes and crc32c(response.data) == expected
+            if is_right or not unchecked:
+                return response, is_right
+            unchecked = False
 
 
 async def _cancel(running: dict[asyncio.Task[None], int]) -> None:

@@ -35,7 +35,7 @@ from exastore.proto.bulk_frames import (
     FrameReader,
     head_of,
 )
-from exastore.proto.bulk_socket import KEPT, BulkSocket
+from exastore.proto.bulk_socket import KEPT, BulkSocket, FileBytes, Sendable
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.links import STALL_S
 from exastore.proto.v1 import bulk_pb2, storage_pb2
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 
-_Buffers = Sequence[bytes | memoryview]
+_Buffers = Sequence[Sendable]
 _Work = Callable[[], Awaitable[_Buffers]]
 
 
@@ -56,6 +56,9 @@ class Chunks(Protocol):
 
     def write_cost_bytes(self, request: WriteFrame, /) -> int: ...
     def read_cost_bytes(self, request: storage_pb2.ReadChunkRequest, /) -> int: ...
+    def unread_chunk(
+        self, request: storage_pb2.ReadChunkRequest, /
+    ) -> tuple[storage_pb2.ReadChunkResponse, FileBytes] | None: ...
     async def write_chunk(self, request: WriteFrame, /) -> storage_pb2.WriteChunkResponse: ...
     async def read_chunk(self, request: storage_pb2.ReadChunkRequest, /) -> ReadFrame: ...
 
@@ -221,6 +224,7 @@ class _Connection:
         self._taken_bytes = 0
         #: Small requests that came together with the one that reached the limit.
         self._waiting: deque[Frame] = deque()
+        self._is_catching_up = False
         self._stopping = False
         #: Nothing runs; changes only while stopping.
         self._idle = asyncio.Event()
@@ -279,7 +283,12 @@ class _Connection:
                 self._run(chunks.write_cost_bytes(write), KEPT, lambda: self._write(write))
             elif frame.kind is FrameKind.READ:
                 read = storage_pb2.ReadChunkRequest.FromString(frame.header)
-                self._run(chunks.read_cost_bytes(read), read.request_id, lambda: self._read(read))
+                unread = chunks.unread_chunk(read)
+                if unread is not None:
+                    self._pass_on(*unread)
+                else:
+                    cost_bytes = chunks.read_cost_bytes(read)
+                    self._run(cost_bytes, read.request_id, lambda: self._read(read))
             else:
                 raise BadFrame(f"a client does not send {frame.kind.name}")
         except DecodeError as error:
@@ -292,6 +301,17 @@ class _Connection:
     # ---- answering ----
 
     def _run(self, cost_bytes: int, request_id: int, work: _Work) -> None:
+        running = self._admit(cost_bytes, request_id)
+        running.task = asyncio.create_task(self._answer(running, work))
+        running.task.add_done_callback(lambda task: self._judge(running, task))
+
+    def _pass_on(self, header: storage_pb2.ReadChunkResponse, data: FileBytes) -> None:
+        """Answer at once, from the file into the socket."""
+        running = self._admit(len(data), header.request_id)
+        head = head_of(FrameKind.CHUNK, header.SerializeToString(), len(data))
+        self._send(running, [head, data])
+
+    def _admit(self, cost_bytes: int, request_id: int) -> _Running:
         running = _Running(cost_bytes, request_id)
         self._running.add(running)
         if request_id != KEPT:
@@ -299,11 +319,12 @@ class _Connection:
         self._taken_bytes += cost_bytes
         if self._is_full:
             self._socket.pause_reading()
-        running.task = asyncio.create_task(self._answer(running, work))
-        running.task.add_done_callback(lambda task: self._judge(running, task))
+        return running
 
     async def _answer(self, running: _Running, work: _Work) -> None:
-        buffers = await work()
+        self._send(running, await work())
+
+    def _send(self, running: _Running, buffers: _Buffers) -> None:
         self._socket.send(buffers, key=running.request_id, on_sent=lambda: self._finished(running))
 
     def _judge(self, running: _Running, task: "asyncio.Task[None]") -> None:
@@ -344,6 +365,9 @@ class _Connection:
             if not self._running:
                 self._idle.set()
             return
+        if self._is_catching_up:
+            return  # called from below: what was begun there is answered already
+        self._is_catching_up = True
         try:
             while self._waiting and not self._is_full:
                 self._begin(self._waiting.popleft())
@@ -351,6 +375,8 @@ class _Connection:
             self._socket.close()
             self._end(error)
             return
+        finally:
+            self._is_catching_up = False
         if not self._is_full:
             self._socket.resume_reading()
 

@@ -45,6 +45,7 @@ from exastore.storage.errors import (
     TransferCorrupt,
 )
 from exastore.storage.fence import Fence
+from exastore.storage.file_span import FileSpan
 from exastore.storage.identity import identify
 from exastore.storage.index_file import Entry, PgUsage, SegmentUsage
 from exastore.storage.log import Purpose, StoreOptions
@@ -442,6 +443,17 @@ class ChunkStore:
         """The same, without ever waiting for the disk; None: ask `read`, which also says why."""
         entry = self.get(key)
         return None if entry is None else self._reader.read_cached(key, entry, runs)
+
+    def span(self, key: ChunkKey, generation: int) -> tuple[FileSpan, int] | None:
+        """Where the data of a chunk lie and the CRC-32C that they should have, both unchecked.
+
+        None: ask `read`, because it is not in memory, or not there.
+        """
+        entry = self.get(key)
+        if entry is None or entry.generation != generation:
+            return None
+        span = self._reader.span(entry)
+        return None if span is None else (span, entry.crc32c)
 
     # ---- group commit ----
 

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,26 @@ from exastore.storage.index_file import IndexFile, SqliteIndexFile
 _PUNCH_HOLE_KEEP_SIZE = 3
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+#: cachestat(2) has this number on all architectures, and no function in the C library yet.
+_CACHESTAT = 451
+_syscall = ctypes.CDLL(None).syscall
+_syscall.restype = ctypes.c_long
+
+
+class _Range(ctypes.Structure):
+    """`struct cachestat_range`."""
+
+    _fields_ = (("offset_bytes", ctypes.c_uint64), ("length_bytes", ctypes.c_uint64))
+
+
+class _CacheStat(ctypes.Structure):
+    """`struct cachestat`: counts of pages."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("cached_count", "dirty", "writeback", "evicted", "recently_evicted")
+    )
 
 
 class DiskSpace(NamedTuple):
@@ -40,6 +61,14 @@ class DiskFile(Protocol):
 
     def pread_cached(self, length_bytes: int, offset_bytes: int) -> memoryview | None:
         """The bytes if all of them are in memory; does not wait for the disk."""
+        ...
+
+    def is_cached(self, length_bytes: int, offset_bytes: int) -> bool:
+        """Whether all of these bytes are in memory; false also where the system cannot tell."""
+        ...
+
+    def send(self, target: int, length_bytes: int, offset_bytes: int) -> int:
+        """Send bytes into the socket of this number; how many it took, 0 at the end of the file."""
         ...
 
     def sync(self) -> None:
@@ -146,6 +175,17 @@ class PosixFile:
         except OSError:  # EAGAIN: not in memory; EOPNOTSUPP: the file system cannot tell
             return None
         return buffer if count == length_bytes else None
+
+    def is_cached(self, length_bytes: int, offset_bytes: int) -> bool:
+        wanted, found = _Range(offset_bytes, length_bytes), _CacheStat()
+        if _syscall(_CACHESTAT, self._fd, ctypes.byref(wanted), ctypes.byref(found), 0) != 0:
+            return False  # Linux before 6.5
+        end_bytes = offset_bytes + length_bytes
+        page_count = -(-end_bytes // mmap.PAGESIZE) - offset_bytes // mmap.PAGESIZE
+        return bool(found.cached_count == page_count)
+
+    def send(self, target: int, length_bytes: int, offset_bytes: int) -> int:
+        return os.sendfile(target, self._fd, offset_bytes, length_bytes)
 
     def sync(self) -> None:
         os.fdatasync(self._fd)

@@ -71,7 +71,7 @@ class StorageMetrics:
             "exastore_storage_read_chunks", "Chunk reads answered", ["status"], registry=registry
         )
         self.read_bytes = Counter(
-            "exastore_storage_read_bytes", "Data of chunks read and verified", registry=registry
+            "exastore_storage_read_bytes", "Data of chunks read", registry=registry
         )
         self.bulk_connections = Gauge(
             "exastore_storage_bulk_connections",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from exastore.storage.crc import Buffer
 from exastore.storage.crc import crc32c as crc32c_of
 from exastore.storage.errors import BadRecord, ChunkCorrupt, DeviceReadFailed, StorageError
+from exastore.storage.file_span import FileSpan
 from exastore.storage.index_file import Entry
 from exastore.storage.log import SegmentLog
 from exastore.storage.record import ChunkKey, Place, decode_header, verify_blocks
@@ -68,6 +69,17 @@ class RecordReader:
             return self._checked(key, entry, runs, spans, head, blocks)
         except (StorageError, OSError):
             return None
+
+    def span(self, entry: Entry) -> FileSpan | None:
+        """Where the chunk's data lie, unread and unchecked; None: not in memory, or nowhere."""
+        start = entry.offset_bytes + entry.header_bytes
+        try:
+            file = self._log.file_of(entry.segment)
+            if entry.data_bytes and file.is_cached(entry.data_bytes, start):
+                return FileSpan(file, start, entry.data_bytes)
+        except (StorageError, OSError):
+            pass  # `read` says why
+        return None
 
     def _checked(
         self,

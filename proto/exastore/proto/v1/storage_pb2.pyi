@@ -168,8 +168,13 @@ class ReadChunkRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    UNCHECKED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     device_index: _builtins.int
+    unchecked: _builtins.bool
+    """The asker compares the whole chunk with a checksum of its own, so the node may send it as it lies on the disk. When
+    they differ it asks again without this, and the node says what is wrong.
+    """
     @_builtins.property
     def chunk(self) -> _common_pb2.ChunkId: ...
     @_builtins.property
@@ -188,10 +193,11 @@ class ReadChunkRequest(_message.Message):
         chunk: _common_pb2.ChunkId | None = ...,
         runs: _abc.Iterable[Global___ByteRun] | None = ...,
         background: _budget_pb2.BackgroundRead | None = ...,
+        unchecked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk", "device_index", b"device_index", "request_id", b"request_id", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk", "device_index", b"device_index", "request_id", b"request_id", "runs", b"runs", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,7 +217,7 @@ class ReadChunkResponse(_message.Message):
     status: Global___ChunkStatus.ValueType
     message: _builtins.str
     crc32c: _builtins.int
-    """over data; of a whole chunk as it is stored"""
+    """over data; of a whole chunk as it was stored"""
     data: _builtins.bytes
     """the runs, one after the other"""
     retry_after_s: _builtins.float
