@@ -46,7 +46,7 @@ def rules(draw: st.DrawFn, rule_id: str) -> LifecycleRule:
         expire_days=draw(DAYS) if kind == "days" else 0,
         expire_at_s=86_400.0 * draw(st.integers(1, 50_000)) if kind == "date" else 0.0,
         noncurrent_days=noncurrent,
-        newer_noncurrent_count=draw(st.integers(0, 60)) if noncurrent else 0,
+        newer_noncurrent_count=draw(st.integers(0, 100)) if noncurrent else 0,
         abort_upload_days=draw(st.one_of(st.just(0), DAYS)) if is_plain else 0,
         drop_lone_markers=kind == "marker",
     )

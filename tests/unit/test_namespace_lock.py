@@ -1,5 +1,6 @@
 """Object lock, and replaced versions that lifecycle has to keep, over the engine in memory."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -65,7 +66,9 @@ async def act(engine: MemoryEngine, now_s: float) -> list[str]:
     """One round of lifecycle."""
     due = await engine.read(lambda txn: lifecycle.scan_due(txn, before_s=now_s))
     done = [
-        await engine.transact(lambda txn, key=key: expiry.act(txn, key, now_s, TERMS))  # type: ignore[misc]
+        await engine.transact(
+            lambda txn, key=key: (txn.get(b"lease"), expiry.act(txn, key, now_s, TERMS))[1]  # type: ignore[misc]
+        )
         for key in due
     ]
     found = await engine.read(lambda txn: check.check_bucket(txn, BUCKET))
@@ -74,7 +77,7 @@ async def act(engine: MemoryEngine, now_s: float) -> list[str]:
 
 
 async def version_ids(engine: MemoryEngine) -> list[str]:
-    request = pb.ListVersionsRequest(bucket=BUCKET, max_keys=100)
+    request = pb.ListVersionsRequest(bucket=BUCKET, max_keys=200)
     found = await engine.read(lambda txn: listing.list_versions(txn, request))
     return [version.version_id for version in found.versions]
 
@@ -168,6 +171,21 @@ async def test_lifecycle_keeps_so_many_newer_versions(engine: MemoryEngine) -> N
     ids.append((await put(engine, "v5", 299.0)).version_id)
     assert await act(engine, 301.0) == ["kept", "noncurrent"]
     assert await version_ids(engine) == [ids[5], ids[4], ids[3]]
+
+
+async def test_lifecycle_keeps_a_hundred_newer_versions_and_not_one_more(
+    engine: MemoryEngine,
+) -> None:
+    rules = [pb.LifecycleRule(id="r", noncurrent_days=1, newer_noncurrent_count=100)]
+    await configure(engine, lifecycle=pb.LifecycleRules(rules=rules))
+    ids = [(await put(engine, f"v{n}", 10.0 + n)).version_id for n in range(103)]
+    await delete(engine, "", 120.0)  # the rows read are the most: a marker is among them
+    done = Counter(await act(engine, 900.0))  # a hundred rows, the oldest first
+    assert done + Counter(await act(engine, 900.0)) == {"noncurrent": 3, "kept": 100}
+    assert (await version_ids(engine))[1:] == ids[:2:-1]
+    rules[0].newer_noncurrent_count = 101
+    with pytest.raises(InvalidArgument):
+        await configure(engine, lifecycle=pb.LifecycleRules(rules=rules))
 
 
 async def test_a_delete_marker_left_alone_goes(engine: MemoryEngine) -> None:

@@ -31,10 +31,9 @@ class Limits:
     key_bytes: int = 2048
     value_bytes: int = 65536
     mutation_count: int = 100
-    #: Reads of a read-write transaction; every key that a scan returns counts, and every `add`.
-    tracked_read_count: int = 100
-    #: Scans of a read-write transaction: etcd compares at most 128 things, keys read and ranges.
-    scan_count: int = 28
+    #: Reads of a read-write transaction: every `get` and `add`, every scan, and every key that a
+    #: scan returns. etcd compares at most 128 things, keys read and ranges.
+    tracked_read_count: int = 128
     #: Keys and values written.
     transaction_bytes: int = 1 << 20
 

@@ -15,7 +15,6 @@ class LimitedTransaction(ABC):
         "_mutation_count",
         "_open",
         "_read_only",
-        "_scan_count",
         "_tracked_read_count",
         "_written_bytes",
     )
@@ -26,7 +25,6 @@ class LimitedTransaction(ABC):
         #: Operations so far; never above the limits.
         self._mutation_count = 0
         self._tracked_read_count = 0
-        self._scan_count = 0
         self._written_bytes = 0
         #: False once `fn` has returned.
         self._open = True
@@ -60,14 +58,12 @@ class LimitedTransaction(ABC):
     ) -> list[tuple[bytes, bytes]]:
         assert self._open, "transaction used after its function returned"
         if not self._read_only:
-            self._scan_count += 1
-            if self._scan_count > self._limits.scan_count:
-                raise LimitExceeded("scan_count", self._limits.scan_count, self._scan_count)
+            self._track_read(begin, 1)
             # One row more than allowed is enough to know that the limit is exceeded.
             room = self._limits.tracked_read_count - self._tracked_read_count + 1
             fetched = room if limit is None else min(limit, room)
             rows = self._scan(begin, end, fetched, reverse, keys_only)
-            self._track_read(b"", max(1, len(rows)))
+            self._track_read(b"", len(rows))
             return rows
         return self._scan(begin, end, limit, reverse, keys_only)
 

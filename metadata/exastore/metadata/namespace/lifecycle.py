@@ -23,8 +23,8 @@ from exastore.proto.v1 import metadata_pb2
 
 #: As in S3.
 RULE_COUNT_MAX = 1000
-#: S3 has 100; so many rows can be counted in a transaction that deletes one of them.
-NEWER_COUNT_MAX = 60
+#: As in S3; so many rows are read in the transaction that deletes the version behind them.
+NEWER_COUNT_MAX = 100
 _RULES_BYTES_MAX = 48 * 1024
 
 Rule = metadata_pb2.LifecycleRule
