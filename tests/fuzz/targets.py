@@ -12,6 +12,7 @@ from itertools import count
 from typing import ParamSpec, TypeVar
 
 from prometheus_client import CollectorRegistry
+from tests.support.clocks import FrozenClock
 
 from exastore.gateway.errors import GatewayError, RequestError
 from exastore.gateway.s3 import auth, xml
@@ -41,19 +42,6 @@ _SCOPE = auth.Scope("20231114", "us-east-1", "s3")
 _IDENTITY_HASH = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
 #: Bounded, so that a target does not read for ever.
 _MAX_STREAM_PIECES = 1_000
-
-
-class FrozenClock:
-    """Time does not pass."""
-
-    def now_s(self) -> float:
-        return NOW_S
-
-    def monotonic_s(self) -> float:
-        return 0.0
-
-    async def sleep(self, duration_s: float) -> None:
-        return None
 
 
 class PieceStream:
@@ -212,7 +200,7 @@ async def _answer(data: bytes) -> int:
     front = S3Front(
         store,
         keys=RootKey("ak", "secret"),
-        clock=FrozenClock(),
+        clock=FrozenClock(NOW_S),
         metrics=_metrics(),
         new_request_id=_request_ids().__next__,
     )

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import boto3
 import pytest
 from botocore.config import Config
+from tests.support.s3_front import Front, new_bucket, serving_front
 
 from exastore.deploy.cli import main
 from exastore.deploy.layout import ClusterFile
@@ -171,6 +172,19 @@ def running_cluster(directory: Path, *options: str) -> Generator[LiveCluster]:
         if (directory / "spec.toml").exists():
             stopped = exastore("cluster", "down", "--dir", directory, "--json")
             assert stopped.code == 0, stopped.err
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[Front]:
+    """The front over a dictionary."""
+    with serving_front() as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(front: Front, request: pytest.FixtureRequest) -> str:
+    """A bucket of that front for the test alone, with one object."""
+    return new_bucket(front, request.node.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """A metadata server over real gRPC, in this process, on a port of the kernel's choice."""
 
-import asyncio
 import hashlib
 import socket
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +10,7 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from exastore.deploy.clock import SystemClock
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.errors import AddressInUse, WrongCluster
 from exastore.metadata.service.server import MetadataServer
@@ -19,19 +18,6 @@ from exastore.proto.v1 import common_pb2, metadata_pb2, metadata_pb2_grpc
 
 pb = metadata_pb2
 Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
-
-
-class RealClock:
-    """The system's clocks."""
-
-    def now_s(self) -> float:
-        return time.time()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    async def sleep(self, duration_s: float) -> None:
-        await asyncio.sleep(duration_s)
 
 
 def new_server(path: Path, **options: object) -> MetadataServer:
@@ -44,7 +30,7 @@ def new_server(path: Path, **options: object) -> MetadataServer:
         **options,
     }
     config = MetadataConfig(**values)  # type: ignore[arg-type]  # keyword values of a test
-    return MetadataServer(config, clock=RealClock(), registry=CollectorRegistry())
+    return MetadataServer(config, clock=SystemClock(), registry=CollectorRegistry())
 
 
 def heartbeat(number: int, known_epoch: int = 0) -> metadata_pb2.HeartbeatRequest:
@@ -213,7 +199,7 @@ async def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
 async def test_metrics_count_requests_by_method_and_result(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     config = MetadataConfig(engine=f"sqlite://{tmp_path}/meta.db")
-    server = MetadataServer(config, clock=RealClock(), registry=registry)
+    server = MetadataServer(config, clock=SystemClock(), registry=registry)
     async with grpc.aio.insecure_channel(await server.start()) as channel:
         stub = metadata_pb2_grpc.MetadataServiceStub(channel)
         await stub.ListBuckets(pb.ListBucketsRequest())

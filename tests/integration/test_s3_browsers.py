@@ -1,24 +1,13 @@
 """Origins, forms, websites, and features that are off: browsers and SDKs at the real front."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from tests.support.s3_front import ORIGIN, Front, code_of, new_bucket, put_policy, serving_front
+from tests.support.s3_front import ORIGIN, Front, code_of, put_policy
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def front() -> Iterator[Front]:
-    with serving_front() as made:
-        yield made
-
-
-@pytest.fixture
-def bucket(front: Front, request: pytest.FixtureRequest) -> str:
-    return new_bucket(front, request.node.name)
 
 
 # ---- origins ----

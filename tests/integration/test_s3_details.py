@@ -1,26 +1,14 @@
 """Details of operations that few clients ask for, with boto3 over the store in memory."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from tests.support.s3_front import Front, code_of, new_bucket, put_policy, serving_front
+from tests.support.s3_front import Front, code_of, put_policy
 
 pytestmark = pytest.mark.integration
 
 ALGORITHMS = ("SHA512", "MD5", "XXHASH64", "XXHASH3", "XXHASH128")
-
-
-@pytest.fixture(scope="module")
-def front() -> Iterator[Front]:
-    with serving_front() as made:
-        yield made
-
-
-@pytest.fixture
-def bucket(front: Front, request: pytest.FixtureRequest) -> str:
-    return new_bucket(front, request.node.nodeid)
 
 
 def test_buckets_are_listed_over_pages(front: Front) -> None:

@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from asyncio import sleep
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from exastore.deploy.clock import SystemClock
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.s3.http import AddressInUse, BadCertificate
 from exastore.gateway.testing.memory_store import MemoryStore
@@ -45,21 +45,10 @@ ISOLATED = {
 }
 
 
-class RealClock:
-    def now_s(self) -> float:
-        return time.time()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    async def sleep(self, duration_s: float) -> None:
-        await sleep(duration_s)
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[ServedStore]:
     config = GatewayConfig(access_key=ACCESS_KEY, secret_key=SECRET_KEY)
-    with ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock()) as served:
+    with ServedStore(lambda: MemoryStore(time.time), config, clock=SystemClock()) as served:
         yield served
 
 
@@ -375,7 +364,7 @@ def test_boto3_signs_again_for_the_region_that_a_refusal_names() -> None:
     config = GatewayConfig(
         access_key=ACCESS_KEY, secret_key=SECRET_KEY, region="eu-north-1", check_region=True
     )
-    clock = RealClock()
+    clock = SystemClock()
     with ServedStore(lambda: MemoryStore(clock.now_s), config, clock=clock) as served:
 
         def client_of(region: str) -> Any:
@@ -555,7 +544,7 @@ def tls_client() -> Iterator[Any]:
         tls_certificate=str(TESTDATA / "certificate.pem"),
         tls_key=str(TESTDATA / "key.pem"),
     )
-    with ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock()) as served:
+    with ServedStore(lambda: MemoryStore(time.time), config, clock=SystemClock()) as served:
         client = new_client(served, scheme="https", verify=str(TESTDATA / "certificate.pem"))
         with closing(client):
             yield client
@@ -588,7 +577,7 @@ def test_over_tls_checksums_come_as_trailers(tls_client: Any) -> None:
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.pem")
     config = GatewayConfig(access_key="a", secret_key="s", tls_certificate=missing, tls_key=missing)
-    served = ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock())
+    served = ServedStore(lambda: MemoryStore(time.time), config, clock=SystemClock())
     with pytest.raises(BadCertificate, match=r"none\.pem"), served:
         pass
 
@@ -611,7 +600,7 @@ def test_a_head_without_end_is_refused(served: ServedStore) -> None:
 
 def test_an_address_is_taken_once(served: ServedStore) -> None:
     config = GatewayConfig(served.address, access_key="a", secret_key="s")
-    second = ServedStore(lambda: MemoryStore(time.time), config, clock=RealClock())
+    second = ServedStore(lambda: MemoryStore(time.time), config, clock=SystemClock())
     with pytest.raises(AddressInUse, match=served.address), second:
         pass
 

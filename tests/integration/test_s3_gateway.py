@@ -1,7 +1,6 @@
 """The gateway as a process would run it, without a cluster behind."""
 
 import asyncio
-import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -12,6 +11,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from prometheus_client import CollectorRegistry
 
+from exastore.deploy.clock import SystemClock
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.s3.http import AddressInUse, BadAddress
 from exastore.gateway.server import Gateway
@@ -24,19 +24,8 @@ CONFIG = GatewayConfig(
 )
 
 
-class RealClock:
-    def now_s(self) -> float:
-        return time.time()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    async def sleep(self, duration_s: float) -> None:
-        await asyncio.sleep(duration_s)
-
-
 def new_gateway(config: GatewayConfig = CONFIG) -> Gateway:
-    return Gateway(config, clock=RealClock(), registry=CollectorRegistry())
+    return Gateway(config, clock=SystemClock(), registry=CollectorRegistry())
 
 
 def fetch(url: str) -> tuple[int, bytes]:

@@ -13,8 +13,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from tests.integration.conftest import LiveCluster
-from tests.integration.test_s3_front import ACCESS_KEY, SECRET_KEY, RealClock
+from tests.integration.test_s3_front import ACCESS_KEY, SECRET_KEY
 
+from exastore.deploy.clock import SystemClock
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.testing.memory_store import MemoryStore
 from exastore.gateway.testing.served import ServedStore
@@ -28,7 +29,7 @@ _numbers = count(1)
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Any]:
     config = GatewayConfig(access_key=ACCESS_KEY, secret_key=SECRET_KEY)
-    clock = RealClock()
+    clock = SystemClock()
     with ServedStore(lambda: MemoryStore(clock.now_s), config, clock=clock) as served:
         client = boto3.client(
             "s3",

@@ -19,15 +19,23 @@ from tests.support.s3_examples import form
 from tests.support.s3_signer import Spec
 from tests.support.s3_world import Answer, MemoryWorld, wire_of
 
+from exastore.gateway.s3.acl import ANONYMOUS_OWNER
+
 OWNERS = {"fuzz-acme": "ANN", "fuzz-evil": "EVE"}
 TENANTS = {"ANN": "acme", "BOB": "acme", "EVE": "evil", "": ""}
 TENANT_OF = {name: TENANTS[owner] for name, owner in OWNERS.items()}
 ACTIONS = (
     *("GetObject", "PutObject", "DeleteObject", "ListBucket", "AbortMultipartUpload"),
     *("ListMultipartUploadParts", "ListBucketMultipartUploads", "GetObjectAttributes"),
+    *("GetObjectAcl", "PutObjectAcl"),
 )
 #: What a statement may name: everybody, a tenant, a user.
 PRINCIPALS = ("*", "acme", "evil", "arn:aws:iam::acme:user/bob", "arn:aws:iam::evil:user/eve")
+#: Canned lists; "" asks for none.
+LISTS = (
+    *("", "", "private", "public-read", "authenticated-read"),
+    *("bucket-owner-read", "bucket-owner-full-control"),
+)
 DESCRIPTIONS = ("attributes", "tagging", "acl", "retention", "legal-hold")
 STEPS = ("part", "copy", "list", "abort", "complete")
 DOCUMENTS = (
@@ -59,8 +67,18 @@ class Upload:
     key: str
     upload_id: str
     token: str
+    listed: "Listed"
     parts: dict[int, tuple[str, str]] = field(default_factory=dict[int, tuple[str, str]])
     """Number to (ETag, token)."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Whose an object is, and its canned list."""
+
+    owner: str
+    """A tenant; "-": nobody's."""
+    canned: str = ""
 
 
 @dataclass
@@ -89,6 +107,8 @@ class Tenants(RuleBasedStateMachine):
         self.world = MemoryWorld(self.runner)
         self.objects: dict[tuple[str, str], tuple[str, ...]] = {}
         """Tokens of each object's bytes and metadata."""
+        self.lists: dict[tuple[str, str], Listed] = {}
+        """Of the objects that there are, and of some that were."""
         self.uploads: list[Upload] = []
         self.governed = {name: Rules() for name in OWNERS}
         self.count = 0
@@ -99,8 +119,8 @@ class Tenants(RuleBasedStateMachine):
             spec = Spec("PUT", f"/{name}", {"ownershipControls": ""}, {}, ownership)
             assert self.ask(owner, spec).status == 200
             for key in ("k0", "k1"):
-                self.put(owner, name, key, False)
-                self.create_upload(owner, name, key)
+                self.put(owner, name, key, False, "")
+                self.create_upload(owner, name, key, "")
 
     def teardown(self) -> None:
         self.runner.close()
@@ -124,11 +144,49 @@ class Tenants(RuleBasedStateMachine):
             return True
         return rules.is_public_list and not rules.is_closed and action in OF_LISTS
 
+    def may_write(self, who: str, bucket: str, canned: str) -> bool:
+        """Whether one may put an object, with a list of its own perhaps."""
+        may_list = not canned or self.may(who, "PutObjectAcl", bucket)
+        return self.may(who, "PutObject", bucket) and may_list
+
+    def may_on(self, who: str, action: str, place: tuple[str, str]) -> bool:
+        """Whether one may read or describe an object, which may be another's than its bucket."""
+        if place not in self.objects:
+            return self.may(who, action, place[0])
+        listed, tenant, bucket = self.lists[place], TENANTS[who], place[0]
+        rules = self.governed[bucket]
+        if any(
+            effect == "Deny" and action in actions and names(named, who)
+            for effect, named, actions in rules.policy
+        ):
+            return False
+        if tenant and tenant == listed.owner:
+            return True
+        if listed.owner == TENANT_OF[bucket] and self.may(who, action, bucket):
+            return True
+        match listed.canned:
+            case "public-read":
+                return action == "GetObject" and not rules.is_closed
+            case "authenticated-read":
+                return action == "GetObject" and bool(who) and not rules.is_closed
+            case "bucket-owner-read":
+                return action == "GetObject" and tenant == TENANT_OF[bucket]
+            case "bucket-owner-full-control":
+                reads = action in ("GetObject", "GetObjectAcl", "PutObjectAcl")
+                return reads and tenant == TENANT_OF[bucket]
+            case _:
+                return False
+
+    def keep(self, who: str, place: tuple[str, str], tokens: tuple[str, ...], canned: str) -> None:
+        """An object was written."""
+        self.objects[place] = tokens
+        self.lists[place] = Listed(TENANTS[who] or "-", canned)
+
     def visible(self, who: str) -> set[str]:
         """The tokens that one may read now."""
         found: set[str] = set()
-        for (bucket, _), tokens in self.objects.items():
-            if self.may(who, "GetObject", bucket):
+        for place, tokens in self.objects.items():
+            if self.may_on(who, "GetObject", place):
                 found.update(tokens)
         return found
 
@@ -157,13 +215,20 @@ class Tenants(RuleBasedStateMachine):
 
     # ---- objects ----
 
-    @rule(who=everybody, bucket=buckets, key=keys, presigned=st.booleans())
-    def put(self, who: str, bucket: str, key: str, presigned: bool) -> None:
+    @rule(
+        who=everybody,
+        bucket=buckets,
+        key=keys,
+        presigned=st.booleans(),
+        canned=st.sampled_from(LISTS),
+    )
+    def put(self, who: str, bucket: str, key: str, presigned: bool, canned: str) -> None:
         token, note = self.token(), self.token()
-        spec = Spec("PUT", f"/{bucket}/{key}", {}, {"x-amz-meta-note": note}, token.encode())
-        allowed = self.may(who, "PutObject", bucket)
+        headers = {"x-amz-meta-note": note, **({"x-amz-acl": canned} if canned else {})}
+        spec = Spec("PUT", f"/{bucket}/{key}", {}, headers, token.encode())
+        allowed = self.may_write(who, bucket, canned)
         if allowed:
-            self.objects[bucket, key] = (token, note)
+            self.keep(who, (bucket, key), (token, note), canned)
         self.expect(self.ask(who, spec, presigned=presigned), allowed, 200)
 
     @rule(who=everybody, bucket=buckets, key=keys, presigned=st.booleans(), head=st.booleans())
@@ -172,7 +237,7 @@ class Tenants(RuleBasedStateMachine):
         answer = self.ask(who, spec, presigned=presigned)
         tokens = self.objects.get((bucket, key))
         status = 200 if tokens else self.missing(who, bucket)
-        self.expect(answer, self.may(who, "GetObject", bucket), status)
+        self.expect(answer, self.may_on(who, "GetObject", (bucket, key)), status)
         if answer.status == 200 and tokens and not head:
             assert answer.body.decode() == tokens[0]
             assert answer.headers.get("x-amz-meta-note", "") == "".join(tokens[1:])
@@ -181,9 +246,22 @@ class Tenants(RuleBasedStateMachine):
     def describe(self, who: str, bucket: str, key: str, what: str) -> None:
         headers = {"x-amz-object-attributes": "ETag"}
         answer = self.ask(who, Spec("GET", f"/{bucket}/{key}", {what: ""}, headers))
-        if TENANTS[who] != TENANT_OF[bucket]:
-            granted = what == "attributes" and self.may(who, "GetObjectAttributes", bucket)
-            assert answer.status == 403 or granted, answer
+        actions = {"attributes": "GetObjectAttributes", "acl": "GetObjectAcl"}
+        if not self.may_on(who, actions.get(what, ""), (bucket, key)):
+            assert answer.status == 403, answer
+        elif what == "acl" and (bucket, key) in self.objects:
+            owner = self.lists[bucket, key].owner
+            shown = re.findall(rb"<ID>([^<]+)<", answer.body)[0].decode()
+            assert shown == (owner if owner in TENANTS.values() else ANONYMOUS_OWNER), answer
+
+    @rule(who=everybody, bucket=buckets, key=keys, canned=st.sampled_from(LISTS[2:]))
+    def put_object_list(self, who: str, bucket: str, key: str, canned: str) -> None:
+        spec = Spec("PUT", f"/{bucket}/{key}", {"acl": ""}, {"x-amz-acl": canned})
+        allowed = self.may_on(who, "PutObjectAcl", (bucket, key))
+        there = (bucket, key) in self.objects
+        if allowed and there:
+            self.lists[bucket, key] = replace(self.lists[bucket, key], canned=canned)
+        self.expect(self.ask(who, spec), allowed, 200 if there else self.missing(who, bucket))
 
     @rule(who=everybody, bucket=buckets, key=keys)
     def delete(self, who: str, bucket: str, key: str) -> None:
@@ -211,7 +289,7 @@ class Tenants(RuleBasedStateMachine):
         note = self.token()
         headers = {"x-amz-copy-source": f"{source_bucket}/{source_key}", "x-amz-meta-note": note}
         headers["x-amz-metadata-directive"] = "REPLACE" if replaces else "COPY"
-        allowed = self.may(who, "PutObject", bucket) and self.may(who, "GetObject", source_bucket)
+        allowed = self.may(who, "PutObject", bucket) and self.may_on(who, "GetObject", source)
         tokens = self.objects.get(source)
         answer = self.ask(who, Spec("PUT", f"/{bucket}/{key}", {}, headers))
         if not allowed:
@@ -222,7 +300,7 @@ class Tenants(RuleBasedStateMachine):
             assert answer.status == 400, answer
         else:
             assert answer.status == 200, answer
-            self.objects[goal] = (tokens[0], note) if replaces else tokens
+            self.keep(who, goal, (tokens[0], note) if replaces else tokens, "")
 
     @rule(who=everybody, bucket=buckets, key=keys)
     def post(self, who: str, bucket: str, key: str) -> None:
@@ -232,7 +310,7 @@ class Tenants(RuleBasedStateMachine):
         allowed = self.may("", "PutObject", bucket)
         self.expect(answer, allowed, 204)
         if allowed:
-            self.objects[bucket, key] = (token,)
+            self.keep("", (bucket, key), (token,), "")
 
     # ---- lists ----
 
@@ -266,15 +344,16 @@ class Tenants(RuleBasedStateMachine):
 
     # ---- uploads ----
 
-    @rule(who=everybody, bucket=buckets, key=keys)
-    def create_upload(self, who: str, bucket: str, key: str) -> None:
+    @rule(who=everybody, bucket=buckets, key=keys, canned=st.sampled_from(LISTS))
+    def create_upload(self, who: str, bucket: str, key: str, canned: str) -> None:
         note = self.token()
-        headers = {"x-amz-meta-note": note}
+        headers = {"x-amz-meta-note": note, **({"x-amz-acl": canned} if canned else {})}
         answer = self.ask(who, Spec("POST", f"/{bucket}/{key}", {"uploads": ""}, headers))
-        self.expect(answer, self.may(who, "PutObject", bucket), 200)
+        self.expect(answer, self.may_write(who, bucket, canned), 200)
         if answer.status == 200:
             (upload_id,) = re.findall(r"<UploadId>([^<]+)<", answer.body.decode())
-            self.uploads.append(Upload(bucket, key, upload_id, note))
+            listed = Listed(TENANTS[who] or "-", canned)
+            self.uploads.append(Upload(bucket, key, upload_id, note, listed))
 
     @rule(who=everybody, data=st.data(), bucket=buckets, key=keys, what=st.sampled_from(STEPS))
     def use_upload(self, who: str, data: Any, bucket: str, key: str, what: str) -> None:
@@ -320,8 +399,9 @@ class Tenants(RuleBasedStateMachine):
         query = {"uploadId": upload.upload_id, "partNumber": "1"}
         headers = {"x-amz-copy-source": f"{source}/{source_key}"}
         answer = self.ask(who, Spec("PUT", path, query, headers))
-        allowed = self.may(who, "PutObject", bucket) and self.may(who, "GetObject", source)
-        tokens = self.objects.get((source, source_key))
+        place = (source, source_key)
+        allowed = self.may(who, "PutObject", bucket) and self.may_on(who, "GetObject", place)
+        tokens = self.objects.get(place)
         if not allowed:
             assert answer.status == 403, answer
         elif tokens is None or not fits:
@@ -341,6 +421,7 @@ class Tenants(RuleBasedStateMachine):
         self.expect(answer, self.may(who, "PutObject", bucket), 200 if fits else 404)
         if answer.status == 200:
             self.objects[upload.bucket, upload.key] = (token, upload.token)
+            self.lists[upload.bucket, upload.key] = upload.listed
             self.uploads.remove(upload)
 
     # ---- rules of buckets ----
@@ -417,10 +498,10 @@ class Tenants(RuleBasedStateMachine):
     @invariant()
     def owners_read_what_is_theirs(self) -> None:
         for (bucket, key), tokens in self.objects.items():
-            owner = OWNERS[bucket]
-            if self.may(owner, "GetObject", bucket):
-                answer = self.ask(owner, Spec("GET", f"/{bucket}/{key}"))
-                assert (answer.status, answer.body) == (200, tokens[0].encode())
+            for who in ("ANN", "EVE"):
+                if self.may_on(who, "GetObject", (bucket, key)):
+                    answer = self.ask(who, Spec("GET", f"/{bucket}/{key}"))
+                    assert (answer.status, answer.body) == (200, tokens[0].encode())
 
 
 TestTenants = Tenants.TestCase

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import time
-from asyncio import sleep
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from exastore.deploy.clock import SystemClock
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.s3.identity import Credential, Kind, Principal
 from exastore.gateway.testing.memory_store import MemoryStore
@@ -29,17 +29,6 @@ USERS = {
     "EVE": Credential("eve-secret", Principal(Kind.USER, "evil", "eve")),
 }
 ORIGIN = "https://page.example"
-
-
-class RealClock:
-    def now_s(self) -> float:
-        return time.time()
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
-
-    async def sleep(self, duration_s: float) -> None:
-        await sleep(duration_s)
 
 
 @dataclass
@@ -120,7 +109,7 @@ def serving_front() -> Generator[Front]:
     with ServedStore(
         lambda: MemoryStore(time.time),
         config,
-        clock=RealClock(),
+        clock=SystemClock(),
         look_up=look_up,
         count_traffic=made.count,
         record_act=made.record,

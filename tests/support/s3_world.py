@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
+from tests.support.clocks import FrozenClock
 from tests.support.s3_examples import (
     CONTENT,
     EXAMPLES,
@@ -155,19 +156,6 @@ class _Keys:
         return USERS.get(access_key)
 
 
-class _Clock:
-    """Time does not pass."""
-
-    def now_s(self) -> float:
-        return NOW_S
-
-    def monotonic_s(self) -> float:
-        return 0.0
-
-    async def sleep(self, duration_s: float) -> None:
-        return None
-
-
 class _Store(MemoryStore):
     """One that tells all that it holds."""
 
@@ -218,7 +206,7 @@ class MemoryWorld:
         self._front = S3Front(
             self._store,
             keys=_Keys(),
-            clock=_Clock(),
+            clock=FrozenClock(NOW_S),
             metrics=S3Metrics(CollectorRegistry()),
             options=FrontOptions(region=REGION, check_region=True),
             master_key=MasterKey({b"k" * 8: b"k" * 32}),

@@ -13,7 +13,7 @@ from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.access import BucketAccess, PublicAccessBlock, may
 from exastore.gateway.s3.acl import (
     ALL_USERS,
-    CANNED,
+    CANNED_OF_BUCKETS,
     Acl,
     acl_document,
     acl_of_document,
@@ -424,7 +424,7 @@ def test_canned_lists(canned: str, who: Principal, action: str, expected: bool) 
 
 
 def test_lists_survive_xml_json_and_headers() -> None:
-    for canned, grants in CANNED.items():
+    for canned, grants in CANNED_OF_BUCKETS.items():
         acl = acl_of_headers({"x-amz-acl": canned})
         assert acl == Acl(grants)
         document = render(acl_document("acme", Acl(grants)))
@@ -451,10 +451,13 @@ def test_wrong_grants_are_named(headers: dict[str, str], code: str) -> None:
 
 
 def test_an_enforced_owner_takes_no_lists_but_its_own() -> None:
+    public = Acl(CANNED_OF_BUCKETS["public-read"])
     check_acl(Acl(), "BucketOwnerEnforced")
     with pytest.raises(RequestError, match="AccessControlListNotSupported"):
-        check_acl(Acl(CANNED["public-read"]), "BucketOwnerEnforced")
-    check_acl(Acl(CANNED["public-read"]), "ObjectWriter")
+        check_acl(public, "BucketOwnerEnforced")
+    check_acl(public, "ObjectWriter")
+    with pytest.raises(RequestError, match="AccessDenied"):
+        check_acl(public, "ObjectWriter", blocks_public=True)
     other = render(acl_document("evil", Acl()))
     with pytest.raises(RequestError, match="AccessDenied"):
         acl_of_document(other, "acme")

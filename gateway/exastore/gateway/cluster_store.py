@@ -23,6 +23,7 @@ from exastore.gateway.errors import MarkerFound, RequestError
 from exastore.gateway.ids import time_ordered_ids
 from exastore.gateway.map_cache import MapCache
 from exastore.gateway.messages import (
+    acl_message,
     attributes_message,
     bucket_of,
     change_message,
@@ -46,6 +47,7 @@ from exastore.gateway.reader import ClusterObjectReader
 from exastore.gateway.store import (
     NO_CHECKSUMS,
     NO_UPLOAD_CHECKSUM,
+    AccessList,
     Body,
     BucketChange,
     BucketInfo,
@@ -68,7 +70,7 @@ from exastore.gateway.stripe_writer import StripeWriter
 from exastore.gateway.writer import BodyWriter, StoredBody
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import Phase, reach
-from exastore.proto.v1 import lock_pb2, metadata_pb2
+from exastore.proto.v1 import acl_pb2, lock_pb2, metadata_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -323,6 +325,15 @@ class ClusterStore:
             bypass_governance=bypass_governance,
         )
         await self.metadata.put_lock(request)
+
+    async def put_acl(self, bucket: str, key: str, version_id: str, acl: AccessList | None) -> None:
+        request = acl_pb2.PutAclRequest(
+            bucket=bucket,
+            key=key,
+            version_id=version_id,
+            acl=None if acl is None else acl_message(acl),
+        )
+        await self.metadata.put_acl(request)
 
     async def copy_object(
         self,

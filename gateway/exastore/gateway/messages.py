@@ -7,6 +7,7 @@ from exastore.gateway.metadata_errors import REQUEST_CODES
 from exastore.gateway.store import (
     NO_LOCK,
     NULL_VERSION,
+    AccessList,
     BucketChange,
     BucketInfo,
     BucketLock,
@@ -25,7 +26,7 @@ from exastore.gateway.store import (
     VersionListing,
 )
 from exastore.gateway.writer import StoredBody
-from exastore.proto.v1 import lock_pb2, metadata_pb2
+from exastore.proto.v1 import acl_pb2, lock_pb2, metadata_pb2
 
 #: Versioning and lock modes as S3 writes them.
 _VERSIONING = {
@@ -99,6 +100,20 @@ def lock_message(lock: ObjectLock) -> lock_pb2.ObjectLock:
     )
 
 
+def acl_of(message: acl_pb2.AccessList) -> AccessList:
+    return AccessList(
+        message.owner, tuple((grant.grantee, grant.permission) for grant in message.grants)
+    )
+
+
+def acl_message(acl: AccessList) -> acl_pb2.AccessList:
+    grants = [
+        acl_pb2.AccessGrant(grantee=grantee, permission=permission)
+        for grantee, permission in acl.grants
+    ]
+    return acl_pb2.AccessList(owner=acl.owner, grants=grants)
+
+
 def deletion_message(deletion: Deletion) -> metadata_pb2.DeleteItem:
     return metadata_pb2.DeleteItem(
         key=deletion.key, version_id=deletion.version_id, if_match=deletion.if_match
@@ -142,6 +157,7 @@ def attributes_of(message: metadata_pb2.Object) -> ObjectAttributes:
         user_metadata=dict(message.user_metadata),
         tags=dict(message.tags),
         lock=lock_of(message.lock) if message.HasField("lock") else NO_LOCK,
+        acl=acl_of(message.acl) if message.HasField("acl") else None,
         encryption=encryption_of(message),
     )
 
@@ -210,6 +226,8 @@ def attributes_message(attributes: ObjectAttributes) -> metadata_pb2.Object:
     )
     if attributes.lock != NO_LOCK:
         message.lock.CopyFrom(lock_message(attributes.lock))
+    if attributes.acl is not None:
+        message.acl.CopyFrom(acl_message(attributes.acl))
     sealed = attributes.encryption
     if sealed is not None:
         message.encryption.algorithm = sealed.algorithm

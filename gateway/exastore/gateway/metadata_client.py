@@ -19,6 +19,8 @@ from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
 from exastore.proto.v1 import (
     access_pb2_grpc,
+    acl_pb2,
+    acl_pb2_grpc,
     common_pb2,
     documents_pb2,
     documents_pb2_grpc,
@@ -35,6 +37,7 @@ Response = TypeVar("Response")
 Stub: TypeAlias = "metadata_pb2_grpc.MetadataServiceAsyncStub"
 AccessStub: TypeAlias = "access_pb2_grpc.AccessServiceAsyncStub"
 DocumentStub: TypeAlias = "documents_pb2_grpc.DocumentServiceAsyncStub"
+AclStub: TypeAlias = "acl_pb2_grpc.AclServiceAsyncStub"
 LockStub: TypeAlias = "lock_pb2_grpc.LockServiceAsyncStub"
 SealingStub: TypeAlias = "sealing_pb2_grpc.SealingServiceAsyncStub"
 
@@ -64,6 +67,9 @@ class MetadataClient:
         ]
         self._lock_stubs: list[LockStub] = [
             lock_pb2_grpc.LockServiceStub(channel) for channel in self._channels
+        ]
+        self._acl_stubs: list[AclStub] = [
+            acl_pb2_grpc.AclServiceStub(channel) for channel in self._channels
         ]
         self._sealing_stubs: list[SealingStub] = [
             sealing_pb2_grpc.SealingServiceStub(channel) for channel in self._channels
@@ -167,6 +173,9 @@ class MetadataClient:
 
     async def put_lock(self, request: lock_pb2.PutLockRequest) -> None:
         await self._call_at(lambda index: self._lock_stubs[index].PutLock, request)
+
+    async def put_acl(self, request: acl_pb2.PutAclRequest) -> None:
+        await self._call_at(lambda index: self._acl_stubs[index].PutAcl, request)
 
     async def replace_wrapped_key(self, request: sealing_pb2.ReplaceWrappedKeyRequest) -> bool:
         stubs = self._sealing_stubs

@@ -84,6 +84,16 @@ NO_LOCK = ObjectLock()
 
 
 @dataclass(frozen=True, slots=True)
+class AccessList:
+    """The access control list of an object."""
+
+    owner: str
+    """The tenant whose object it is."""
+    grants: tuple[tuple[str, str], ...] = ()
+    """Beside the owner's full control: (tenant or group's URI, permission)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Encryption:
     """How the bytes of an object are sealed: see `exastore.gateway.encryption`."""
 
@@ -105,6 +115,8 @@ class ObjectAttributes:
     """x-amz-meta-*: lower-case names without the prefix."""
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     lock: ObjectLock = NO_LOCK
+    acl: AccessList | None = None
+    """None: it is its bucket's owner's alone."""
     encryption: Encryption | None = None
     """Of sealed bytes. All sizes are in the clear, but `ObjectReader.read` gives what is stored."""
 
@@ -362,6 +374,10 @@ class ObjectStore(Protocol):
         bypass_governance: bool = False,
     ) -> None:
         """Change mode and time, or the legal hold, of a version."""
+        ...
+
+    async def put_acl(self, bucket: str, key: str, version_id: str, acl: AccessList | None) -> None:
+        """Replace the list of a version."""
         ...
 
     async def copy_object(

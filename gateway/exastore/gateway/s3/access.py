@@ -8,7 +8,9 @@ Laws:
    or list allows, and its own policy does not leave out.
 4. The anonymous one may do what a bucket allows to everybody, unless its public access block
    forbids it.
-5. Nothing is told of a bucket that may not be used, but that its name is taken.
+5. An object that another tenant owns is that one's to read, describe and list for others; of the
+   bucket's policy only what is denied counts. Its deletion and replacement are the bucket's.
+6. Nothing is told of a bucket that may not be used, but that its name is taken.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from exastore.gateway.s3.acl import ENFORCED, Acl
 from exastore.gateway.s3.identity import Kind, Principal
 from exastore.gateway.s3.policy import Policy, Query, Verdict
+from exastore.gateway.store import AccessList
 
 Facts = Mapping[str, Sequence[str]]
 
@@ -61,6 +64,9 @@ def may(
     action: str,
     resource: str,
     facts: Callable[[], Facts],
+    listed: AccessList | None = None,
+    *,
+    list_action: str = "",
 ) -> bool:
     """Whether it may be done.
 
@@ -69,6 +75,8 @@ def may(
         action: As policies name it, "s3:GetObject".
         resource: bucket or bucket/key; "*" without a bucket.
         facts: Gives the condition keys of the request; asked only when a policy has to be read.
+        listed: The list of the object that is to be read or described; None: it has none.
+        list_action: The action that lists are asked for; empty: the same.
     """
     if principal.kind is Kind.ROOT:
         return True
@@ -80,36 +88,47 @@ def may(
             return True
         query = _query(principal, action, resource, facts)
         return own_policy.verdict(query) is Verdict.ALLOW
-    is_own = principal.kind is Kind.USER and principal.tenant == bucket.owner
+    owner = bucket.owner if listed is None else listed.owner
+    is_own = principal.kind is Kind.USER and principal.tenant == owner
     if bucket.policy is None and own_policy is None:
-        return is_own or _acl_allows(principal, bucket, action)
+        return is_own or _acl_allows(principal, bucket, list_action or action, listed)
     query = _query(principal, action, resource, facts)
     own = Verdict.ALLOW if own_policy is None else own_policy.verdict(query)
-    said = _bucket_verdict(bucket, query, is_own=is_own)
+    said = _bucket_verdict(bucket, query)
     if Verdict.DENY in (own, said):
         return False
+    if owner != bucket.owner:
+        said = Verdict.SILENT
     if is_own:
         return Verdict.ALLOW in (own, said)
     if own is not Verdict.ALLOW:
         return False
-    return said is Verdict.ALLOW or _acl_allows(principal, bucket, action)
+    if said is Verdict.ALLOW:
+        return True
+    return _acl_allows(principal, bucket, list_action or action, listed)
 
 
-def _bucket_verdict(bucket: BucketAccess, query: Query, *, is_own: bool) -> Verdict:
+def _bucket_verdict(bucket: BucketAccess, query: Query) -> Verdict:
     policy = bucket.policy
     if policy is None:
         return Verdict.SILENT
     said = policy.verdict(query)
-    blocked = bucket.block.restrict_public_buckets and not is_own and policy.is_public
+    is_stranger = query.tenant != bucket.owner
+    blocked = bucket.block.restrict_public_buckets and is_stranger and policy.is_public
     return Verdict.SILENT if blocked and said is Verdict.ALLOW else said
 
 
-def _acl_allows(principal: Principal, bucket: BucketAccess, action: str) -> bool:
-    if not bucket.acl.grants or bucket.ownership == ENFORCED:
+def _acl_allows(
+    principal: Principal, bucket: BucketAccess, action: str, listed: AccessList | None
+) -> bool:
+    if bucket.ownership == ENFORCED:
         return False
-    return bucket.acl.allows(
-        action, principal.tenant, ignore_public=bucket.block.ignore_public_acls
-    )
+    tenant, ignore_public = principal.tenant, bucket.block.ignore_public_acls
+    if listed is not None and Acl(listed.grants).allows(
+        action, tenant, ignore_public=ignore_public, of_object=True
+    ):
+        return True
+    return bucket.acl.allows(action, tenant, ignore_public=ignore_public)
 
 
 def _query(principal: Principal, action: str, resource: str, facts: Callable[[], Facts]) -> Query:

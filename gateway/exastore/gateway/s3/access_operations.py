@@ -9,12 +9,12 @@ from exastore.gateway.s3 import bucket_access as documents
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.access import BucketAccess, PublicAccessBlock
 from exastore.gateway.s3.acl import (
+    CANNED_OF_BUCKETS,
+    ENFORCED,
     OWNERSHIPS,
-    Acl,
     acl_document,
-    acl_of_document,
-    acl_of_headers,
     check_acl,
+    wanted_acl,
 )
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.cors import parse_cors
@@ -41,8 +41,7 @@ _ACT_OF_KIND = {
 
 async def _bucket(call: Call) -> BucketAccess:
     """What the store has now: what was remembered may be older than another gateway's change."""
-    call.guard.buckets.forget(call.bucket)
-    return await call.guard.buckets.get(call.bucket)
+    return await call.guard.fresh_bucket(call.bucket)
 
 
 async def _change(call: Call, kind: str, document: bytes | None) -> None:
@@ -133,12 +132,13 @@ async def delete_public_access_block(call: Call) -> Response:
 
 async def get_ownership(call: Call) -> Response:
     document = await call.store.get_bucket_document(call.bucket, documents.OWNERSHIP)
-    if document is None:
+    if document == documents.NO_OWNERSHIP:
         raise RequestError(
             "OwnershipControlsNotFoundError", "The bucket ownership controls were not found"
         )
+    ownership = ENFORCED if document is None else document.decode()
     root = xml.document("OwnershipControls")
-    xml.add(SubElement(root, "Rule"), "ObjectOwnership", document.decode())
+    xml.add(SubElement(root, "Rule"), "ObjectOwnership", ownership)
     return xml.xml_response(root)
 
 
@@ -158,7 +158,7 @@ async def put_ownership(call: Call) -> Response:
 
 
 async def delete_ownership(call: Call) -> Response:
-    await _change(call, documents.OWNERSHIP, None)
+    await _change(call, documents.OWNERSHIP, documents.NO_OWNERSHIP)
     return Response(204)
 
 
@@ -172,48 +172,11 @@ async def get_bucket_acl(call: Call) -> Response:
 
 async def put_bucket_acl(call: Call) -> Response:
     bucket = await _bucket(call)
-    acl = await _wanted_acl(call, bucket)
+    headers, document = call.request.headers, await call.document()
+    acl = wanted_acl(headers, document, bucket.owner, CANNED_OF_BUCKETS)
+    check_acl(acl, bucket.ownership, bucket.block.block_public_acls)
     await _change(call, documents.ACL, acl.to_json() if acl.grants else None)
     return Response(200)
-
-
-async def get_object_acl(call: Call) -> Response:
-    """An object has no list of its own: all of it is the bucket owner's."""
-    await call.store.head_object(call.bucket, call.key, call.version_id)
-    bucket = await call.guard.buckets.get(call.bucket)
-    return xml.xml_response(acl_document(bucket.owner, Acl()))
-
-
-async def put_object_acl(call: Call) -> Response:
-    """Takes the one list that an object has, and refuses others."""
-    await call.store.head_object(call.bucket, call.key, call.version_id)
-    bucket = await _bucket(call)
-    acl = await _wanted_acl(call, bucket)
-    if acl.grants:
-        raise RequestError("NotImplemented", "Objects have no lists of their own: use a policy.")
-    return Response(200)
-
-
-async def _wanted_acl(call: Call, bucket: BucketAccess) -> Acl:
-    acl = acl_of_headers(call.request.headers)
-    document = await call.document()
-    if acl is None:
-        if not document:
-            raise RequestError(
-                "MissingSecurityHeader", "Your request was missing a required header"
-            )
-        acl = acl_of_document(document, bucket.owner)
-    elif document.strip():
-        raise RequestError(
-            "UnexpectedContent", "This request does not support content: it has ACL headers."
-        )
-    check_acl(acl, bucket.ownership)
-    if acl.is_public and bucket.block.block_public_acls:
-        raise RequestError(
-            "AccessDenied",
-            "The bucket's public access block (BlockPublicAcls) does not let a list be public.",
-        )
-    return acl
 
 
 # ---- origins, website ----
@@ -273,8 +236,6 @@ ACCESS_OPERATIONS: dict[str, Operation] = {
     "DeleteBucketOwnershipControls": delete_ownership,
     "GetBucketAcl": get_bucket_acl,
     "PutBucketAcl": put_bucket_acl,
-    "GetObjectAcl": get_object_acl,
-    "PutObjectAcl": put_object_acl,
     "GetBucketCors": get_cors,
     "PutBucketCors": put_cors,
     "DeleteBucketCors": delete_cors,

@@ -1,7 +1,7 @@
-"""Access control lists of buckets: canned ones, S3's XML, and what they allow.
+"""Access control lists of buckets and objects: canned ones, S3's XML, and what they allow.
 
-Ownership decides whether a bucket has any: under BucketOwnerEnforced, the default, everything is
-its owner's, and an ACL that says something else is refused. Objects have no lists of their own.
+Ownership decides whether there are any: under BucketOwnerEnforced, the default, everything is the
+bucket owner's, and an ACL that says something else is refused.
 """
 
 import json
@@ -18,9 +18,29 @@ LOG_DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
 _GROUPS = (ALL_USERS, AUTHENTICATED, LOG_DELIVERY)
 _PERMISSIONS = ("FULL_CONTROL", "WRITE", "WRITE_ACP", "READ", "READ_ACP")
 MAX_GRANTS = 100
+_MAX_ID_CHARACTERS = 128
+
+#: Pairs of grantee (a tenant, or a group's URI) and permission.
+Grants = tuple[tuple[str, str], ...]
 
 ENFORCED = "BucketOwnerEnforced"
-OWNERSHIPS = (ENFORCED, "BucketOwnerPreferred", "ObjectWriter")
+PREFERRED = "BucketOwnerPreferred"
+OBJECT_WRITER = "ObjectWriter"
+OWNERSHIPS = (ENFORCED, PREFERRED, OBJECT_WRITER)
+
+#: Owner of what nobody known wrote, as at S3.
+ANONYMOUS_OWNER = "65a011a29cdf8ec533ec3d1ccaae921c"
+
+#: Actions that a permission on an object allows.
+_ALLOWED_ON_OBJECTS: dict[str, tuple[str, ...]] = {
+    "READ": ("s3:GetObject", "s3:GetObjectVersion"),
+    "WRITE": (),
+    "READ_ACP": ("s3:GetObjectAcl", "s3:GetObjectVersionAcl"),
+    "WRITE_ACP": ("s3:PutObjectAcl", "s3:PutObjectVersionAcl"),
+}
+_ALLOWED_ON_OBJECTS["FULL_CONTROL"] = tuple(
+    action for actions in _ALLOWED_ON_OBJECTS.values() for action in actions
+)
 
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 
@@ -34,12 +54,16 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 _ALLOWED["FULL_CONTROL"] = tuple(action for actions in _ALLOWED.values() for action in actions)
 
 #: What a canned ACL grants beside the owner's full control: (grantee, permission).
-CANNED: dict[str, tuple[tuple[str, str], ...]] = {
+_CANNED: dict[str, Grants] = {
     "private": (),
     "public-read": ((ALL_USERS, "READ"),),
     "public-read-write": ((ALL_USERS, "READ"), (ALL_USERS, "WRITE")),
     "authenticated-read": ((AUTHENTICATED, "READ"),),
     "aws-exec-read": (),
+}
+#: Of buckets alone. Those for the owner of the bucket grant it nothing that it has not.
+CANNED_OF_BUCKETS = {
+    **_CANNED,
     "log-delivery-write": ((LOG_DELIVERY, "WRITE"), (LOG_DELIVERY, "READ_ACP")),
     "bucket-owner-read": (),
     "bucket-owner-full-control": (),
@@ -70,16 +94,19 @@ _GRANT_HEADERS = {
 class Acl:
     """What is granted beside the owner's full control: (tenant or group's URI, permission)."""
 
-    grants: tuple[tuple[str, str], ...] = ()
+    grants: Grants = ()
 
-    def allows(self, action: str, tenant: str, *, ignore_public: bool) -> bool:
+    def allows(
+        self, action: str, tenant: str, *, ignore_public: bool, of_object: bool = False
+    ) -> bool:
         """Whether a tenant ("" is the anonymous one) may do it."""
+        allowed = _ALLOWED_ON_OBJECTS if of_object else _ALLOWED
         for grantee, permission in self.grants:
             if grantee in (ALL_USERS, AUTHENTICATED):
                 named = not ignore_public and (grantee == ALL_USERS or bool(tenant))
             else:
                 named = bool(tenant) and grantee == tenant
-            if named and action in _ALLOWED[permission]:
+            if named and action in allowed[permission]:
                 return True
         return False
 
@@ -95,7 +122,18 @@ class Acl:
         return cls(tuple((grantee, permission) for grantee, permission in json.loads(text)))
 
 
-def acl_of_headers(headers: Mapping[str, str]) -> Acl | None:
+def canned_for_objects(bucket_owner: str) -> Mapping[str, Grants]:
+    """What canned ACLs grant on an object, beside its owner's full control."""
+    return {
+        **_CANNED,
+        "bucket-owner-read": ((bucket_owner, "READ"),),
+        "bucket-owner-full-control": ((bucket_owner, "FULL_CONTROL"),),
+    }
+
+
+def acl_of_headers(
+    headers: Mapping[str, str], canned_acls: Mapping[str, Grants] = CANNED_OF_BUCKETS
+) -> Acl | None:
     """The list that x-amz-acl or x-amz-grant-* ask for; None: they are not there.
 
     Raises:
@@ -108,9 +146,9 @@ def acl_of_headers(headers: Mapping[str, str]) -> Acl | None:
             raise RequestError(
                 "InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed"
             )
-        if canned not in CANNED:
+        if canned not in canned_acls:
             raise RequestError("InvalidArgument", "The canned ACL is not one of S3's.")
-        return Acl(CANNED[canned])
+        return Acl(canned_acls[canned])
     if not given:
         return None
     grants: list[tuple[str, str]] = []
@@ -119,6 +157,8 @@ def acl_of_headers(headers: Mapping[str, str]) -> Acl | None:
             kind, _, value = item.strip().partition("=")
             value = value.strip().strip('"')
             grants.append((_grantee(kind.strip().lower(), value), _GRANT_HEADERS[name]))
+    if len(grants) > MAX_GRANTS:
+        raise RequestError("InvalidArgument", f"A list has at most {MAX_GRANTS} grants.")
     return Acl(tuple(grants))
 
 
@@ -129,7 +169,7 @@ def _grantee(kind: str, value: str) -> str:
         )
     if kind == "uri" and value in _GROUPS:
         return value
-    if kind == "id" and value and ":" not in value:
+    if kind == "id" and 0 < len(value) <= _MAX_ID_CHARACTERS and ":" not in value:
         return value
     raise RequestError("InvalidArgument", "A grant names no grantee that S3 knows.")
 
@@ -158,10 +198,44 @@ def acl_of_document(document: bytes, owner: str) -> Acl:
     return Acl(tuple(grants))
 
 
-def check_acl(acl: Acl, ownership: str) -> None:
-    """Raise AccessControlListNotSupported for a list that the bucket's ownership rules out."""
+def wanted_acl(
+    headers: Mapping[str, str], document: bytes, owner: str, canned_acls: Mapping[str, Grants]
+) -> Acl:
+    """The list that a request asks for, in headers or as a document.
+
+    Args:
+        owner: Whose full control every list has.
+
+    Raises:
+        RequestError: MissingSecurityHeader, UnexpectedContent, MalformedACLError, ...
+    """
+    acl = acl_of_headers(headers, canned_acls)
+    if acl is None:
+        if not document:
+            raise RequestError(
+                "MissingSecurityHeader", "Your request was missing a required header"
+            )
+        return acl_of_document(document, owner)
+    if document.strip():
+        raise RequestError(
+            "UnexpectedContent", "This request does not support content: it has ACL headers."
+        )
+    return acl
+
+
+def check_acl(acl: Acl, ownership: str, blocks_public: bool = False) -> None:
+    """Raise for a list that the bucket rules out.
+
+    Raises:
+        RequestError: AccessControlListNotSupported by its ownership, AccessDenied by its block.
+    """
     if acl.grants and ownership == ENFORCED:
         raise RequestError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+    if blocks_public and acl.is_public:
+        raise RequestError(
+            "AccessDenied",
+            "The bucket's public access block (BlockPublicAcls) does not let a list be public.",
+        )
 
 
 def acl_document(owner: str, acl: Acl) -> Element:

@@ -19,7 +19,6 @@ EXTRA_ACTIONS = {
     "x-amz-tagging": "s3:PutObjectTagging",
     "x-amz-object-lock-mode": "s3:PutObjectRetention",
     "x-amz-object-lock-legal-hold": "s3:PutObjectLegalHold",
-    "x-amz-acl": "s3:PutObjectAcl",
     "x-amz-bypass-governance-retention": "s3:BypassGovernanceRetention",
 }
 

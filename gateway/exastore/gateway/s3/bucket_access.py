@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.access import BucketAccess, PublicAccessBlock
-from exastore.gateway.s3.acl import ENFORCED, Acl
+from exastore.gateway.s3.acl import ENFORCED, OBJECT_WRITER, Acl
 from exastore.gateway.s3.policy import parse_bucket_policy
-from exastore.gateway.store import ObjectStore
+from exastore.gateway.store import ObjectAttributes, ObjectStore
 
 #: Kinds of the documents of a bucket that are kept here, as the store names them.
 POLICY = "policy"
@@ -18,6 +17,8 @@ BLOCK = "public-access-block"
 CORS = "cors"
 WEBSITE = "website"
 ENCRYPTION = "encryption"
+#: The ownership document of a bucket whose controls were deleted: as at S3, writers own objects.
+NO_OWNERSHIP = b"none"
 
 
 async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
@@ -33,11 +34,17 @@ async def load_bucket(store: ObjectStore, name: str) -> BucketAccess:
         None if policy is None else parse_bucket_policy(policy, name),
         Acl() if acl is None else Acl.from_json(acl),
         PublicAccessBlock() if block is None else PublicAccessBlock(**json.loads(block)),
-        ENFORCED if ownership is None else ownership.decode(),
+        _ownership(ownership),
         cors,
         website,
         encryption,
     )
+
+
+def _ownership(document: bytes | None) -> str:
+    if document is None:
+        return ENFORCED
+    return OBJECT_WRITER if document == NO_OWNERSHIP else document.decode()
 
 
 async def change_document(
@@ -50,11 +57,11 @@ async def change_document(
         await store.put_bucket_document(bucket, kind, document)
 
 
-async def load_tags(
+async def load_attributes(
     store: ObjectStore, bucket: str, key: str, version_id: str | None
-) -> Mapping[str, str]:
-    """The tags of an object; none, when there is no such object."""
+) -> ObjectAttributes:
+    """What decides about an object; nothing, when there is no such object."""
     try:
-        return (await store.head_object(bucket, key, version_id or "")).attributes.tags
+        return (await store.head_object(bucket, key, version_id or "")).attributes
     except RequestError:
-        return {}
+        return ObjectAttributes()

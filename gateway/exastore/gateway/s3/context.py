@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from exastore.gateway.master_key import MasterKey
+from exastore.gateway.s3.acl import ENFORCED
 from exastore.gateway.s3.attributes import check_version_id
 from exastore.gateway.s3.auth import Identity
 from exastore.gateway.s3.body import RequestBody, read_document, read_promise
@@ -12,7 +13,7 @@ from exastore.gateway.s3.guard import Access, Guard
 from exastore.gateway.s3.identity import ROOT_TENANT, Kind
 from exastore.gateway.s3.message import Request, Response
 from exastore.gateway.s3.xml import MAX_DOCUMENT_BYTES
-from exastore.gateway.store import ObjectStore
+from exastore.gateway.store import ObjectAttributes, ObjectStore
 
 #: The owner of what the administrator makes.
 OWNER = ROOT_TENANT
@@ -57,6 +58,13 @@ class Call:
         """The owner of the bucket and all in it, where that is known; else of what is made."""
         bucket = self.access.bucket
         return self.access.principal.tenant if bucket is None else bucket.owner
+
+    def owner_of(self, attributes: ObjectAttributes) -> str:
+        """The owner of an object of the bucket, as lists show it."""
+        bucket, acl = self.access.bucket, attributes.acl
+        if acl is None or (bucket is not None and bucket.ownership == ENFORCED):
+            return self.owner
+        return acl.owner
 
     @property
     def is_administrator(self) -> bool:

@@ -18,7 +18,7 @@ from exastore.gateway.s3.auth import (
     parse_authorization,
     verify,
 )
-from exastore.gateway.s3.bucket_access import load_bucket, load_tags
+from exastore.gateway.s3.bucket_access import load_attributes, load_bucket
 from exastore.gateway.s3.buckets import BUCKET_OPERATIONS, with_bad_name
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.cors import headers_for, preflight
@@ -31,6 +31,7 @@ from exastore.gateway.s3.lock import LOCK_OPERATIONS
 from exastore.gateway.s3.message import Request, Response, parse_query, split_target
 from exastore.gateway.s3.metrics import S3Metrics
 from exastore.gateway.s3.multipart import MULTIPART_OPERATIONS
+from exastore.gateway.s3.object_acl import OBJECT_ACL_OPERATIONS
 from exastore.gateway.s3.objects import OBJECT_OPERATIONS
 from exastore.gateway.s3.post import Upload, read_upload
 from exastore.gateway.s3.routing import Route, route_of
@@ -61,6 +62,7 @@ HANDLERS: Mapping[str, Operation] = {
     **LISTING_OPERATIONS,
     **LOCK_OPERATIONS,
     **MULTIPART_OPERATIONS,
+    **OBJECT_ACL_OPERATIONS,
     **OBJECT_OPERATIONS,
     **STUB_OPERATIONS,
     **TAGGING_OPERATIONS,
@@ -124,7 +126,7 @@ class S3Front:
         )
         self._guard = Guard(
             buckets,
-            lambda bucket, key, version: load_tags(store, bucket, key, version),
+            lambda bucket, key, version: load_attributes(store, bucket, key, version),
             record_act,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3.access import BucketAccess, Facts, may
-from exastore.gateway.s3.acl import ACL_HEADERS, acl_of_headers, check_acl
+from exastore.gateway.s3.acl import ACL_HEADERS, ENFORCED
 from exastore.gateway.s3.actions import EXTRA_ACTIONS, VERSIONED
 from exastore.gateway.s3.attributes import MAX_KEY_BYTES, check_key, parse_copy_source
 from exastore.gateway.s3.auth import Identity
@@ -17,6 +17,7 @@ from exastore.gateway.s3.facts import facts_of
 from exastore.gateway.s3.identity import Kind, Principal
 from exastore.gateway.s3.message import Request
 from exastore.gateway.s3.routing import Route
+from exastore.gateway.store import ObjectAttributes
 
 #: Writes that may ask for a list of the object.
 _WRITES_WITH_LISTS = frozenset({"PutObject", "CopyObject", "CreateMultipartUpload"})
@@ -24,8 +25,21 @@ _WRITES_WITH_LISTS = frozenset({"PutObject", "CopyObject", "CreateMultipartUploa
 _LONG_KEY_CHARACTERS = MAX_KEY_BYTES // 4
 _COPIES = frozenset({"CopyObject", "UploadPartCopy"})
 
+LoadObject = Callable[[], Awaitable[ObjectAttributes]]
 LoadBucket = Callable[[str], Awaitable[BucketAccess]]
-LoadTags = Callable[[str, str, str | None], Awaitable[Mapping[str, str]]]
+#: Bucket, key and version id of an object -> what decides about it.
+LoadAttributes = Callable[[str, str, str | None], Awaitable[ObjectAttributes]]
+
+#: Actions on objects that the bucket's owner may do, and let others do, whoever owns the object.
+_DECIDED_BY_BUCKET = frozenset(
+    {
+        "s3:PutObject",
+        "s3:DeleteObject",
+        "s3:DeleteObjectVersion",
+        "s3:AbortMultipartUpload",
+        "s3:ListMultipartUploadParts",
+    }
+)
 
 
 #: Puts an administrative act on record: actor, action, bucket, details.
@@ -127,16 +141,31 @@ class Access:
         self.bucket = bucket
         self._identity = identity
         self._now_s = now_s
-        self._tags: Mapping[str, str] = {}
+        #: What decides about the object, as it was looked up; None: nothing of it does.
+        self._known: ObjectAttributes | None = None
+        #: What was required of the object.
+        self._action = ""
+        self._key = ""
         self._facts: Facts | None = None
+        #: For the source of a copy.
+        self.source: Access | None = None
 
-    def may(self, action: str, key: str = "") -> bool:
+    def may(self, action: str, key: str = "", *, list_action: str = "") -> bool:
         """Whether an action may be done with the bucket, or with an object of it."""
         if self.principal.kind is Kind.ROOT:
             return True
         name = self.bucket.name if self.bucket is not None else self.request.bucket or "*"
         resource = f"{name}/{key}" if key else name
-        return may(self.principal, self.bucket, action, resource, self._gathered)
+        known = self._known if key else None
+        return may(
+            self.principal,
+            self.bucket,
+            action,
+            resource,
+            self._gathered,
+            known.acl if known is not None and self._asks_for_list else None,
+            list_action=list_action,
+        )
 
     def require(self, action: str, key: str = "") -> None:
         """Raises RequestError: AccessDenied."""
@@ -151,21 +180,48 @@ class Access:
             )
         self.require("s3:DeleteObject" if version_id is None else "s3:DeleteObjectVersion", key)
 
+    def require_list(self, key: str) -> None:
+        """Raise AccessDenied unless a new object may get a list: who may write by one, may."""
+        if not self.may("s3:PutObjectAcl", key, list_action="s3:PutObject"):
+            raise denied()
+
+    async def require_of_object(self, action: str, key: str, load: LoadObject) -> None:
+        """As `require`, once it is known of the object what decides about it."""
+        self._action, self._key = action, key
+        if self.asks_for_tags or self._asks_for_list:
+            self._known = await load()
+            self._facts = None
+        self.require(action, key)
+
+    def confirm(self, found: ObjectAttributes) -> None:
+        """Ask again if the object that was opened is another than the one that was looked up.
+
+        Raises:
+            RequestError: AccessDenied.
+        """
+        known = self._known
+        if known is not None and (known.acl, known.tags) != (found.acl, found.tags):
+            self._known, self._facts = found, None
+            self.require(self._action, self._key)
+
+    @property
+    def _asks_for_list(self) -> bool:
+        """Whether the list of the object counts."""
+        has_lists = self.bucket is not None and self.bucket.ownership != ENFORCED
+        return has_lists and self._action not in _DECIDED_BY_BUCKET
+
     @property
     def asks_for_tags(self) -> bool:
         """Whether a policy asks for the tags that the object has."""
         policies = (self.principal.policy, self.bucket.policy if self.bucket else None)
         return any(policy is not None and policy.asks_for_tags for policy in policies)
 
-    def know_tags(self, tags: Mapping[str, str]) -> None:
-        """The tags of the object."""
-        self._tags, self._facts = tags, None
-
     def _gathered(self) -> Facts:
         if self._facts is None:
             owner = self.bucket.owner if self.bucket is not None else self.principal.tenant
+            tags = {} if self._known is None else self._known.tags
             self._facts = facts_of(
-                self.request, self.principal, self._identity, self._now_s, owner, self._tags
+                self.request, self.principal, self._identity, self._now_s, owner, tags
             )
         return self._facts
 
@@ -173,10 +229,15 @@ class Access:
 class Guard:
     """Decides about requests."""
 
-    def __init__(self, buckets: BucketCache, load_tags: LoadTags, record: RecordAct) -> None:
+    def __init__(self, buckets: BucketCache, load: LoadAttributes, record: RecordAct) -> None:
         self.buckets = buckets
         self.record = record
-        self._load_tags = load_tags
+        self._load = load
+
+    async def fresh_bucket(self, name: str) -> BucketAccess:
+        """What the store has now: what was remembered may be older than another's change."""
+        self.buckets.forget(name)
+        return await self.buckets.get(name)
 
     async def admit(
         self, request: Request, route: Route, principal: Principal, identity: Identity, now_s: float
@@ -184,13 +245,11 @@ class Guard:
         """What the request may do, once it may do what it asks for.
 
         Raises:
-            RequestError: AccessDenied, NoSuchBucket, AccessControlListNotSupported.
+            RequestError: AccessDenied, NoSuchBucket.
         """
         name, operation = request.bucket, route.operation
         if len(request.key) > _LONG_KEY_CHARACTERS:
             check_key(request.key)
-        if operation in _WRITES_WITH_LISTS and not ACL_HEADERS.isdisjoint(request.headers):
-            await self._check_list(request)
         if "x-amz-expected-bucket-owner" in request.headers and operation != "CreateBucket":
             await self._check_owner(name, request.headers["x-amz-expected-bucket-owner"])
         if "x-amz-source-expected-bucket-owner" in request.headers and operation in _COPIES:
@@ -204,50 +263,43 @@ class Guard:
             return access
         bucket = self.buckets.cached(name) or await self.buckets.get(name)
         access = Access(request, principal, identity, bucket, now_s)
-        if request.key:
-            await self._learn_tags(access, name, request.key, request.query.get("versionId"))
         if operation == "DeleteObjects":
             return access  # Decided key by key, by `Access.require_delete`.
-        action = route.action
-        if "versionId" in request.query:
+        action, key = route.action, request.key
+        version = request.query.get("versionId")
+        if version is not None:
             action = VERSIONED.get(action, action)
-        access.require(action, request.key)
-        if request.key:
-            self._require_more(access, request)
-            if operation in _COPIES:
-                await self._require_source(request, principal, identity, now_s)
+        if not key:
+            access.require(action)
+            return access
+        await access.require_of_object(action, key, lambda: self._load(name, key, version))
+        self._require_more(access, request, operation)
+        if operation in _COPIES:
+            access.source = await self._admit_to_source(request, principal, identity, now_s)
         return access
-
-    async def _learn_tags(self, access: Access, bucket: str, key: str, version: str | None) -> None:
-        if access.asks_for_tags:
-            access.know_tags(await self._load_tags(bucket, key, version))
 
     async def _check_owner(self, bucket: str, expected: str) -> None:
         """Refuse a request that takes a bucket for another tenant's than it is."""
         if (await self.buckets.get(bucket)).owner != expected:
             raise denied()
 
-    async def _check_list(self, request: Request) -> None:
-        """Refuse a list for an object that is not its owner's alone: objects have no others."""
-        acl = acl_of_headers(request.headers)
-        if acl is not None and acl.grants:
-            check_acl(acl, (await self.buckets.get(request.bucket)).ownership)
-            raise RequestError(
-                "NotImplemented", "Objects have no lists of their own: use a bucket policy."
-            )
-
-    def _require_more(self, access: Access, request: Request) -> None:
+    def _require_more(self, access: Access, request: Request, operation: str) -> None:
+        if operation in _WRITES_WITH_LISTS and not ACL_HEADERS.isdisjoint(request.headers):
+            access.require_list(request.key)
         for header, action in EXTRA_ACTIONS.items():
             if header in request.headers:
                 access.require(action, request.key)
 
-    async def _require_source(
+    async def _admit_to_source(
         self, request: Request, principal: Principal, identity: Identity, now_s: float
-    ) -> None:
+    ) -> Access:
         """A copy reads its source: with the rights, and by the tags, that hold there."""
         source = parse_copy_source(request.headers.get("x-amz-copy-source", ""))
         bucket = await self.buckets.get(source.bucket)
         access = Access(request, principal, identity, bucket, now_s)
-        await self._learn_tags(access, source.bucket, source.key, source.version_id or None)
         named = "s3:GetObjectVersion" if source.version_id else "s3:GetObject"
-        access.require(named, source.key)
+        version = source.version_id or None
+        await access.require_of_object(
+            named, source.key, lambda: self._load(*source.place, version)
+        )
+        return access

@@ -9,11 +9,12 @@ from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
-from exastore.gateway.store import Listing
+from exastore.gateway.store import Listing, ObjectAttributes
 
 MAX_KEYS = 1000
 
 Encoder = Callable[[str], str]
+OwnerOf = Callable[[ObjectAttributes], str]
 
 
 def bounded(call: Call, name: str, maximum: int) -> int:
@@ -71,7 +72,7 @@ async def _list(call: Call, start_after: str, max_keys: int) -> Listing:
     )
 
 
-def _add_page(root: Element, listing: Listing, encode: Encoder, owner: str | None) -> None:
+def _add_page(root: Element, listing: Listing, encode: Encoder, owner_of: OwnerOf | None) -> None:
     for info in listing.objects:
         item = SubElement(root, "Contents")
         xml.add(item, "Key", encode(info.key))
@@ -80,8 +81,8 @@ def _add_page(root: Element, listing: Listing, encode: Encoder, owner: str | Non
         for algorithm in info.checksums:
             xml.add(item, "ChecksumAlgorithm", algorithm.upper())
         xml.add(item, "Size", info.size_bytes)
-        if owner is not None:
-            xml.add_owner(item, owner)
+        if owner_of is not None:
+            xml.add_owner(item, owner_of(info.attributes))
         xml.add(item, "StorageClass", "STANDARD")
     add_prefixes(root, listing.common_prefixes, encode)
 
@@ -105,7 +106,7 @@ async def list_objects(call: Call) -> Response:
     xml.add(root, "MaxKeys", max_keys)
     add_common(call, root, encode)
     xml.add(root, "IsTruncated", listing.truncated)
-    _add_page(root, listing, encode, call.owner)
+    _add_page(root, listing, encode, call.owner_of)
     return xml.xml_response(root)
 
 
@@ -130,7 +131,7 @@ async def list_objects_v2(call: Call) -> Response:
     add_common(call, root, encode)
     xml.add(root, "IsTruncated", listing.truncated)
     wanted = call.parameter("fetch-owner") == "true"
-    _add_page(root, listing, encode, call.owner if wanted else None)
+    _add_page(root, listing, encode, call.owner_of if wanted else None)
     return xml.xml_response(root)
 
 

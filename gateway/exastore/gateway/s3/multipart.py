@@ -11,7 +11,6 @@ from exastore.gateway.s3.attributes import (
     add_checksums,
     checksum_headers,
     parse_copy_source,
-    read_attributes,
     version_headers,
 )
 from exastore.gateway.s3.body import MAX_PUT_BYTES, StoredBody
@@ -27,7 +26,7 @@ from exastore.gateway.s3.listing import (
     encoder_of,
 )
 from exastore.gateway.s3.message import Response
-from exastore.gateway.s3.objects import open_copy_source
+from exastore.gateway.s3.objects import attributes_of_new_object, open_copy_source
 from exastore.gateway.s3.sse import (
     COPY_SOURCE,
     encryption_headers,
@@ -51,7 +50,7 @@ async def create_upload(call: Call) -> Response:
     checksum = _read_checksum(headers)
     sealing = await sealing_of(call)
     upload = await call.store.create_upload(
-        call.bucket, call.key, sealing.attributes(read_attributes(headers)), checksum
+        call.bucket, call.key, sealing.attributes(await attributes_of_new_object(call)), checksum
     )
     root = xml.document("InitiateMultipartUploadResult")
     xml.add(root, "Bucket", call.bucket)
@@ -244,8 +243,9 @@ async def list_parts(call: Call) -> Response:
     xml.add(root, "Bucket", call.bucket)
     xml.add(root, "Key", encoder_of(call)(call.key))
     xml.add(root, "UploadId", upload.upload_id)
-    xml.add_owner(root, call.owner, "Initiator")
-    xml.add_owner(root, call.owner)
+    owner = call.owner_of(upload.attributes)
+    xml.add_owner(root, owner, "Initiator")
+    xml.add_owner(root, owner)
     xml.add(root, "StorageClass", "STANDARD")
     xml.add(root, "PartNumberMarker", marker)
     xml.add(root, "NextPartNumberMarker", parts[-1].number if parts else marker)
@@ -291,7 +291,7 @@ async def list_uploads(call: Call) -> Response:
     xml.add(root, "MaxUploads", max_uploads)
     xml.add(root, "IsTruncated", page.truncated)
     for upload in page.uploads:
-        _add_upload(root, upload, encode(upload.key), call.owner)
+        _add_upload(root, upload, encode(upload.key), call.owner_of(upload.attributes))
     add_prefixes(root, page.common_prefixes, encode)
     return xml.xml_response(root)
 

@@ -27,6 +27,7 @@ from exastore.gateway.s3.identity import Kind
 from exastore.gateway.s3.listing import MAX_KEYS
 from exastore.gateway.s3.lock import bypasses_governance
 from exastore.gateway.s3.message import Response
+from exastore.gateway.s3.object_acl import acl_of_new_object
 from exastore.gateway.s3.sse import (
     COPY_SOURCE,
     data_key_of,
@@ -49,15 +50,23 @@ _ATTRIBUTES = {"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"}
 async def put_object(call: Call) -> Response:
     headers = call.request.headers
     sealing = await sealing_of(call)
+    attributes = await attributes_of_new_object(call)
     info = await call.store.put_object(
         call.bucket,
         call.key,
         sealing.body(call.body()),
-        sealing.attributes(read_attributes(headers)),
+        sealing.attributes(attributes),
         read_precondition(headers),
     )
     shown = {"ETag": f'"{info.etag}"', **checksum_headers(info.checksums), **sealing.headers}
     return Response(headers=shown | version_headers(info))
+
+
+async def attributes_of_new_object(call: Call) -> ObjectAttributes:
+    """What the headers of a write say about the object, and the list that it gets."""
+    attributes = read_attributes(call.request.headers)
+    acl = await acl_of_new_object(call)
+    return attributes if acl is None else replace(attributes, acl=acl)
 
 
 async def get_object(call: Call) -> Response:
@@ -67,6 +76,7 @@ async def get_object(call: Call) -> Response:
             call.bucket, call.key, call.version_id, part_checksums=_wants_part_checksum(call)
         ),
     )
+    call.access.confirm(reader.info.attributes)
     response, byte_range = _describe(call, reader.info)
     if response.length:
         # The first bytes come before the headers: what cannot be read is then still an error.
@@ -107,6 +117,7 @@ async def head_object(call: Call) -> Response:
     info = await call.store.head_object(
         call.bucket, call.key, call.version_id, part_checksums=_wants_part_checksum(call)
     )
+    call.access.confirm(info.attributes)
     data_key_of(call, info)
     response, _ = _describe(call, info)
     return response
@@ -293,7 +304,8 @@ async def copy_object(call: Call) -> Response:
     target = call.bucket, call.key
     sealing = await sealing_of(call)
     reader = await open_copy_source(call, source)
-    attributes = _copied_attributes(headers, reader.info.attributes)
+    given = await attributes_of_new_object(call)
+    attributes = _copied_attributes(headers, given, reader.info.attributes)
     is_sealed = sealing.encryption is not None or reader.info.attributes.encryption is not None
     is_changed = (
         source.version_id
@@ -359,7 +371,10 @@ _CHANGES_OF_COPY = ("x-amz-server-side-encryption", REDIRECT_LOCATION)
 async def open_copy_source(call: Call, source: CopySource) -> ObjectReader:
     """Open what a copy reads. Raises RequestError: NoSuchKey, NoSuchVersion, InvalidRequest."""
     try:
-        return await call.store.open_object(*source)
+        reader = await call.store.open_object(*source)
+        if call.access.source is not None:
+            call.access.source.confirm(reader.info.attributes)
+        return reader
     except MarkerFound as marker:
         if marker.is_named:
             raise RequestError(
@@ -377,15 +392,16 @@ def _directive(headers: Mapping[str, str], what: str) -> str:
     return directive
 
 
-def _copied_attributes(headers: Mapping[str, str], source: ObjectAttributes) -> ObjectAttributes:
-    """The attributes of a copy; locks and redirects are never copied."""
-    given = read_attributes(headers)
+def _copied_attributes(
+    headers: Mapping[str, str], given: ObjectAttributes, source: ObjectAttributes
+) -> ObjectAttributes:
+    """The attributes of a copy; locks, lists and redirects are never copied."""
     base = given if _directive(headers, "metadata") == "REPLACE" else source
     tags = given.tags if _directive(headers, "tagging") == "REPLACE" else source.tags
     kept = {name: text for name, text in base.headers.items() if name != REDIRECT_LOCATION}
     if REDIRECT_LOCATION in given.headers:
         kept[REDIRECT_LOCATION] = given.headers[REDIRECT_LOCATION]
-    return replace(base, headers=kept, tags=tags, lock=given.lock, encryption=None)
+    return replace(base, headers=kept, tags=tags, lock=given.lock, acl=given.acl, encryption=None)
 
 
 async def get_object_attributes(call: Call) -> Response:

@@ -72,7 +72,7 @@ async def list_object_versions(call: Call) -> Response:
                 xml.add(item, "ChecksumAlgorithm", algorithm.upper())
             xml.add(item, "Size", info.size_bytes)
             xml.add(item, "StorageClass", "STANDARD")
-        xml.add_owner(item, call.owner)
+        xml.add_owner(item, call.owner_of(info.attributes))
     add_prefixes(root, listing.common_prefixes, encode)
     return xml.xml_response(root)
 

@@ -10,6 +10,7 @@ from exastore.gateway.store import (
     NO_LOCK,
     NO_UPLOAD_CHECKSUM,
     NULL_VERSION,
+    AccessList,
     Body,
     BucketChange,
     BucketInfo,
@@ -197,6 +198,10 @@ class MemoryStore:
         if legal_hold is not None:
             known = replace(known, legal_hold=legal_hold)
         self._change(info, replace(info.attributes, lock=known))
+
+    async def put_acl(self, bucket: str, key: str, version_id: str, acl: AccessList | None) -> None:
+        info, _ = self._object(bucket, key, version_id)
+        self._change(info, replace(info.attributes, acl=acl))
 
     def _change(self, info: ObjectInfo, attributes: ObjectAttributes) -> ObjectInfo:
         """Replace the attributes of a version."""

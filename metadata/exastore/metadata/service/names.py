@@ -9,6 +9,7 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.pools import DEFAULT_POOL
 from exastore.metadata.kv.contract import Engine, Transaction
 from exastore.metadata.namespace import (
+    acl,
     buckets,
     check,
     extents,
@@ -34,7 +35,7 @@ from exastore.metadata.service.lease import Lease
 from exastore.metadata.service.map_store import MapStore
 from exastore.metadata.service.partitions import Partition, Partitions, is_map_current
 from exastore.metadata.service.tenants import Tenants
-from exastore.proto.v1 import common_pb2, lock_pb2, metadata_pb2, sealing_pb2
+from exastore.proto.v1 import acl_pb2, common_pb2, lock_pb2, metadata_pb2, sealing_pb2
 
 T = TypeVar("T")
 
@@ -272,6 +273,12 @@ class NamespaceService:
             request.bucket, lambda txn: lock.put_lock(txn, request, now_s, self.terms)
         )
         return lock_pb2.PutLockResponse()
+
+    async def put_acl(self, request: acl_pb2.PutAclRequest) -> acl_pb2.PutAclResponse:
+        await self.partitions.transact(
+            request.bucket, lambda txn: acl.put_acl(txn, request, self.terms)
+        )
+        return acl_pb2.PutAclResponse()
 
     async def delete_objects(
         self, request: metadata_pb2.DeleteObjectsRequest

@@ -15,6 +15,7 @@ from exastore.metadata.service.error_map import REASON_KEY, status_and_reason
 from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.proto.v1 import (
     access_pb2_grpc,
+    acl_pb2_grpc,
     batch_pb2_grpc,
     documents_pb2_grpc,
     lock_pb2_grpc,
@@ -41,6 +42,7 @@ def add_to_server(
     batch_pb2_grpc.add_BatchServiceServicer_to_server(batches, handlers)
     documents_pb2_grpc.add_DocumentServiceServicer_to_server(adapter.document_servicer(), handlers)
     lock_pb2_grpc.add_LockServiceServicer_to_server(adapter.lock_servicer(), handlers)
+    acl_pb2_grpc.add_AclServiceServicer_to_server(adapter.acl_servicer(), handlers)
     sealing_pb2_grpc.add_SealingServiceServicer_to_server(adapter.sealing_servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
     upkeep_pb2_grpc.add_UpkeepServiceServicer_to_server(adapter.upkeep_servicer(), handlers)
@@ -142,6 +144,13 @@ class _Adapter:
         methods: dict[str, Any] = {"PutLock": self._unary("PutLock", self._service.names.put_lock)}
         servicer = type("LockServicer", (lock_pb2_grpc.LockServiceServicer,), methods)()
         assert isinstance(servicer, lock_pb2_grpc.LockServiceServicer)
+        return servicer
+
+    def acl_servicer(self) -> acl_pb2_grpc.AclServiceServicer:
+        """The same for AclService."""
+        methods: dict[str, Any] = {"PutAcl": self._unary("PutAcl", self._service.names.put_acl)}
+        servicer = type("AclServicer", (acl_pb2_grpc.AclServiceServicer,), methods)()
+        assert isinstance(servicer, acl_pb2_grpc.AclServiceServicer)
         return servicer
 
     def sealing_servicer(self) -> sealing_pb2_grpc.SealingServiceServicer:

@@ -8,6 +8,7 @@ ErrorReason without the prefix, so that a gateway maps errors without reading pr
 """
 
 from collections import abc as _abc
+from exastore.proto.v1 import acl_pb2 as _acl_pb2
 from exastore.proto.v1 import budget_pb2 as _budget_pb2
 from exastore.proto.v1 import common_pb2 as _common_pb2
 from exastore.proto.v1 import encryption_pb2 as _encryption_pb2
@@ -1553,6 +1554,7 @@ class Object(_message.Message):
     KEPT_UNTIL_MS_FIELD_NUMBER: _builtins.int
     EXPIRY_RULE_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_S_FIELD_NUMBER: _builtins.int
+    ACL_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     version_id: _builtins.str
@@ -1618,6 +1620,10 @@ class Object(_message.Message):
 
     @_builtins.property
     def lock(self) -> _lock_pb2.ObjectLock: ...
+    @_builtins.property
+    def acl(self) -> _acl_pb2.AccessList:
+        """absent: it is its bucket's owner's alone"""
+
     def __init__(
         self,
         *,
@@ -1649,10 +1655,11 @@ class Object(_message.Message):
         kept_until_ms: _builtins.int = ...,
         expiry_rule_id: _builtins.str = ...,
         expires_s: _builtins.float = ...,
+        acl: _acl_pb2.AccessList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption", b"encryption", "lock", b"lock"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acl", b"acl", "encryption", b"encryption", "lock", b"lock"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "checksums", b"checksums", "content_type", b"content_type", "delete_marker", b"delete_marker", "due_ms", b"due_ms", "encryption", b"encryption", "etag", b"etag", "expires_s", b"expires_s", "expiry_rule_id", b"expiry_rule_id", "extents", b"extents", "headers", b"headers", "in_rows", b"in_rows", "inline_data", b"inline_data", "is_latest", b"is_latest", "kept_until_ms", b"kept_until_ms", "key", b"key", "lock", b"lock", "modified_s", b"modified_s", "noncurrent_s", b"noncurrent_s", "null_version", b"null_version", "order", b"order", "parts", b"parts", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes", "tags", b"tags", "user_metadata", b"user_metadata", "version_id", b"version_id", "versioned", b"versioned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acl", b"acl", "bucket", b"bucket", "checksums", b"checksums", "content_type", b"content_type", "delete_marker", b"delete_marker", "due_ms", b"due_ms", "encryption", b"encryption", "etag", b"etag", "expires_s", b"expires_s", "expiry_rule_id", b"expiry_rule_id", "extents", b"extents", "headers", b"headers", "in_rows", b"in_rows", "inline_data", b"inline_data", "is_latest", b"is_latest", "kept_until_ms", b"kept_until_ms", "key", b"key", "lock", b"lock", "modified_s", b"modified_s", "noncurrent_s", b"noncurrent_s", "null_version", b"null_version", "order", b"order", "parts", b"parts", "plain_bytes", b"plain_bytes", "size_bytes", b"size_bytes", "tags", b"tags", "user_metadata", b"user_metadata", "version_id", b"version_id", "versioned", b"versioned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
