@@ -542,8 +542,14 @@ RULES: list[dict[str, Any]] = [
 def test_rules_are_read_as_they_were_written(s3: Any, bucket: str) -> None:
     code = refusal(s3.get_bucket_lifecycle_configuration, Bucket=bucket)
     assert code == ("NoSuchLifecycleConfiguration", 404)
-    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": RULES})
-    assert s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"] == RULES
+    choice = {"TransitionDefaultMinimumObjectSize": "varies_by_storage_class"}
+    for chosen in (choice, {}):
+        rules = {"LifecycleConfiguration": {"Rules": RULES}, **chosen}
+        s3.put_bucket_lifecycle_configuration(Bucket=bucket, **rules)
+        shown = s3.get_bucket_lifecycle_configuration(Bucket=bucket)
+        assert shown["Rules"] == RULES
+        wanted = chosen.get("TransitionDefaultMinimumObjectSize", "all_storage_classes_128K")
+        assert shown["TransitionDefaultMinimumObjectSize"] == wanted
     s3.delete_bucket_lifecycle(Bucket=bucket)
     code = refusal(s3.get_bucket_lifecycle_configuration, Bucket=bucket)
     assert code == ("NoSuchLifecycleConfiguration", 404)

@@ -348,6 +348,9 @@ def others(example: Example) -> Cases:
             wrong = spec.with_headers(**{name: "x", "x-amz-object-attributes": "ObjectParts"})
             # Only objects of several parts have pages of them.
             yield Case(f"{name} is no number", wrong, "InvalidArgument")
+    if example.document == "LifecycleConfiguration":
+        wrong = spec.with_headers(x_amz_transition_default_minimum_object_size="small")
+        yield Case("minimum size of transitions", wrong, "InvalidRequest")
     if example.document == "CreateBucketConfiguration":
         for name, code, text in (
             ("x-amz-object-ownership", "InvalidArgument", "Nobody"),

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from botocore.loaders import Loader
 from tests.support import s3_wrong_documents, s3_wrong_signatures, s3_wrongs
 from tests.support.s3_case import Case, Cases
 from tests.support.s3_examples import CONTENT, EXAMPLES, PLAIN, SECRET, Example
@@ -17,20 +16,6 @@ from tests.support.s3_signer import Spec
 from tests.support.s3_world import NOW_S, STATUS, Answer, MemoryWorld, wire_of
 
 from exastore.gateway.s3.routing import OPERATIONS
-from exastore.gateway.s3.stubs import STUB_OPERATIONS
-
-#: Headers of S3 that are read by nothing here, and may be: of who pays, of MFA, of what a list or a
-#: copy may tell besides, of keys of KMS, of transitions, and of consent to what is done anyway.
-IGNORED = {
-    "x-amz-bucket-object-lock-token",
-    "x-amz-confirm-remove-self-bucket-access",
-    "x-amz-mfa",
-    "x-amz-object-annotation-directive",
-    "x-amz-optional-object-attributes",
-    "x-amz-request-payer",
-    "x-amz-server-side-encryption-bucket-key-enabled",
-    "x-amz-transition-default-minimum-object-size",
-}
 
 #: Headers of which no value is wrong, or that have tests of their own.
 HARMLESS = frozenset(
@@ -183,19 +168,6 @@ def test_every_header_that_is_asked_for_has_wrong_values(runner: asyncio.Runner)
                 right = example.spec.headers
                 tried |= {name for name, text in wire.headers.items() if text != right.get(name)}
     assert not asked - tried, sorted(asked - tried)
-    assert published_headers() - asked == IGNORED
-
-
-def published_headers() -> set[str]:
-    """The headers that AWS publishes for operations that are more than a stub here."""
-    model = Loader().load_service_model("s3", "service-2", "2006-03-01")
-    served = {route.operation for route in OPERATIONS.values()} - set(STUB_OPERATIONS)
-    found: set[str] = set()
-    for name in served & set(model["operations"]):
-        shape = model["operations"][name].get("input", {}).get("shape", "")
-        members = model["shapes"].get(shape, {}).get("members", {}).values()
-        found |= {it["locationName"].lower() for it in members if it.get("location") == "header"}
-    return found
 
 
 def test_the_matrix_is_as_large_as_is_said() -> None:

@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from exastore.gateway.errors import RequestError
 from exastore.gateway.s3 import xml
+from exastore.gateway.s3.bucket_access import change_document
 from exastore.gateway.s3.context import Call, Operation
 from exastore.gateway.s3.message import Response
 from exastore.gateway.store import BucketChange, LifecycleRule
@@ -15,6 +16,11 @@ from exastore.gateway.store import BucketChange, LifecycleRule
 _MAX_RULES = 1000
 _MAX_ID_CHARACTERS = 255
 _SECONDS_PER_DAY = 86_400
+#: Which objects transitions pass over. There are none; but Terraform waits to be told its choice.
+_MINIMUM_SIZE_HEADER = "x-amz-transition-default-minimum-object-size"
+_MINIMUM_SIZES = (b"all_storage_classes_128K", b"varies_by_storage_class")
+#: The document that keeps it.
+_MINIMUM_SIZE = "transition-minimum-size"
 _TRANSITIONS = ("Transition", "NoncurrentVersionTransition")
 
 
@@ -207,17 +213,27 @@ async def get_lifecycle(call: Call) -> Response:
     root = xml.document("LifecycleConfiguration")
     for rule in info.lifecycle:
         add_rule(root, rule)
-    return xml.xml_response(root)
+    response = xml.xml_response(root)
+    chosen = await call.store.get_bucket_document(call.bucket, _MINIMUM_SIZE)
+    response.headers[_MINIMUM_SIZE_HEADER] = (chosen or _MINIMUM_SIZES[0]).decode()
+    return response
 
 
 async def put_lifecycle(call: Call) -> Response:
+    chosen = (call.header(_MINIMUM_SIZE_HEADER) or _MINIMUM_SIZES[0].decode()).encode("latin-1")
+    if chosen not in _MINIMUM_SIZES:
+        raise RequestError("InvalidRequest", "Invalid transition default minimum object size")
     rules = parse_lifecycle(await call.document())
     await call.store.configure_bucket(call.bucket, BucketChange(lifecycle=rules))
-    return Response(200)
+    await change_document(
+        call.store, call.bucket, _MINIMUM_SIZE, None if chosen == _MINIMUM_SIZES[0] else chosen
+    )
+    return Response(200, {_MINIMUM_SIZE_HEADER: chosen.decode()})
 
 
 async def delete_lifecycle(call: Call) -> Response:
     await call.store.configure_bucket(call.bucket, BucketChange(lifecycle=()))
+    await change_document(call.store, call.bucket, _MINIMUM_SIZE, None)
     return Response(204)
 
 
