@@ -1,4 +1,4 @@
-"""What is set for a whole cluster, on a real one: websites, short days, master keys, the record."""
+"""What is set for a whole cluster: websites, short days, master keys, the record, inventories."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 from tests.integration.conftest import LiveCluster, running_cluster, wait_until
 
 pytestmark = pytest.mark.integration
@@ -140,3 +142,43 @@ def test_what_the_command_line_does_to_buckets_is_on_record(live: LiveCluster) -
     ]
     assert acts[0]["owner"] == "acme"
     assert acts[1]["max_objects"] == "7"
+
+
+def test_a_cluster_writes_a_report_that_arrow_reads(live: LiveCluster) -> None:
+    client = live.client()
+    for name in ("data", "reports"):
+        client.create_bucket(Bucket=name)
+    for number in range(30):
+        client.put_object(Bucket="data", Key=f"k{number:02d}", Body=b"x" * number)
+    wanted = {
+        "Destination": {
+            "S3BucketDestination": {"Bucket": "arn:aws:s3:::reports", "Format": "Parquet"}
+        },
+        "IsEnabled": True,
+        "Id": "all",
+        "IncludedObjectVersions": "Current",
+        "OptionalFields": ["Size"],
+        "Schedule": {"Frequency": "Daily"},
+    }
+    client.put_bucket_inventory_configuration(
+        Bucket="data", Id="all", InventoryConfiguration=wanted
+    )
+
+    def manifests() -> list[str]:
+        found = client.list_objects_v2(Bucket="reports").get("Contents", ())
+        return [it["Key"] for it in found if it["Key"].endswith("manifest.json")]
+
+    wait_until(lambda: bool(manifests()), "a manifest")
+    body = client.get_object(Bucket="reports", Key=manifests()[0])["Body"].read()
+    files = json.loads(body)["files"]
+    s3 = live.info["s3"]
+    store = fs.S3FileSystem(
+        access_key=s3["access_key"],
+        secret_key=s3["secret_key"],
+        region="us-east-1",
+        scheme="http",
+        endpoint_override=s3["endpoint"].removeprefix("http://"),
+    )
+    tables = [pq.read_table(f"reports/{file['key']}", filesystem=store) for file in files]
+    rows = [(row["key"], row["size"]) for table in tables for row in table.to_pylist()]
+    assert rows == [(f"k{number:02d}", number) for number in range(30)]

@@ -89,6 +89,12 @@ _ENCRYPTION = (
     "<Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>AES256</SSEAlgorithm>"
     "</ApplyServerSideEncryptionByDefault></Rule>"
 )
+_INVENTORY = (
+    f"<Destination><S3BucketDestination><Bucket>arn:aws:s3:::{PLAIN}</Bucket><Format>CSV</Format>"
+    "</S3BucketDestination></Destination><IsEnabled>true</IsEnabled><Id>one</Id>"
+    "<IncludedObjectVersions>All</IncludedObjectVersions>"
+    "<Schedule><Frequency>Daily</Frequency></Schedule>"
+)
 _ACL = "<AccessControlList></AccessControlList>"
 _RETENTION = f"<Mode>GOVERNANCE</Mode><RetainUntilDate>{UNTIL}</RetainUntilDate>"
 _WRITE = ("attributes", "condition", "sse-c")
@@ -179,8 +185,13 @@ EXAMPLES: dict[tuple[str, str, str], Example] = {
     **{
         (method, "bucket", f"{name}+id"): _is(method, B, f"{name}&id=one", status=404)
         for method in ("GET", "DELETE")
-        for name in ("analytics", "inventory", "metrics", "intelligent-tiering")
+        for name in ("analytics", "metrics", "intelligent-tiering")
     },
+    ("GET", "bucket", "inventory+id"): _is("GET", B, "inventory&id=one"),
+    ("PUT", "bucket", "inventory+id"): _puts(
+        B, "inventory&id=one", "InventoryConfiguration", _INVENTORY, 204
+    ),
+    ("DELETE", "bucket", "inventory+id"): _is("DELETE", B, "inventory&id=one", status=204),
     **{
         ("DELETE", "bucket", name): _is("DELETE", B, name, status=204)
         for name in (

@@ -327,6 +327,7 @@ class LocalCluster:
             "secret_key": spec.secret_key,
             "master_key_file": str(self.paths.master_key),
             "website_domain": spec.website_domain,
+            "inventory_day_s": spec.lifecycle_day_s,
         }
 
     def address_for(self, name: str, *, must_keep: bool = False) -> str:

@@ -207,6 +207,9 @@ class ClusterStore:
     async def get_bucket_document(self, bucket: str, name: str) -> bytes | None:
         return (await self._documents.get(bucket)).get(name)
 
+    async def get_bucket_documents(self, bucket: str) -> Mapping[str, bytes]:
+        return await self.metadata.get_documents(bucket)
+
     async def put_bucket_document(self, bucket: str, name: str, content: bytes) -> None:
         try:
             await self.metadata.put_document(bucket, name, content)

@@ -29,6 +29,8 @@ class GatewayConfig:
     """How long a gateway trusts what it knows of a bucket's owner and policy, in seconds."""
     traffic_flush_s: float = 10.0
     """Seconds between two batches of traffic counts; a gateway that dies loses the last one."""
+    inventory_day_s: float = 86_400.0
+    """Seconds of the day of inventories; 0: this gateway writes none."""
     region: str = "us-east-1"
     """The region that GetBucketLocation reports."""
     check_region: bool = False

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from exastore.gateway.cluster_store import ClusterStore, open_cluster_store
 from exastore.gateway.config import GatewayConfig
+from exastore.gateway.inventory.job import InventoryJob
 from exastore.gateway.master_key import read_master_key
 from exastore.gateway.s3.service import S3Service
 from exastore.gateway.traffic import TrafficMeter
@@ -24,6 +25,7 @@ class Gateway:
         self._store: ClusterStore | None = None
         self._service: S3Service | None = None
         self._meter: TrafficMeter | None = None
+        self._job: InventoryJob | None = None
 
     async def start(self) -> str:
         """Serve; returns host:port. Does not wait for the cluster: until it serves, S3 says 503.
@@ -57,20 +59,32 @@ class Gateway:
                 record_act=recorder(store.metadata),
                 master_key=master_key,
             )
+            job = None
+            if self._config.inventory_day_s:
+                job = InventoryJob(
+                    store,
+                    clock=self._clock,
+                    day_s=self._config.inventory_day_s,
+                    master_key=master_key,
+                )
             address = await service.start()
             meter.start()
+            if job is not None:
+                job.start()
         except BaseException:
             await store.close()
             raise
-        self._store, self._service, self._meter = store, service, meter
+        self._store, self._service, self._meter, self._job = store, service, meter, job
         return address
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take no more requests, let those under way end for `grace_s` seconds, then let go."""
+        if self._job is not None:
+            await self._job.stop()
         if self._service is not None:
             await self._service.stop(grace_s)
         if self._meter is not None:
             await self._meter.stop()
         if self._store is not None:
             await self._store.close()
-        self._store = self._service = self._meter = None
+        self._store = self._service = self._meter = self._job = None

@@ -321,6 +321,10 @@ class ObjectStore(Protocol):
         """A document of a bucket, "policy" for one; None: there is none. It may be a little old."""
         ...
 
+    async def get_bucket_documents(self, bucket: str) -> Mapping[str, bytes]:
+        """All documents of a bucket by name, as they are now."""
+        ...
+
     async def put_bucket_document(self, bucket: str, name: str, content: bytes) -> None:
         """Write or replace a document of at most 64 KiB."""
         ...

@@ -25,6 +25,7 @@ from exastore.gateway.s3.cors import headers_for, preflight
 from exastore.gateway.s3.errors import S3Error, as_request_error, status_of
 from exastore.gateway.s3.guard import Access, BucketCache, Guard, RecordAct, denied, record_nothing
 from exastore.gateway.s3.identity import ANONYMOUS, KeySource, Kind, Principal
+from exastore.gateway.s3.inventory import INVENTORY_OPERATIONS
 from exastore.gateway.s3.lifecycle import LIFECYCLE_OPERATIONS
 from exastore.gateway.s3.listing import LISTING_OPERATIONS
 from exastore.gateway.s3.lock import LOCK_OPERATIONS
@@ -58,6 +59,7 @@ HANDLERS: Mapping[str, Operation] = {
     **ACCESS_OPERATIONS,
     **BUCKET_OPERATIONS,
     **ENCRYPTION_OPERATIONS,
+    **INVENTORY_OPERATIONS,
     **LIFECYCLE_OPERATIONS,
     **LISTING_OPERATIONS,
     **LOCK_OPERATIONS,

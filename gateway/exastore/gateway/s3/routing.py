@@ -159,6 +159,9 @@ OPERATIONS: dict[tuple[str, Target, str], Route] = {
     ("GET", _B, "inventory+id"): Route(
         "GetBucketInventoryConfiguration", "s3:GetInventoryConfiguration"
     ),
+    ("PUT", _B, "inventory+id"): Route(
+        "PutBucketInventoryConfiguration", "s3:PutInventoryConfiguration"
+    ),
     ("DELETE", _B, "inventory+id"): Route(
         "DeleteBucketInventoryConfiguration", "s3:PutInventoryConfiguration"
     ),

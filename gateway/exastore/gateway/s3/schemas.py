@@ -65,6 +65,23 @@ SCHEMAS: Schema = {
         },
         "Quiet": TEXT,
     },
+    "InventoryConfiguration": {
+        "Destination!": {
+            "S3BucketDestination!": {
+                "AccountId": TEXT,
+                "Bucket!": TEXT,
+                "Format!": TEXT,
+                "Prefix": TEXT,
+                "Encryption": {"SSE-S3": TEXT, "SSE-KMS": {"KeyId!": TEXT}},
+            }
+        },
+        "IsEnabled!": TEXT,
+        "Filter": {"Prefix!": TEXT},
+        "Id!": TEXT,
+        "IncludedObjectVersions!": TEXT,
+        "OptionalFields": {"Field*": TEXT},
+        "Schedule!": {"Frequency!": TEXT},
+    },
     "LegalHold": {"Status!": TEXT},
     "LifecycleConfiguration": {
         "Rule+": {

@@ -75,7 +75,6 @@ _NO_CONFIGURATION = is_absent("NoSuchConfiguration", "The specified configuratio
 _LISTED = {
     "Analytics": "ListBucketAnalyticsConfigurationResult",
     "IntelligentTiering": "ListBucketIntelligentTieringConfigurationsOutput",
-    "Inventory": "ListInventoryConfigurationsResult",
     "Metrics": "ListMetricsConfigurationsResult",
 }
 

@@ -94,6 +94,9 @@ class MemoryStore:
     async def get_bucket_document(self, bucket: str, name: str) -> bytes | None:
         return self._bucket(bucket).documents.get(name)
 
+    async def get_bucket_documents(self, bucket: str) -> Mapping[str, bytes]:
+        return dict(self._bucket(bucket).documents)
+
     async def put_bucket_document(self, bucket: str, name: str, content: bytes) -> None:
         self._bucket(bucket).documents[name] = content
 
