@@ -33,8 +33,9 @@ TAIL = """
 ## To know
 
 - **Addresses**: path style always works, host style needs the gateway's `domain`. Without it the
-  JavaScript SDK needs `forcePathStyle: true`. The tests over TLS use host style alone, with a
-  certificate of the domain and all names below it; what they compare is read through the other
+  JavaScript SDK needs `forcePathStyle: true`. The tests over TLS have a
+  certificate of the domain and all names below it, and use host style, but for s5cmd, polars and
+  Delta Lake, which name the bucket in the path; what they compare is read through the other
   gateway, without either.
 - **DuckDB**: its own S3 reader, the httpfs extension, is not part of its package but downloaded
   when first used, so it is not tested here; DuckDB reads and writes through fsspec
@@ -107,7 +108,12 @@ CLIENTS = (
     Client("minio-py", "test_minio.py", package="minio"),
     Client("AWS SDK for JavaScript 3", "test_aws_sdk_js.py", npm="@aws-sdk/client-s3"),
     Client("Chromium", "test_browser.py", command=("chromium", "--version")),
-    Client("boto3, AWS CLI, rclone, pyarrow, s3fs", "test_tls.py", package="boto3"),
+    Client(
+        "over TLS: boto3, AWS CLI 1 and 2, rclone, pyarrow, s3fs, s5cmd, restic, s3cmd, minio-py, "
+        "polars, DuckDB, Delta Lake, obstore",
+        "test_tls.py",
+        package="boto3",
+    ),
     Client("pyarrow, polars, DuckDB together", "test_analytics.py", package="pyarrow"),
 )
 

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import duckdb
+import obstore
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+import urllib3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from deltalake import DeltaTable, write_deltalake
+from minio import Minio
+from obstore.store import S3Store
 from pyarrow import fs
 from tests.integration.clients.conftest import MIB, Bucket, files_under, some_bytes
+from tests.integration.clients.tables import some_table
 from tests.integration.conftest import LiveCluster
 from tests.support.programs import program
 from tests.support.tls_gateway import DOMAIN, ENDPOINT, TlsGateway, tls_gateway_of
@@ -143,3 +151,144 @@ def test_s3fs_is_a_file_system(
     assert files.ls(f"{bucket.name}/folder") == [f"{bucket.name}/folder/file"]
     assert files.cat_file(f"{bucket.name}/folder/file", start=10, end=20) == data[10:20]
     assert bucket.content == {"folder/file": data}
+
+
+# ---- clients that name buckets by path, or as they are told ----
+
+
+@pytest.fixture
+def native(serving: tuple[TlsGateway, set[str]], monkeypatch: pytest.MonkeyPatch) -> TlsGateway:
+    """The gateway, for libraries within this process that find its authority by the environment."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(serving[0].authority))
+    return serving[0]
+
+
+def rust_options(bucket: Bucket, tls: TlsGateway) -> dict[str, str]:
+    """Of the object_store crate, as polars and Delta Lake take them."""
+    return {
+        "aws_access_key_id": bucket.access_key,
+        "aws_secret_access_key": bucket.secret_key,
+        "aws_region": "us-east-1",
+        "aws_endpoint_url": ENDPOINT,
+        "proxy_url": tls.proxy,
+    }
+
+
+def test_s5cmd_copies_and_lists(
+    bucket: Bucket, native: TlsGateway, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    s5cmd = (Path(sys.executable).parent / "s5cmd", "--endpoint-url", ENDPOINT)
+    env = native.environment
+    bucket.run(*s5cmd, "cp", f"{tmp_path}/tree/", f"s3://{bucket.name}/t/", env=env)
+    assert bucket.content == {f"t/{name}": data for name, data in tree.items()}
+    bucket.run(*s5cmd, "cp", f"s3://{bucket.name}/t/*", f"{tmp_path}/back/", env=env)
+    assert files_under(tmp_path / "back") == tree
+
+
+def test_restic_backs_up_and_restores(
+    bucket: Bucket, tls: TlsGateway, tree: dict[str, bytes], tmp_path: Path
+) -> None:
+    repository = f"s3:{ENDPOINT}/{bucket.name}/backup"
+    restic = (program("restic"), "--cacert", tls.authority, "-o", "s3.bucket-lookup=dns")
+    env = {**tls.environment, "RESTIC_PASSWORD": "secret", "RESTIC_REPOSITORY": repository}
+    env["RESTIC_CACHE_DIR"] = str(tmp_path / "cache")
+    bucket.run(*restic, "init", env=env)
+    bucket.run(*restic, "backup", tmp_path / "tree", env=env)
+    bucket.run(*restic, "check", "--read-data", env=env)
+    bucket.run(*restic, "restore", "latest", "--target", tmp_path / "back", env=env)
+    assert files_under(tmp_path / "back" / (tmp_path / "tree").relative_to("/")) == tree
+
+
+def test_s3cmd_puts_lists_and_gets(bucket: Bucket, tls: TlsGateway, tmp_path: Path) -> None:
+    host, _, port = tls.proxy.removeprefix("http://").partition(":")
+    config = tmp_path / "s3cfg"
+    lines = {
+        "access_key": bucket.access_key,
+        "secret_key": bucket.secret_key,
+        "host_base": DOMAIN,
+        "host_bucket": f"%(bucket)s.{DOMAIN}",
+        "proxy_host": host,
+        "proxy_port": port,
+        "ca_certs_file": str(tls.authority),
+        "use_https": "True",
+        "bucket_location": "us-east-1",
+    }
+    text = "".join(f"{name} = {value}\n" for name, value in lines.items())
+    config.write_text(f"[default]\n{text}")
+    s3cmd = (Path(sys.executable).parent / "s3cmd", "-c", config)
+    data = some_bytes(16 * MIB, 6)
+    (tmp_path / "file").write_bytes(data)
+    bucket.run(*s3cmd, "put", "--multipart-chunk-size-mb=5", tmp_path / "file", bucket_url(bucket))
+    assert bucket.content == {"file": data}
+    assert f"{bucket_url(bucket)}file" in bucket.run(*s3cmd, "ls", bucket_url(bucket))
+    bucket.run(*s3cmd, "get", f"{bucket_url(bucket)}file", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+
+
+def bucket_url(bucket: Bucket) -> str:
+    return f"s3://{bucket.name}/"
+
+
+def test_minio_py_uploads_in_parts(bucket: Bucket, tls: TlsGateway) -> None:
+    data = some_bytes(12 * MIB, 7)
+    with urllib3.ProxyManager(tls.proxy, ca_certs=str(tls.authority)) as pool:
+        client = Minio(
+            DOMAIN,
+            access_key=bucket.access_key,
+            secret_key=bucket.secret_key,
+            region="us-east-1",
+            http_client=pool,
+        )
+        client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+        client.put_object(bucket.name, "big", io.BytesIO(data), length=-1, part_size=5 * MIB)
+        answer = client.get_object(bucket.name, "big")
+        assert answer.read() == data
+        answer.release_conn()
+    assert bucket.content == {"big": data}
+
+
+def test_duckdb_queries_what_polars_wrote(bucket: Bucket, native: TlsGateway) -> None:
+    rows = some_table(20_000)
+    frame = pl.DataFrame(rows)
+    url = f"s3://{bucket.name}/rows.parquet"
+    frame.write_parquet(url, storage_options=rust_options(bucket, native))
+    files = s3fs.S3FileSystem(
+        key=bucket.access_key,
+        secret=bucket.secret_key,
+        endpoint_url=ENDPOINT,
+        client_kwargs={"region_name": "us-east-1", "verify": str(native.authority)},
+        config_kwargs={"proxies": {"https": native.proxy}},
+        skip_instance_cache=True,
+    )
+    with duckdb.connect() as duck:
+        duck.register_filesystem(files)
+        found = duck.execute(f"SELECT count(*), max(id) FROM '{url}' WHERE id >= 19000").fetchone()
+    assert found == (1_000, 19_999)
+    back = pl.scan_parquet(url, storage_options=rust_options(bucket, native))
+    assert back.filter(pl.col("id") < 10).collect().height == 10
+
+
+def test_delta_lake_commits_conditionally(bucket: Bucket, native: TlsGateway) -> None:
+    options = {**rust_options(bucket, native), "aws_conditional_put": "etag"}
+    url, rows = f"s3://{bucket.name}/table", some_table(2_000)
+    write_deltalake(url, rows.slice(0, 1_000), storage_options=options)
+    write_deltalake(url, rows.slice(1_000), mode="append", storage_options=options)
+    table = DeltaTable(url, storage_options=options)
+    assert table.version() == 1
+    assert pa.table(table.to_pyarrow_table()).sort_by("id").equals(rows)
+
+
+def test_obstore_streams(bucket: Bucket, tls: TlsGateway, native: TlsGateway) -> None:
+    store = S3Store(
+        bucket.name,
+        endpoint=f"https://{bucket.name}.{DOMAIN}",
+        access_key_id=bucket.access_key,
+        secret_access_key=bucket.secret_key,
+        region="us-east-1",
+        virtual_hosted_style_request=True,
+        client_options={"proxy_url": native.proxy},
+    )
+    data = some_bytes(13 * MIB, 8)
+    obstore.put(store, "big", data, chunk_size=5 * MIB)
+    assert b"".join(bytes(piece) for piece in obstore.get(store, "big").stream()) == data
+    assert bucket.content == {"big": data}
