@@ -11,9 +11,8 @@ Laws:
 5. A read that fails is told and counted; after some of them the device is fenced, too (`fence.py`).
 
 Theory of operation: callers append under one lock, so records lie in order and a crash leaves at
-most one torn tail. One flusher thread fsyncs and then acknowledges everything appended before the
-fsync began: while it waits for the disk, the next group gathers. The index follows in log order.
-An upkeep thread brings the index file up to date and compacts segments (see `upkeep.py`).
+most one torn tail. A thread makes them durable in groups (`commit.py`). An upkeep thread brings the
+index file up to date and compacts segments (`upkeep.py`).
 
 Fault model: crash of the process or the machine at any moment, torn and lost unsynced writes, bit
 rot, misdirected writes, renamed or copied segments, full disk, I/O errors. Not covered: rot of the
@@ -27,6 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from exastore.metadata.core.phases import Phase, reach
+from exastore.storage.commit import GroupCommit
 from exastore.storage.compaction import Compacted
 from exastore.storage.completion import Done, PendingRecord, resolving
 from exastore.storage.crc import Buffer
@@ -41,7 +41,6 @@ from exastore.storage.errors import (
     IndexDamaged,
     IndexFull,
     NoSpace,
-    StorageError,
     TransferCorrupt,
 )
 from exastore.storage.fence import Fence
@@ -49,7 +48,7 @@ from exastore.storage.file_span import FileSpan
 from exastore.storage.identity import identify
 from exastore.storage.index_file import Entry, PgUsage, SegmentUsage
 from exastore.storage.log import Purpose, StoreOptions
-from exastore.storage.observer import SilentObserver, StoreObserver, tell_synced
+from exastore.storage.observer import SilentObserver, StoreObserver
 from exastore.storage.reading import RecordReader, StoredChunk
 from exastore.storage.record import (
     ChunkKey,
@@ -85,32 +84,22 @@ class ChunkStore:
     ) -> None:
         self._disk = disk
         self.device_uuid = device_uuid
-        self._monotonic_s = monotonic_s
         self._checkpoint_chunks = options.checkpoint_chunks
         self._observer: StoreObserver = observer or SilentObserver()
         #: Held while a record is appended; taken before `_state`, never after.
         self._append_lock = threading.Lock()
         #: Guards everything below; held only for moments.
         self._state = threading.Condition()
-        #: Appended, in log order, not yet fsynced.
-        self._pending: list[PendingRecord] = []
-        #: What is being made durable; no longer in `_pending`.
-        self._flushing: list[PendingRecord] = []
-        #: The last pending record of each key.
-        self._in_flight: dict[ChunkKey, PendingRecord] = {}
-        #: End of the log as of the last record in `_pending`.
-        self._written = Position(0, 0)
         self._fence = Fence(disk, self._observer, self._state)
         self._closing = False
         self._log, self._index, self.recovery = recover(disk, device_uuid, options)
         self._reader = RecordReader(self._log, device_uuid, self._fence.note_read_failure)
-        #: The index, which knows the durable chunks, speaks of all records before this place.
-        self._indexed = self._log.position
+        self._commit = GroupCommit(
+            self._log, self._index, self._fence, self._state, self._observer,
+            monotonic_s=monotonic_s, on_durable=self._poke_upkeep,
+        )  # fmt: skip
         self._upkeep = Upkeep(self, options, monotonic_s)
-        self._flusher = threading.Thread(
-            target=self._flush_loop, name=f"flush-{disk.path.name}", daemon=True
-        )
-        self._flusher.start()
+        self._commit.start(f"flush-{disk.path.name}")
         self._upkeep.start()
 
     @classmethod
@@ -196,8 +185,7 @@ class ChunkStore:
         """Check the invariants; for tests and EXASTORE_VERIFY."""
         with self._append_lock, self._state:
             self._index.validate()
-            waiting = {op.key for op in (*self._pending, *self._flushing)}
-            assert waiting >= set(self._in_flight)
+            self._commit.validate()
             assert self._log.durable <= self._log.position
 
     # ---- writing ----
@@ -228,11 +216,11 @@ class ChunkStore:
             )
         with self._append_lock:
             self._check_writable()
-            latest = self._latest(key)
+            latest = self._commit.latest(key)
             if not self._stored_already(header, latest):
                 self._append(header, data, done, purpose, latest)
                 return
-        self._join(header, done)
+        self._commit.join(key, done)
 
     def write(self, key: ChunkKey, generation: int, code: str, data: bytes, crc32c: int) -> None:
         """Append a chunk and wait until it is durable."""
@@ -247,7 +235,7 @@ class ChunkStore:
         with self._append_lock:
             for key in keys:
                 self._check_writable()
-                latest = self._latest(key)
+                latest = self._commit.latest(key)
                 if latest is None:
                     continue
                 waiter = Future()
@@ -261,11 +249,6 @@ class ChunkStore:
             reach(Phase.TOMBSTONES_APPENDED)
             waiter.result()  # in log order: the last is durable after all others
         return count
-
-    def _latest(self, key: ChunkKey) -> Entry | None:
-        with self._state:
-            pending = self._in_flight.get(key)
-            return pending.entry if pending else self._index.get(key)
 
     def _append(
         self,
@@ -287,13 +270,7 @@ class ChunkStore:
             self._fence.close(f"write failed: {error}")
             raise DeviceFenced(str(error)) from error
         entry = entry_of(position, header, latest) if is_chunk else None
-        pending = PendingRecord(header.key, entry, [done], news)
-        with self._state:
-            self._pending.append(pending)
-            if news:
-                self._in_flight[header.key] = pending
-            self._written = self._log.position
-            self._state.notify_all()
+        self._commit.add(PendingRecord(header.key, entry, [done], news))
         if is_chunk:
             reach(Phase.CHUNK_APPENDED)
 
@@ -306,7 +283,7 @@ class ChunkStore:
         """
         with self._append_lock:
             self._check_writable()
-            latest = self._latest(header.key)
+            latest = self._commit.latest(header.key)
             if latest is None or latest.position != position:
                 return False
             self._append(header, data, done, Purpose.UPKEEP, latest)
@@ -334,7 +311,7 @@ class ChunkStore:
 
     def lies_at(self, key: ChunkKey, position: Position) -> bool:
         """Whether the chunk's newest record is this one."""
-        latest = self._latest(key)
+        latest = self._commit.latest(key)
         return latest is not None and latest.position == position
 
     def segment_file(self, segment: int) -> DiskFile:
@@ -348,11 +325,7 @@ class ChunkStore:
 
     def settle(self) -> None:
         """Wait until all that was appended is durable and in the index, or the device fails."""
-        with self._state:
-            written = self._written
-            self._state.wait_for(
-                lambda: self._indexed >= written or self._fence.reason is not None or self._closing
-            )
+        self._commit.settle()
 
     def tell_compacted(self, compacted: Compacted) -> None:
         self._observer.compacted(compacted)
@@ -378,7 +351,7 @@ class ChunkStore:
             IndexFull: as little as before is in the file.
         """
         with self._state:
-            checkpoint = self._index.freeze(self._indexed, self._log.segments())
+            checkpoint = self._index.freeze(self._commit.indexed, self._log.segments())
         committed = False
         try:
             self._index.commit(checkpoint)
@@ -406,18 +379,6 @@ class ChunkStore:
         except (ChunkCorrupt, DeviceReadFailed):
             return False  # what is there is rotten: write it again
         return True
-
-    def _join(self, header: RecordHeader, done: Done) -> None:
-        """Acknowledge with the earlier write of the same bytes."""
-        with self._state:
-            pending = self._in_flight.get(header.key)
-            if pending is not None:
-                pending.done.append(done)
-                return
-            reason = self._fence.reason if self._index.get(header.key) is None else None
-        if reason is not None:  # the earlier write failed just now
-            raise DeviceFenced(reason)
-        done(None)
 
     # ---- reading ----
 
@@ -455,52 +416,8 @@ class ChunkStore:
         span = self._reader.span(entry)
         return None if span is None else (span, entry.crc32c)
 
-    # ---- group commit ----
-
-    def _flush_loop(self) -> None:
-        while True:
-            with self._state:
-                while not self._pending and not self._closing:
-                    self._state.wait()
-                if not self._pending:
-                    return
-                batch = self._flushing = self._pending
-                self._pending = []
-                written, file = self._written, self._log.file_of(self._written.segment)
-            error: StorageError | None = None
-            started_s = self._monotonic_s()
-            try:
-                self._fence.check()
-                reach(Phase.CHUNK_SYNCING)
-                file.sync()
-                reach(Phase.CHUNK_SYNCED)
-            except DeviceFenced as failure:
-                error = failure
-            except Exception as failure:  # whatever it was, nothing is known to be durable
-                self._fence.close(f"fsync failed: {failure}")
-                error = DeviceFenced(str(failure))
-            if error is None:
-                tell_synced(self._observer, len(batch), self._monotonic_s() - started_s)
-            self._finish(batch, written, error)
-
-    def _finish(
-        self, batch: list[PendingRecord], written: Position, error: StorageError | None
-    ) -> None:
-        dead: list[Entry | None] = []
-        with self._state:
-            if error is None:
-                self._log.durable = self._indexed = written
-            for pending in batch:
-                if error is None and pending.news:
-                    dead.append(self._index.apply(pending.key, pending.entry))
-                if self._in_flight.get(pending.key) is pending:
-                    del self._in_flight[pending.key]
-            self._flushing = []
-            self._state.notify_all()
-        for pending in batch:
-            pending.tell(error)
-        self._log.reclaim_all(dead)
-        if any(dead) or self.unsaved_count >= self._checkpoint_chunks:
+    def _poke_upkeep(self, something_died: bool) -> None:
+        if something_died or self.unsaved_count >= self._checkpoint_chunks:
             self._upkeep.poke()
 
     def _check_writable(self) -> None:
@@ -514,16 +431,14 @@ class ChunkStore:
         """Make everything durable, end the log cleanly, release the device."""
         self._upkeep.stop()
         with self._append_lock:
-            with self._state:
-                if self._closing:
-                    return
-                self._closing = True
-                self._state.notify_all()
-            self._flusher.join()
+            if self._closing:
+                return
+            self._closing = True
+            self._commit.close()
             try:
                 if self._fence.reason is None:
                     self._log.seal()
-                    self._indexed = self._log.position
+                    self._commit.indexed = self._log.position
                     self.checkpoint()
             except (OSError, NoSpace) as error:
                 self._fence.close(f"closing failed: {error}")
