@@ -16,7 +16,7 @@ from tests.support.fake_disk import FakeDisk
 
 from exastore.deploy.clock import SystemClock
 from exastore.erasure import codec
-from exastore.proto.v1 import common_pb2, metadata_pb2, storage_pb2
+from exastore.proto.v1 import budget_pb2, common_pb2, metadata_pb2, storage_pb2
 from exastore.proto.v1.metadata_pb2_grpc import (
     MetadataServiceServicer,
     add_MetadataServiceServicer_to_server,
@@ -52,6 +52,8 @@ class FakeMetadata(MetadataServiceServicer):
         self.heartbeat_count = 0
         #: Heartbeats carry the map; GetMap always does.
         self.share_map = True
+        #: What every node may use; None: nothing is said about it.
+        self.grant: budget_pb2.BackgroundGrant | None = None
 
     async def Heartbeat(
         self, request: metadata_pb2.HeartbeatRequest, context: Any
@@ -67,6 +69,8 @@ class FakeMetadata(MetadataServiceServicer):
             epoch=self.map.epoch if self.map else 0,
             device_indexes=[self.devices[report.uuid] for report in request.devices],
         )
+        if self.grant is not None:
+            response.grant.CopyFrom(self.grant)
         if self.map and self.share_map and self.map.epoch > request.known_epoch:
             response.map.CopyFrom(self.map)
         return response
@@ -261,7 +265,9 @@ def read_request(
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A parameter has options of the nodes' configuration."""
+    options: dict[str, Any] = getattr(request, "param", {})
     # The stub file makes every method abstract; this metadata server has two.
     metadata: FakeMetadata = cast(Any, FakeMetadata)(NODES)
     server = make_server()
@@ -271,7 +277,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     cluster = Cluster(metadata, f"127.0.0.1:{port}", tmp_path)
     try:
         for number in range(NODES):
-            cluster.nodes.append(await cluster.start_node(number))
+            cluster.nodes.append(await cluster.start_node(number, **options))
         await cluster.until(lambda: all(node.devices.epoch == 1 for node in cluster.nodes))
         yield cluster
     finally:
@@ -460,6 +466,31 @@ async def test_a_lost_slot_is_rebuilt_bit_for_bit(cluster: Cluster) -> None:
         [read_request(n, device, 0, stripe_id, 3) for n, stripe_id in enumerate(stripes)],
     )
     assert [r.data for r in reads] == [chunks[3] for chunks in stripes.values()]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "has_sockets"), [({}, True), ({"bulk_port": -1}, False)], indirect=["cluster"]
+)
+async def test_rebuilds_read_over_sockets_or_else_over_grpc_and_anew_after_a_restart(
+    cluster: Cluster, has_sockets: bool
+) -> None:
+    await cluster.store_stripes(pg=0, count=6, chunk_bytes=70_000)
+    target, source = cluster.pg_devices(0)[:2]
+    for _ in range(2):
+        await cluster.wipe(target, pg=0)
+        progress = await cluster.rebuild(cluster.rebuild_request(0, 0))
+        assert (progress.chunk_count, progress.message) == (6, "")
+        node = cluster.node_of(source)
+        (sample,) = next(iter(node.metrics.bulk_connections.collect())).samples
+        assert sample.value == (1 if has_sockets else 0)
+        # The others find out when they ask it the next time.
+        number, address = cluster.nodes.index(node), node.address
+        await node.stop(0)
+        again = await cluster.start_node(
+            number, address=address, bulk_port=0 if has_sockets else -1
+        )
+        cluster.nodes[number] = again
+        await cluster.until(lambda again=again: again.devices.epoch == 1)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Budgets of background traffic on one node."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry
 from tests.unit.metadata_cluster import ManualClock
 
 from exastore.proto.v1 import budget_pb2
-from exastore.storage.budget import PATIENCE_S, BackgroundBudget
+from exastore.storage.budget import PATIENCE_S, UNGRANTED_BYTES_PER_S, BackgroundBudget
 from exastore.storage.metrics import StorageMetrics
 
 OWN, OTHER = "eu/z/a", "eu/z/b"
@@ -49,11 +50,65 @@ async def served_bytes(rig: Rig, seconds: float, rack: str, device: int = 1) -> 
     return got
 
 
-async def test_before_the_first_grant_nothing_waits() -> None:
+async def test_before_the_first_grant_a_node_keeps_to_a_rate_that_hurts_nobody() -> None:
     rig = Rig()
-    assert await rig.budget.send(1, 10**12, OTHER) == 0.0
-    await rig.budget.receive(10**12, OTHER)
-    await rig.budget.write(1, 10**12)
+    passed = 0
+
+    async def move(step: Callable[[], Awaitable[float | None]]) -> None:
+        nonlocal passed
+        while True:
+            passed += (await step() or 0.0) == 0.0
+            await rig.clock.sleep(0.01)
+
+    chunk = UNGRANTED_BYTES_PER_S // 16
+    for step in (
+        lambda: rig.budget.send(1, chunk, OTHER),
+        lambda: rig.budget.receive(chunk, OTHER),
+        lambda: rig.budget.write(2, chunk),
+        lambda: rig.budget.scrub(3, chunk),
+    ):
+        passed = 0
+        mover = asyncio.create_task(move(step))
+        await rig.pass_time(4.0)
+        mover.cancel()
+        await asyncio.gather(mover, return_exceptions=True)
+        assert 0.7 <= passed / 16 / 4.0 <= 1.1
+
+
+async def test_a_scrub_keeps_to_the_device_and_to_the_pace_of_the_node_and_is_told() -> None:
+    rig = Rig()
+    rig.budget.take_grant(budget_pb2.BackgroundGrant(node_bytes_per_s=1000))
+    await rig.budget.scrub(1, 5000)
+    waiting = asyncio.create_task(rig.budget.scrub(2, 10))
+    await rig.pass_time(4.0)
+    assert not waiting.done()
+    assert await rig.budget.send(1, 10, OWN) == 0.0, "the network is not what it uses"
+    await rig.pass_time(2.0)
+    assert waiting.done()
+    assert rig.budget.load().scrubbed_bytes == 5010
+    rig.budget.take_grant(budget_pb2.BackgroundGrant(device_bytes_per_s=1000))
+    await rig.budget.write(1, 5000)
+    waiting = asyncio.create_task(rig.budget.scrub(1, 10))
+    await rig.pass_time(4.0)
+    assert not waiting.done()
+    await rig.pass_time(2.0)
+    assert waiting.done()
+
+
+async def test_what_others_write_here_passes_the_device_and_the_way_in() -> None:
+    rig = Rig()
+    rig.budget.take_grant(budget_pb2.BackgroundGrant(node_bytes_per_s=1000))
+    assert await rig.budget.accept(1, 5000, OWN) == 0.0
+    assert await rig.budget.accept(1, 10, OWN) == PATIENCE_S, "come again"
+    await rig.budget.push(10, OWN)
+    load = rig.budget.load()
+    assert (load.received_bytes, load.sent_bytes) == (5000, 10)
+    lease = budget_pb2.BackgroundGrant(has_rack_limit=True, rack_share_bytes_per_s=0, lease_s=5)
+    rig.budget.take_grant(lease)
+    refused = asyncio.create_task(rig.budget.accept(1, 10, OTHER))
+    await rig.pass_time(2.0)
+    assert await refused > 0.0
+    assert await rig.budget.accept(1, 10, OWN) == 0.0
 
 
 async def test_each_device_and_the_network_have_rates_of_their_own() -> None:

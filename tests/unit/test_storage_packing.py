@@ -1,21 +1,28 @@
 """A storage node packs: what it reads is checked, and all of a stripe is told or nothing."""
 
+import asyncio
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.unit.metadata_cluster import ManualClock
 
 from exastore.erasure import codec
-from exastore.proto.v1 import common_pb2, storage_pb2, upkeep_pb2
+from exastore.proto.chunk_frames import Buffer, ReadFrame
+from exastore.proto.v1 import budget_pb2, common_pb2, storage_pb2, upkeep_pb2
+from exastore.storage.budget import BackgroundBudget
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import PeerFailure
 from exastore.storage.metrics import StorageMetrics
 from exastore.storage.packing import PackServicer
 from exastore.storage.peers import Peers
 from exastore.storage.runs import ByteRun
+from exastore.storage.transfers import Transfers
 
 CODE = codec("rs-2-1")
+RACK = "eu/z/a"
+BUSY = storage_pb2.CHUNK_STATUS_BUSY
 CHUNK_BYTES = 4096
 
 
@@ -29,25 +36,44 @@ class FakePeer:
     def __init__(self) -> None:
         self.chunks: dict[tuple[int, bytes, int], bytes] = {}
         self.refused: set[int] = set()
+        #: So many requests are answered BUSY from now on.
+        self.busy_count = 0
 
     async def read(
-        self, device: int, chunk: common_pb2.ChunkId, runs: list[ByteRun]
-    ) -> storage_pb2.ReadChunkResponse:
+        self,
+        device: int,
+        chunk: common_pb2.ChunkId,
+        runs: list[ByteRun],
+        background: budget_pb2.BackgroundRead,
+    ) -> ReadFrame:
+        assert background.rack == RACK
+        if self.is_busy():
+            busy = storage_pb2.ReadChunkResponse(status=BUSY, retry_after_s=0.5)
+            return ReadFrame(busy, b"")
         data = self.chunks.get((device, chunk.stripe_id, chunk.index))
         if data is None:
-            return storage_pb2.ReadChunkResponse(status=storage_pb2.CHUNK_STATUS_NOT_FOUND)
+            missing = storage_pb2.ReadChunkResponse(status=storage_pb2.CHUNK_STATUS_NOT_FOUND)
+            return ReadFrame(missing, b"")
         if runs:
             (run,) = runs
             data = data[run.offset_bytes : run.offset_bytes + run.length_bytes]
-        return storage_pb2.ReadChunkResponse(status=storage_pb2.CHUNK_STATUS_OK, data=data)
+        return ReadFrame(storage_pb2.ReadChunkResponse(status=storage_pb2.CHUNK_STATUS_OK), data)
 
-    async def write(self, request: storage_pb2.WriteChunkRequest) -> storage_pb2.WriteChunkResponse:
-        if request.device_index in self.refused:
+    async def write(
+        self, header: storage_pb2.WriteChunkRequest, data: Buffer
+    ) -> storage_pb2.WriteChunkResponse:
+        assert header.background.rack == RACK
+        if self.is_busy():
+            return storage_pb2.WriteChunkResponse(status=BUSY, retry_after_s=0.5)
+        if header.device_index in self.refused:
             return storage_pb2.WriteChunkResponse(status=storage_pb2.CHUNK_STATUS_NO_SPACE)
-        assert crc32c(request.data) == request.crc32c
-        key = (request.device_index, request.chunk.stripe_id, request.chunk.index)
-        self.chunks[key] = request.data
+        assert crc32c(data) == header.crc32c
+        self.chunks[header.device_index, header.chunk.stripe_id, header.chunk.index] = bytes(data)
         return storage_pb2.WriteChunkResponse(status=storage_pb2.CHUNK_STATUS_OK)
+
+    def is_busy(self) -> bool:
+        self.busy_count -= 1
+        return self.busy_count >= 0
 
 
 class OnePeer:
@@ -104,8 +130,21 @@ def request_of(*sources: upkeep_pb2.PackSource) -> upkeep_pb2.PackStripeRequest:
 async def pack(
     peers: OnePeer, request: upkeep_pb2.PackStripeRequest
 ) -> upkeep_pb2.PackStripeResponse:
-    servicer = PackServicer(cast(Peers, peers), codec, StorageMetrics(CollectorRegistry()))
-    return await servicer.PackStripe(request, Context())
+    metrics = StorageMetrics(CollectorRegistry())
+    clock = ManualClock()
+    budget = BackgroundBudget(RACK, clock, metrics)
+    budget.take_grant(budget_pb2.BackgroundGrant())
+    servicer = PackServicer(Transfers(cast(Peers, peers), budget, clock), codec, metrics)
+    packing = asyncio.create_task(servicer.PackStripe(request, Context()))
+    while not packing.done():
+        clock.advance(0.1)
+        await asyncio.sleep(0.001)  # a thread loads the code
+    load = budget.load()
+    sent = CODE.n * CHUNK_BYTES
+    assert load.sent_bytes == sent or packing.exception(), "what is written counts"
+    wanted = sum(source.extent.data_bytes for source in request.sources)
+    assert load.received_bytes >= wanted or packing.exception(), "so does what is read"
+    return packing.result()
 
 
 def stripe_of(peers: OnePeer) -> list[bytes]:
@@ -163,6 +202,14 @@ async def test_a_stripe_that_lacks_a_chunk_is_no_stripe() -> None:
     peers.peer.refused = {12}
     with pytest.raises(Aborted, match="slot 2: no_space"):
         await pack(peers, request_of(log_source(peers, 1, b"a" * 10, 0)))
+
+
+async def test_nodes_whose_budget_is_spent_are_asked_again() -> None:
+    peers = OnePeer()
+    peers.peer.busy_count = 4
+    response = await pack(peers, request_of(log_source(peers, 1, b"a" * 10, 0)))
+    assert not response.slices[0].error
+    assert peers.peer.busy_count < 0 and len(stripe_of(peers)) == CODE.n
 
 
 async def test_no_object_may_lie_across_chunks() -> None:

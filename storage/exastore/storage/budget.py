@@ -1,15 +1,18 @@
-"""Budgets of background traffic on this node: each device, the network each way, the rack's uplink.
+"""Budgets of background work on this node: each device, the network each way, the rack's uplink.
 
 Laws:
-1. Whoever moves bytes for repair or a move waits until every bucket that they pass is free of debt,
-   and then takes from all of them at once; so no bucket is paid for waiting at another.
-2. A read that would have to wait longer than `PATIENCE_S` is refused as busy, and the reader asks
-   again: it holds neither memory nor a place in a stream meanwhile.
+1. Whoever moves bytes for repair, a move or packing, or reads them for a scrub, waits until every
+   bucket that they pass is free of debt, and then takes from all of them at once; so no bucket is
+   paid for waiting at another.
+2. A request of another node that would have to wait longer than `PATIENCE_S` is refused as busy,
+   and that node asks again: it holds neither memory nor a place in a stream meanwhile.
 3. The share of the rack's uplink is a lease: when it has run out, nothing passes the uplink until
    there is a new one.
 4. Clients' requests are never held up here; their latency is only noted.
+5. A node that no metadata server has granted anything yet keeps to `UNGRANTED_BYTES_PER_S`.
 
-Until a metadata server has granted something there is no limit.
+The last grant holds until the next one, but for the rack's lease: without metadata servers nobody
+begins anything, and what is under way ends at the pace that it had.
 """
 
 import math
@@ -23,6 +26,9 @@ from exastore.storage.metrics import StorageMetrics
 #: How long a read of another node may wait here before it is told to come again, which it does at
 #: least so often: meanwhile there may be another grant.
 PATIENCE_S = 1.0
+#: Of each device, each way of the network and each way of the uplink, before the first grant. Slow
+#: enough for any disk and network beside clients, fast enough to mend a cluster with.
+UNGRANTED_BYTES_PER_S = 16 << 20
 #: After a pause, this many seconds' worth of bytes pass at once.
 _BURST_S = 0.25
 #: How long to wait before looking again: meanwhile there may be another grant.
@@ -71,17 +77,28 @@ class BackgroundBudget:
     """The buckets of one node; lives on the event loop."""
 
     def __init__(self, rack: str, clock: Clock, metrics: StorageMetrics) -> None:
-        #: With zone and region: two racks of one name in two zones are two.
-        self._rack = rack
+        #: Of this node; with zone and region: two racks of one name in two zones are two.
+        self.rack = rack
         self._clock = clock
         self._metrics = metrics
-        self._device_rate = 0.0
+        self._device_rate = float(UNGRANTED_BYTES_PER_S)
         #: By the device's index in the map.
         self._devices: dict[int, _Bucket] = {}
         self._sent, self._received = _Bucket("sent"), _Bucket("received")
         self._rack_sent, self._rack_received = _Bucket("rack_sent"), _Bucket("rack_received")
+        #: Paced as the network is: what scrubs read is sent nowhere, but clients wait behind it.
+        self._scrubbed = _Bucket("scrubbed")
         self._load = budget_pb2.BackgroundLoad()
         self._foreground = RecentLatency()
+        now = clock.monotonic_s()
+        for bucket in (*self._paced, self._rack_sent, self._rack_received):
+            bucket.set_rate(float(UNGRANTED_BYTES_PER_S), now)
+        for what in ("device", "node", "rack"):
+            metrics.background_limit.labels(what).set(UNGRANTED_BYTES_PER_S)
+
+    @property
+    def _paced(self) -> tuple[_Bucket, ...]:
+        return self._sent, self._received, self._scrubbed
 
     def take_grant(self, grant: budget_pb2.BackgroundGrant) -> None:
         """A metadata server said what may be used from now on."""
@@ -89,7 +106,7 @@ class BackgroundBudget:
         self._device_rate = float(grant.device_bytes_per_s)
         for bucket in self._devices.values():
             bucket.set_rate(self._device_rate, now)
-        for bucket in (self._sent, self._received):
+        for bucket in self._paced:
             bucket.set_rate(float(grant.node_bytes_per_s), now)
         for bucket in (self._rack_sent, self._rack_received):
             if grant.has_rack_limit:
@@ -118,10 +135,40 @@ class BackgroundBudget:
         """Wait until so many bytes may come from a node in that rack."""
         buckets = [self._received]
         self._load.received_bytes += byte_count
-        if rack != self._rack:
+        if rack != self.rack:
             buckets.append(self._rack_received)
             self._load.rack_received_bytes += byte_count
         await self._pass(buckets, byte_count, math.inf)
+
+    async def push(self, byte_count: int, rack: str) -> None:
+        """Wait until so many bytes may be sent to be written on a node in that rack."""
+        buckets = [self._sent]
+        self._load.sent_bytes += byte_count
+        if rack != self.rack:
+            buckets.append(self._rack_sent)
+            self._load.rack_sent_bytes += byte_count
+        await self._pass(buckets, byte_count, math.inf)
+
+    async def accept(self, device_index: int, byte_count: int, rack: str) -> float:
+        """Wait until so many bytes that a node in that rack has sent may be written.
+
+        Returns:
+            As `send`.
+        """
+        buckets = [self._device(device_index), self._received]
+        if rack != self.rack:
+            buckets.append(self._rack_received)
+        retry_after_s = await self._pass(buckets, byte_count, PATIENCE_S)
+        if not retry_after_s:
+            self._load.received_bytes += byte_count
+            if rack != self.rack:
+                self._load.rack_received_bytes += byte_count
+        return retry_after_s
+
+    async def scrub(self, device_index: int, byte_count: int) -> None:
+        """Wait until so many bytes may be read from a device and checked."""
+        self._load.scrubbed_bytes += byte_count
+        await self._pass([self._device(device_index), self._scrubbed], byte_count, math.inf)
 
     async def write(self, device_index: int, byte_count: int) -> None:
         """Wait until so many bytes may be written to a device."""
@@ -134,12 +181,12 @@ class BackgroundBudget:
             0, or, when that would take too long, after how many seconds to ask again.
         """
         buckets = [self._device(device_index), self._sent]
-        if rack != self._rack:
+        if rack != self.rack:
             buckets.append(self._rack_sent)
         retry_after_s = await self._pass(buckets, byte_count, PATIENCE_S)
         if not retry_after_s:
             self._load.sent_bytes += byte_count
-            if rack != self._rack:
+            if rack != self.rack:
                 self._load.rack_sent_bytes += byte_count
         return retry_after_s
 

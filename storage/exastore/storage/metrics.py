@@ -170,13 +170,13 @@ class StorageMetrics:
         )  # fmt: skip
         self.background_limit = Gauge(
             "exastore_storage_background_limit_bytes_per_second",
-            "What repair and moves may use now of a device, the node each way, the rack; 0: no "
+            "What background work may use now of a device, the node each way, the rack; 0: no "
             "limit, or no share of the rack",
             ["of"], registry=registry,
         )  # fmt: skip
         self.background_waits = Counter(
             "exastore_storage_background_wait_seconds",
-            "Seconds that repair and moves waited for budgets, by what was short",
+            "Seconds that background work waited for budgets, by what was short",
             ["of"], registry=registry,
         )  # fmt: skip
         self.foreground_p99 = Gauge(

@@ -2,7 +2,8 @@
 
 Laws:
 1. A stripe is reported only when all n chunks are durable.
-2. An object counts as packed only if its bytes had the checksum that metadata keeps; of one that
+2. Clients come first: what is read and written passes the budgets of background traffic.
+3. An object counts as packed only if its bytes had the checksum that metadata keeps; of one that
    could not be read now the stripe has zeros, and the answer says so.
 
 The caller decides what goes where, and makes the objects refer to the stripe. One that is cut off
@@ -18,14 +19,15 @@ import numpy as np
 
 from exastore.erasure import Codec, ErasureError
 from exastore.metadata.core.topology import Uint8Array
+from exastore.proto.chunk_frames import Buffer
 from exastore.proto.v1 import common_pb2, storage_pb2, upkeep_pb2
 from exastore.proto.v1.upkeep_pb2_grpc import PackServiceServicer
 from exastore.storage.crc import crc32c
 from exastore.storage.errors import InvalidChunk, PeerFailure, StorageError
 from exastore.storage.metrics import StorageMetrics
-from exastore.storage.peers import Peers
 from exastore.storage.runs import ByteRun
 from exastore.storage.status import ChunkStatus, status_label
+from exastore.storage.transfers import Transfers
 
 #: Objects read at the same time for one stripe.
 _READ_CONCURRENCY = 32
@@ -39,9 +41,9 @@ class PackServicer(PackServiceServicer):
     """See `upkeep.proto`."""
 
     def __init__(
-        self, peers: Peers, codec_of: Callable[[str], Codec], metrics: StorageMetrics
+        self, transfers: Transfers, codec_of: Callable[[str], Codec], metrics: StorageMetrics
     ) -> None:
-        self._peers = peers
+        self._transfers = transfers
         self._codec_of = codec_of
         self._metrics = metrics
         self._turn = asyncio.Semaphore(_STRIPE_CONCURRENCY)
@@ -97,7 +99,7 @@ class PackServicer(PackServiceServicer):
 
     async def _read(
         self, extent: common_pb2.Extent, holder: storage_pb2.RebuildSource
-    ) -> bytes | memoryview | str:
+    ) -> Buffer | str:
         """The object's bytes, verified, or why they cannot be had there."""
         chunk = common_pb2.ChunkId(pg=extent.pg, stripe_id=extent.stripe_id, index=holder.index)
         runs: list[ByteRun] = []
@@ -107,8 +109,7 @@ class PackServicer(PackServiceServicer):
         else:
             expected = extent.chunk_crc32c[holder.index]
         try:
-            peer = self._peers.get(holder.address)
-            response = await peer.read(holder.device_index, chunk, runs)
+            response = await self._transfers.read(holder, chunk, runs, extent.data_bytes)
         except PeerFailure as error:
             return str(error)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
@@ -121,12 +122,11 @@ class PackServicer(PackServiceServicer):
         self,
         request: upkeep_pb2.PackStripeRequest,
         target: storage_pb2.RebuildSource,
-        chunk: bytes,
+        chunk: Buffer,
         checksum: int,
     ) -> None:
         """Make one chunk durable. Raises PeerFailure."""
         write = storage_pb2.WriteChunkRequest(
-            request_id=1,
             device_index=target.device_index,
             chunk=common_pb2.ChunkId(
                 pg=request.pg, stripe_id=request.stripe_id, index=target.index
@@ -134,9 +134,8 @@ class PackServicer(PackServiceServicer):
             code=request.code,
             epoch=request.epoch,
             crc32c=checksum,
-            data=chunk,
         )
-        response = await self._peers.get(target.address).write(write)
+        response = await self._transfers.write(target, write, chunk)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
             label = status_label(response.status)
             raise PeerFailure(f"slot {target.index}: {label} {response.message}")
@@ -160,8 +159,8 @@ def _check(request: upkeep_pb2.PackStripeRequest, code: Codec) -> None:
             raise InvalidChunk("an object lies within one data chunk")
 
 
-def _encoded(code: Codec, data: Uint8Array) -> list[bytes]:
-    """The n chunks. Shape: `data` is (k, chunk bytes)."""
+def _encoded(code: Codec, data: Uint8Array) -> list[Buffer]:
+    """The n chunks, views of `data` among them. Shape: `data` is (k, chunk bytes)."""
     parity = np.empty((code.m, data.shape[1]), dtype=np.uint8)
     code.encode_into(data, parity)
-    return [row.tobytes() for row in (*data, *parity)]
+    return [row.data for row in (*data, *parity)]

@@ -1,13 +1,18 @@
-"""Reading from other storage nodes: one channel and one long-lived read stream per node."""
+"""Chunks of other storage nodes: read and written over one link for each of both, pipelined.
+
+A link is frames on a socket, or a stream of gRPC where there is none (`exastore.proto.links`), as
+gateways use them. It opens with the first request, and again with the next one after it broke;
+whatever was under way then has failed.
+"""
 
 import asyncio
-import itertools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import grpc.aio
 
-from exastore.proto.chunk_frames import ReadFrame
+from exastore.proto.chunk_frames import Buffer, ReadFrame, WriteFrame
+from exastore.proto.links import Call, ChunkTransport, Link, NodeLinks, NodeUnreachable, Request
 from exastore.proto.v1 import budget_pb2, common_pb2, storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
 from exastore.storage.channel import open_channel
@@ -19,28 +24,103 @@ if TYPE_CHECKING:
         StorageServiceAsyncStub,
     )  # exists in the stub file alone
 
-_ReadStream = grpc.aio.StreamStreamCall[storage_pb2.ReadChunkRequest, ReadFrame]
+
+class _Numbered(Protocol):
+    """An answer that names its request."""
+
+    @property
+    def request_id(self) -> int: ...
+
+
+_Answer = TypeVar("_Answer", bound=_Numbered)
+
+
+class _Requests(Generic[_Answer]):
+    """Requests of one kind to one node."""
+
+    def __init__(self, links: NodeLinks, call: Call, timeout_s: float) -> None:
+        self._links = links
+        self._call = call
+        self._timeout_s = timeout_s
+        self._link: Link | None = None
+        #: Held while a link is opened.
+        self._opening = asyncio.Lock()
+        #: Requests of the present link that have no answer yet.
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
+        self._last_id = 0
+        #: Answers so far; tells a slow request from a dead link.
+        self._answer_count = 0
+
+    async def request(self, make: Callable[[int], Request]) -> _Answer:
+        """The answer to the request that `make` makes of its id. Raises PeerFailure."""
+        answer_count = self._answer_count
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(make)
+        except TimeoutError:
+            why = f"no answer within {self._timeout_s:g} s"
+            if self._answer_count == answer_count:
+                self.end(why)  # not one, to nobody: the next request tries another link
+            raise PeerFailure(f"{self._links.address}: {why}") from None
+        except NodeUnreachable as error:
+            raise PeerFailure(f"{self._links.address}: {error}") from None
+
+    def end(self, why: str) -> None:
+        """Close the link, and fail what is under way."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(PeerFailure(f"{self._links.address}: {why}"))
+
+    async def _exchange(self, make: Callable[[int], Request]) -> _Answer:
+        link = self._link or await self._open()
+        self._last_id += 1
+        request_id = self._last_id
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answer
+        link.send(request_id, make(request_id))
+        try:
+            return await answer
+        finally:
+            self._waiting.pop(request_id, None)
+            if answer.cancelled():
+                link.forget(request_id)
+
+    async def _open(self) -> Link:
+        async with self._opening:
+            if self._link is None:
+                opened: Link | None = None
+
+                def lost(why: str) -> None:
+                    if opened is not None and opened is self._link:
+                        self.end(why)
+
+                opened = self._link = await self._links.open(self._call, self._deliver, lost)
+            return self._link
+
+    def _deliver(self, answer: _Answer) -> None:
+        self._answer_count += 1
+        waiting = self._waiting.get(answer.request_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
 
 
 class Peer:
-    """One other node. Reads are pipelined over one stream, which is opened again when it broke."""
+    """One other node."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, transport: ChunkTransport) -> None:
         self.address = address
         self._timeout_s = timeout_s
         self._channel = open_channel(address)
         self._stub: StorageServiceAsyncStub = StorageServiceStub(self._channel)
-        self._read_chunks: Any = self._channel.stream_stream(
-            "/exastore.proto.v1.StorageService/ReadChunks",
-            request_serializer=storage_pb2.ReadChunkRequest.SerializeToString,
-            response_deserializer=ReadFrame.decode,
+        links = NodeLinks(address, self._channel, transport)
+        self._reads: _Requests[ReadFrame] = _Requests(links, Call.READ, timeout_s)
+        self._writes: _Requests[storage_pb2.WriteChunkResponse] = _Requests(
+            links, Call.WRITE, timeout_s
         )
-        self._request_ids = itertools.count(1)
-        self._stream: _ReadStream | None = None
-        self._receiver: asyncio.Task[None] | None = None
-        self._writing = asyncio.Lock()
-        #: Requests of the present stream that have no answer yet.
-        self._waiting: dict[int, asyncio.Future[ReadFrame]] = {}
 
     async def read(
         self,
@@ -48,7 +128,7 @@ class Peer:
         chunk: common_pb2.ChunkId,
         runs: Iterable[ByteRun] = (),
         *,
-        background: budget_pb2.BackgroundRead | None = None,
+        background: budget_pb2.BackgroundRead,
     ) -> ReadFrame:
         """The answer, whatever its status. Raises PeerFailure when there is none in time.
 
@@ -56,49 +136,38 @@ class Peer:
             device_index: Where the chunk is.
             chunk: Which one.
             runs: What to read of it; nothing: all.
-            background: Set for repair and moves: the node answers BUSY when its budget is spent.
+            background: Who asks: the node answers BUSY when its budget for that is spent.
         """
-        request = storage_pb2.ReadChunkRequest(
-            request_id=next(self._request_ids),
-            device_index=device_index,
-            chunk=chunk,
-            runs=[
-                storage_pb2.ByteRun(offset=run.offset_bytes, length=run.length_bytes)
-                for run in runs
-            ],
-            background=background,
+        wanted = [
+            storage_pb2.ByteRun(offset=run.offset_bytes, length=run.length_bytes) for run in runs
+        ]
+        return await self._reads.request(
+            lambda request_id: storage_pb2.ReadChunkRequest(
+                request_id=request_id,
+                device_index=device_index,
+                chunk=chunk,
+                runs=wanted,
+                background=background,
+            )
         )
-        answer: asyncio.Future[ReadFrame] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                async with self._writing:
-                    stream = self._stream or self._open()
-                    self._waiting[request.request_id] = answer
-                    await stream.write(request)
-                return await answer
-        except TimeoutError:
-            raise PeerFailure(f"{self.address} did not answer in {self._timeout_s} s") from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise PeerFailure(f"{self.address}: {error}") from error
-        finally:
-            self._waiting.pop(request.request_id, None)
 
-    async def write(self, request: storage_pb2.WriteChunkRequest) -> storage_pb2.WriteChunkResponse:
+    async def write(
+        self, header: storage_pb2.WriteChunkRequest, data: Buffer
+    ) -> storage_pb2.WriteChunkResponse:
         """The answer, whatever its status; with OK the chunk is durable.
 
-        A stream of its own: chunks that nodes write are few and large.
+        Args:
+            header: What to write where, without its data; gets a request id.
+            data: The chunk.
 
         Raises PeerFailure.
         """
-        call = self._stub.WriteChunks(iter((request,)), timeout=self._timeout_s)
-        try:
-            async for response in call:
-                return response
-        except grpc.aio.AioRpcError as error:
-            raise PeerFailure(f"{self.address}: {error.details()}") from error
-        finally:
-            call.cancel()
-        raise PeerFailure(f"{self.address}: the stream ended")
+
+        def numbered(request_id: int) -> WriteFrame:
+            header.request_id = request_id
+            return WriteFrame(header, data)
+
+        return await self._writes.request(numbered)
 
     async def list_chunks(self, device_index: int, pg: int) -> list[storage_pb2.ChunkInfo]:
         """Raises PeerFailure."""
@@ -112,49 +181,25 @@ class Peer:
         return chunks
 
     async def close(self) -> None:
-        if self._stream is not None:
-            self._stream.cancel()
-        if self._receiver is not None:
-            await asyncio.gather(self._receiver, return_exceptions=True)
+        self._reads.end("closed")
+        self._writes.end("closed")
         await self._channel.close()
-
-    def _open(self) -> _ReadStream:
-        stream: _ReadStream = self._read_chunks()
-        self._stream = stream
-        self._receiver = asyncio.create_task(self._receive(stream))
-        return stream
-
-    async def _receive(self, stream: _ReadStream) -> None:
-        reason = "the stream ended"
-        try:
-            async for response in cast(Any, stream):
-                answer = self._waiting.pop(response.request_id, None)
-                if answer is not None and not answer.done():
-                    answer.set_result(response)
-        except grpc.aio.AioRpcError as error:
-            reason = str(error.details())
-        except asyncio.CancelledError:
-            reason = "closed"
-        finally:
-            if self._stream is stream:
-                self._stream = None
-            waiting, self._waiting = self._waiting, {}
-            for answer in waiting.values():
-                if not answer.done():
-                    answer.set_exception(PeerFailure(f"{self.address}: {reason}"))
 
 
 class Peers:
     """Clients by address, opened when first needed."""
 
-    def __init__(self, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, timeout_s: float = 10.0, transport: ChunkTransport = ChunkTransport.LOCAL
+    ) -> None:
         self._timeout_s = timeout_s
+        self._transport = transport
         self._peers: dict[str, Peer] = {}
 
     def get(self, address: str) -> Peer:
         peer = self._peers.get(address)
         if peer is None:
-            peer = self._peers[address] = Peer(address, self._timeout_s)
+            peer = self._peers[address] = Peer(address, self._timeout_s, self._transport)
         return peer
 
     async def close(self) -> None:

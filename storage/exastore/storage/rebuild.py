@@ -29,7 +29,7 @@ from exastore.erasure import Codec, ErasureError, RepairPlan, TooFewChunks
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.redundancy import log_copies, repair_plan_for
-from exastore.proto.v1 import budget_pb2, storage_pb2
+from exastore.proto.v1 import storage_pb2
 from exastore.storage.budget import BackgroundBudget
 from exastore.storage.crc import Buffer, crc32c
 from exastore.storage.errors import (
@@ -43,10 +43,10 @@ from exastore.storage.lane import ChunkWrite, DeviceLane
 from exastore.storage.log import Purpose
 from exastore.storage.metrics import StorageMetrics
 from exastore.storage.pacing import Pacer
-from exastore.storage.peers import Peers
 from exastore.storage.record import ChunkKey
 from exastore.storage.runs import ByteRun
 from exastore.storage.status import ChunkStatus, id_of, status_label
+from exastore.storage.transfers import Transfers
 
 _log = logging.getLogger(__name__)
 _REPORT_S = 0.25
@@ -97,7 +97,7 @@ class Rebuilder:
 
     def __init__(
         self,
-        peers: Peers,
+        transfers: Transfers,
         codec_of: Callable[[str], Codec],
         budget: BackgroundBudget,
         *,
@@ -105,7 +105,7 @@ class Rebuilder:
         clock: Clock,
         metrics: StorageMetrics,
     ) -> None:
-        self._peers = peers
+        self._transfers = transfers
         self._codec_of = codec_of
         self._budget = budget
         self._parallelism = parallelism
@@ -165,10 +165,7 @@ class Rebuilder:
         target = task.request.device_index
         sources = [source for source in task.request.sources if source.device_index != target]
         answers = await asyncio.gather(
-            *(
-                self._peers.get(source.address).list_chunks(source.device_index, task.request.pg)
-                for source in sources
-            ),
+            *(self._transfers.list_chunks(source, task.request.pg) for source in sources),
             return_exceptions=True,
         )
         failures: list[str] = []
@@ -294,19 +291,10 @@ class Rebuilder:
         if plan is not None and not plan.reads_whole_chunks:
             runs = [ByteRun(*run) for run in plan.byte_runs(source.index, copy.chunk_bytes)]
         expected_bytes = sum(run.length_bytes for run in runs) if runs else copy.chunk_bytes
-        await self._budget.receive(expected_bytes, source.rack)
-        background = budget_pb2.BackgroundRead(rack=task.request.rack)
-        peer = self._peers.get(source.address)
-        while True:
-            try:
-                response = await peer.read(
-                    source.device_index, chunk_id, runs, background=background
-                )
-            except PeerFailure as error:
-                return str(error)
-            if response.status != ChunkStatus.CHUNK_STATUS_BUSY:
-                break
-            await self._clock.sleep(response.header.retry_after_s)
+        try:
+            response = await self._transfers.read(source, chunk_id, runs, expected_bytes)
+        except PeerFailure as error:
+            return str(error)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
             return f"slot {source.index}: {status_label(response.status)} {response.message}"
         data = response.data

@@ -1,10 +1,11 @@
-"""Reading every chunk of a device and checking it, at a limited rate."""
+"""Reading every chunk of a device and checking it, at a limited rate and within the budgets."""
 
 import logging
 from collections.abc import AsyncIterator
 
 from exastore.metadata.core.clock import Clock
 from exastore.proto.v1 import storage_pb2
+from exastore.storage.budget import BackgroundBudget
 from exastore.storage.errors import ChunkCorrupt, ChunkNotFound, DeviceReadFailed
 from exastore.storage.lane import DeviceLane
 from exastore.storage.metrics import StorageMetrics
@@ -16,7 +17,12 @@ _REPORT_S = 0.25
 
 
 async def scrub(
-    lane: DeviceLane, request: storage_pb2.ScrubRequest, *, clock: Clock, metrics: StorageMetrics
+    lane: DeviceLane,
+    request: storage_pb2.ScrubRequest,
+    budget: BackgroundBudget,
+    *,
+    clock: Clock,
+    metrics: StorageMetrics,
 ) -> AsyncIterator[storage_pb2.ScrubProgress]:
     """Check every chunk that is there when its PG's turn comes; an unreadable chunk is corrupt."""
     pacer = Pacer(request.bandwidth_bytes_per_s, clock)
@@ -25,6 +31,7 @@ async def scrub(
     for pg in lane.store.pgs():
         for key, entry in lane.store.of_pg(pg):
             await pacer.take(entry.data_bytes)
+            await budget.scrub(request.device_index, entry.data_bytes)
             try:
                 await lane.read(key)
             except ChunkNotFound:

@@ -32,6 +32,7 @@ from exastore.storage.packing import PackServicer
 from exastore.storage.peers import Peers
 from exastore.storage.rebuild import Rebuilder
 from exastore.storage.servicer import StorageServicer, add_to_server
+from exastore.storage.transfers import Transfers
 
 _log = logging.getLogger(__name__)
 
@@ -208,8 +209,9 @@ class StorageNode:
             interval_s=config.heartbeat_s, clock=self._clock, metrics=self.metrics,
             device_class=config.device_class,
         )  # fmt: skip
+        transfers = Transfers(self._peers, budget, self._clock)
         rebuilder = Rebuilder(
-            self._peers, self._codec_of, budget,
+            transfers, self._codec_of, budget,
             parallelism=config.rebuild_parallelism, clock=self._clock, metrics=self.metrics,
         )  # fmt: skip
         servicer = StorageServicer(
@@ -218,7 +220,7 @@ class StorageNode:
         )  # fmt: skip
         add_to_server(servicer, server)
         add_check_to_server(self.devices, server)
-        packer = PackServicer(self._peers, self._codec_of, self.metrics)
+        packer = PackServicer(transfers, self._codec_of, self.metrics)
         add_PackServiceServicer_to_server(packer, server)
         if config.bulk_port >= 0:
             bulk = BulkServer(servicer, BulkLimits(config.stream_bytes), self.metrics)

@@ -90,6 +90,18 @@ class StorageServicer(StorageServiceServicer):
     async def write_chunk(self, frame: WriteFrame) -> storage_pb2.WriteChunkResponse:
         """Durable on return when the status is OK."""
         request, data = frame.header, frame.data
+        is_background = request.HasField("background")
+        if is_background:
+            wait_s = await self._budget.accept(
+                request.device_index, len(data), request.background.rack
+            )
+            if wait_s:
+                return storage_pb2.WriteChunkResponse(
+                    request_id=request.request_id,
+                    status=ChunkStatus.CHUNK_STATUS_BUSY,
+                    retry_after_s=wait_s,
+                    epoch=self._devices.epoch,
+                )
         started_s = self._clock.monotonic_s()
         status: Status = ChunkStatus.CHUNK_STATUS_OK
         message = ""
@@ -105,7 +117,8 @@ class StorageServicer(StorageServiceServicer):
             self._metrics.written_bytes.inc(len(data))
             duration_s = self._clock.monotonic_s() - started_s
             self._metrics.write_seconds.observe(duration_s)
-            self._budget.note_foreground(duration_s)
+            if not is_background:
+                self._budget.note_foreground(duration_s)
         except StorageError as error:
             status, message = status_of(error), str(error)
             if isinstance(error, TransferCorrupt):
@@ -270,7 +283,8 @@ class StorageServicer(StorageServiceServicer):
             lane = self._devices.lane(request.device_index)
         except StorageError as error:
             await _abort(context, error)
-        async for progress in scrub(lane, request, clock=self._clock, metrics=self._metrics):
+        scrubbed = scrub(lane, request, self._budget, clock=self._clock, metrics=self._metrics)
+        async for progress in scrubbed:
             yield progress
 
 

@@ -209,7 +209,8 @@ class Budgets:
         before, node.load, node.seen_s = node.load, _copy(load), now
         sent = load.sent_bytes - before.sent_bytes
         received = load.received_bytes - before.received_bytes
-        node.used = max(sent, received) / elapsed_s
+        scrubbed = load.scrubbed_bytes - before.scrubbed_bytes
+        node.used = max(sent, received, scrubbed) / elapsed_s
         sent = load.rack_sent_bytes - before.rack_sent_bytes
         received = load.rack_received_bytes - before.rack_received_bytes
         node.rack_used = max(sent, received) / elapsed_s

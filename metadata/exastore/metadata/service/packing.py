@@ -379,7 +379,8 @@ def _holders(
 
 def _source(message: common_pb2.ClusterMap, slot: int, device: int) -> storage_pb2.RebuildSource:
     address = message.nodes[message.devices[device].node_index].address
-    return storage_pb2.RebuildSource(index=slot, device_index=device, address=address)
+    rack = membership.rack_of(message, device)
+    return storage_pb2.RebuildSource(index=slot, device_index=device, address=address, rack=rack)
 
 
 def _all_up(message: common_pb2.ClusterMap, pg: int) -> bool:

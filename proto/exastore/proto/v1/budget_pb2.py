@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xastore/proto/v1/budget.proto\x12\x11\x65xastore.proto.v1\"\x8e\x01\n\x07\x42udgets\x12\x1a\n\x12\x64\x65vice_bytes_per_s\x18\x01 \x01(\x04\x12\x18\n\x10node_bytes_per_s\x18\x02 \x01(\x04\x12\x18\n\x10rack_bytes_per_s\x18\x03 \x01(\x04\x12\x18\n\x10\x66oreground_p99_s\x18\x04 \x01(\x01\x12\x19\n\x11\x66loor_bytes_per_s\x18\x05 \x01(\x04\"\xdf\x01\n\x0e\x42\x61\x63kgroundLoad\x12\x12\n\nsent_bytes\x18\x01 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\x12\x17\n\x0frack_sent_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13rack_received_bytes\x18\x04 \x01(\x04\x12\x17\n\x0frack_wait_count\x18\x05 \x01(\x04\x12\x1e\n\x16rack_share_bytes_per_s\x18\x06 \x01(\x01\x12\x18\n\x10\x66oreground_p99_s\x18\x07 \x01(\x01\x12\x18\n\x10\x66oreground_count\x18\x08 \x01(\r\"\x90\x01\n\x0f\x42\x61\x63kgroundGrant\x12\x1a\n\x12\x64\x65vice_bytes_per_s\x18\x01 \x01(\x04\x12\x18\n\x10node_bytes_per_s\x18\x02 \x01(\x04\x12\x16\n\x0ehas_rack_limit\x18\x03 \x01(\x08\x12\x1e\n\x16rack_share_bytes_per_s\x18\x04 \x01(\x01\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\"\x1e\n\x0e\x42\x61\x63kgroundRead\x12\x0c\n\x04rack\x18\x01 \x01(\t\"\x13\n\x11GetBudgetsRequest\"@\n\x11SetBudgetsRequest\x12+\n\x07\x62udgets\x18\x01 \x01(\x0b\x32\x1a.exastore.proto.v1.Budgets\"\xa8\x01\n\x0c\x42udgetStatus\x12+\n\x07\x62udgets\x18\x01 \x01(\x0b\x32\x1a.exastore.proto.v1.Budgets\x12*\n\x05nodes\x18\x02 \x03(\x0b\x32\x1b.exastore.proto.v1.NodePace\x12,\n\x05racks\x18\x03 \x03(\x0b\x32\x1d.exastore.proto.v1.RackShares\x12\x11\n\tis_urgent\x18\x04 \x01(\x08\"\x89\x01\n\x08NodePace\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\x02 \x01(\x01\x12\x1e\n\x16\x62\x61\x63kground_bytes_per_s\x18\x03 \x01(\x01\x12\x18\n\x10\x66oreground_p99_s\x18\x04 \x01(\x01\x12\x18\n\x10\x66oreground_count\x18\x05 \x01(\r\"P\n\nRackShares\x12\x0c\n\x04rack\x18\x01 \x01(\t\x12\x18\n\x10used_bytes_per_s\x18\x02 \x01(\x01\x12\x1a\n\x12leased_bytes_per_s\x18\x03 \x01(\x01\"<\n\x0bNodeLatency\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05p99_s\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"E\n\x14ReportLatencyRequest\x12-\n\x05nodes\x18\x01 \x03(\x0b\x32\x1e.exastore.proto.v1.NodeLatency\"\x17\n\x15ReportLatencyResponse2\x98\x02\n\rBudgetService\x12S\n\nGetBudgets\x12$.exastore.proto.v1.GetBudgetsRequest\x1a\x1f.exastore.proto.v1.BudgetStatus\x12N\n\nSetBudgets\x12$.exastore.proto.v1.SetBudgetsRequest\x1a\x1a.exastore.proto.v1.Budgets\x12\x62\n\rReportLatency\x12\'.exastore.proto.v1.ReportLatencyRequest\x1a(.exastore.proto.v1.ReportLatencyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65xastore/proto/v1/budget.proto\x12\x11\x65xastore.proto.v1\"\x8e\x01\n\x07\x42udgets\x12\x1a\n\x12\x64\x65vice_bytes_per_s\x18\x01 \x01(\x04\x12\x18\n\x10node_bytes_per_s\x18\x02 \x01(\x04\x12\x18\n\x10rack_bytes_per_s\x18\x03 \x01(\x04\x12\x18\n\x10\x66oreground_p99_s\x18\x04 \x01(\x01\x12\x19\n\x11\x66loor_bytes_per_s\x18\x05 \x01(\x04\"\xf7\x01\n\x0e\x42\x61\x63kgroundLoad\x12\x12\n\nsent_bytes\x18\x01 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\x12\x17\n\x0frack_sent_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13rack_received_bytes\x18\x04 \x01(\x04\x12\x17\n\x0frack_wait_count\x18\x05 \x01(\x04\x12\x1e\n\x16rack_share_bytes_per_s\x18\x06 \x01(\x01\x12\x18\n\x10\x66oreground_p99_s\x18\x07 \x01(\x01\x12\x18\n\x10\x66oreground_count\x18\x08 \x01(\r\x12\x16\n\x0escrubbed_bytes\x18\t \x01(\x04\"\x90\x01\n\x0f\x42\x61\x63kgroundGrant\x12\x1a\n\x12\x64\x65vice_bytes_per_s\x18\x01 \x01(\x04\x12\x18\n\x10node_bytes_per_s\x18\x02 \x01(\x04\x12\x16\n\x0ehas_rack_limit\x18\x03 \x01(\x08\x12\x1e\n\x16rack_share_bytes_per_s\x18\x04 \x01(\x01\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\"\x1e\n\x0e\x42\x61\x63kgroundRead\x12\x0c\n\x04rack\x18\x01 \x01(\t\"\x1f\n\x0f\x42\x61\x63kgroundWrite\x12\x0c\n\x04rack\x18\x01 \x01(\t\"\x13\n\x11GetBudgetsRequest\"@\n\x11SetBudgetsRequest\x12+\n\x07\x62udgets\x18\x01 \x01(\x0b\x32\x1a.exastore.proto.v1.Budgets\"\xa8\x01\n\x0c\x42udgetStatus\x12+\n\x07\x62udgets\x18\x01 \x01(\x0b\x32\x1a.exastore.proto.v1.Budgets\x12*\n\x05nodes\x18\x02 \x03(\x0b\x32\x1b.exastore.proto.v1.NodePace\x12,\n\x05racks\x18\x03 \x03(\x0b\x32\x1d.exastore.proto.v1.RackShares\x12\x11\n\tis_urgent\x18\x04 \x01(\x08\"\x89\x01\n\x08NodePace\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x18\n\x10rate_bytes_per_s\x18\x02 \x01(\x01\x12\x1e\n\x16\x62\x61\x63kground_bytes_per_s\x18\x03 \x01(\x01\x12\x18\n\x10\x66oreground_p99_s\x18\x04 \x01(\x01\x12\x18\n\x10\x66oreground_count\x18\x05 \x01(\r\"P\n\nRackShares\x12\x0c\n\x04rack\x18\x01 \x01(\t\x12\x18\n\x10used_bytes_per_s\x18\x02 \x01(\x01\x12\x1a\n\x12leased_bytes_per_s\x18\x03 \x01(\x01\"<\n\x0bNodeLatency\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05p99_s\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"E\n\x14ReportLatencyRequest\x12-\n\x05nodes\x18\x01 \x03(\x0b\x32\x1e.exastore.proto.v1.NodeLatency\"\x17\n\x15ReportLatencyResponse2\x98\x02\n\rBudgetService\x12S\n\nGetBudgets\x12$.exastore.proto.v1.GetBudgetsRequest\x1a\x1f.exastore.proto.v1.BudgetStatus\x12N\n\nSetBudgets\x12$.exastore.proto.v1.SetBudgetsRequest\x1a\x1a.exastore.proto.v1.Budgets\x12\x62\n\rReportLatency\x12\'.exastore.proto.v1.ReportLatencyRequest\x1a(.exastore.proto.v1.ReportLatencyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUDGETS']._serialized_start=54
   _globals['_BUDGETS']._serialized_end=196
   _globals['_BACKGROUNDLOAD']._serialized_start=199
-  _globals['_BACKGROUNDLOAD']._serialized_end=422
-  _globals['_BACKGROUNDGRANT']._serialized_start=425
-  _globals['_BACKGROUNDGRANT']._serialized_end=569
-  _globals['_BACKGROUNDREAD']._serialized_start=571
-  _globals['_BACKGROUNDREAD']._serialized_end=601
-  _globals['_GETBUDGETSREQUEST']._serialized_start=603
-  _globals['_GETBUDGETSREQUEST']._serialized_end=622
-  _globals['_SETBUDGETSREQUEST']._serialized_start=624
-  _globals['_SETBUDGETSREQUEST']._serialized_end=688
-  _globals['_BUDGETSTATUS']._serialized_start=691
-  _globals['_BUDGETSTATUS']._serialized_end=859
-  _globals['_NODEPACE']._serialized_start=862
-  _globals['_NODEPACE']._serialized_end=999
-  _globals['_RACKSHARES']._serialized_start=1001
-  _globals['_RACKSHARES']._serialized_end=1081
-  _globals['_NODELATENCY']._serialized_start=1083
-  _globals['_NODELATENCY']._serialized_end=1143
-  _globals['_REPORTLATENCYREQUEST']._serialized_start=1145
-  _globals['_REPORTLATENCYREQUEST']._serialized_end=1214
-  _globals['_REPORTLATENCYRESPONSE']._serialized_start=1216
-  _globals['_REPORTLATENCYRESPONSE']._serialized_end=1239
-  _globals['_BUDGETSERVICE']._serialized_start=1242
-  _globals['_BUDGETSERVICE']._serialized_end=1522
+  _globals['_BACKGROUNDLOAD']._serialized_end=446
+  _globals['_BACKGROUNDGRANT']._serialized_start=449
+  _globals['_BACKGROUNDGRANT']._serialized_end=593
+  _globals['_BACKGROUNDREAD']._serialized_start=595
+  _globals['_BACKGROUNDREAD']._serialized_end=625
+  _globals['_BACKGROUNDWRITE']._serialized_start=627
+  _globals['_BACKGROUNDWRITE']._serialized_end=658
+  _globals['_GETBUDGETSREQUEST']._serialized_start=660
+  _globals['_GETBUDGETSREQUEST']._serialized_end=679
+  _globals['_SETBUDGETSREQUEST']._serialized_start=681
+  _globals['_SETBUDGETSREQUEST']._serialized_end=745
+  _globals['_BUDGETSTATUS']._serialized_start=748
+  _globals['_BUDGETSTATUS']._serialized_end=916
+  _globals['_NODEPACE']._serialized_start=919
+  _globals['_NODEPACE']._serialized_end=1056
+  _globals['_RACKSHARES']._serialized_start=1058
+  _globals['_RACKSHARES']._serialized_end=1138
+  _globals['_NODELATENCY']._serialized_start=1140
+  _globals['_NODELATENCY']._serialized_end=1200
+  _globals['_REPORTLATENCYREQUEST']._serialized_start=1202
+  _globals['_REPORTLATENCYREQUEST']._serialized_end=1271
+  _globals['_REPORTLATENCYRESPONSE']._serialized_start=1273
+  _globals['_REPORTLATENCYRESPONSE']._serialized_end=1296
+  _globals['_BUDGETSERVICE']._serialized_start=1299
+  _globals['_BUDGETSERVICE']._serialized_end=1579
 # @@protoc_insertion_point(module_scope)

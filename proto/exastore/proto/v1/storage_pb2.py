@@ -26,51 +26,51 @@ from exastore.proto.v1 import budget_pb2 as exastore_dot_proto_dot_v1_dot_budget
 from exastore.proto.v1 import common_pb2 as exastore_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65xastore/proto/v1/storage.proto\x12\x11\x65xastore.proto.v1\x1a\x1e\x65xastore/proto/v1/budget.proto\x1a\x1e\x65xastore/proto/v1/common.proto\"\xa3\x01\n\x11WriteChunkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x64\x65vice_index\x18\x02 \x01(\r\x12)\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\"x\n\x12WriteChunkResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.exastore.proto.v1.ChunkStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\")\n\x07\x42yteRun\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\xdb\x01\n\x10ReadChunkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x64\x65vice_index\x18\x02 \x01(\r\x12)\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12(\n\x04runs\x18\x04 \x03(\x0b\x32\x1a.exastore.proto.v1.ByteRun\x12\x35\n\nbackground\x18\x05 \x01(\x0b\x32!.exastore.proto.v1.BackgroundRead\x12\x11\n\tunchecked\x18\x06 \x01(\x08\"\x9d\x01\n\x11ReadChunkResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.exastore.proto.v1.ChunkStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x15\n\rretry_after_s\x18\x06 \x01(\x01\"o\n\x13\x44\x65leteChunksRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\x12*\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x16\n\x0egiven_up_epoch\x18\x03 \x01(\x04\"-\n\x14\x44\x65leteChunksResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x04\"i\n\tChunkInfo\x12)\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"5\n\x11ListChunksRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\x12\n\n\x02pg\x18\x02 \x01(\r\"B\n\x12ListChunksResponse\x12,\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1c.exastore.proto.v1.ChunkInfo\")\n\x11GetPgUsageRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\"?\n\x07PgUsage\x12\n\n\x02pg\x18\x01 \x01(\r\x12\x13\n\x0b\x63hunk_count\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x04\"@\n\x12GetPgUsageResponse\x12*\n\x06usages\x18\x01 \x03(\x0b\x32\x1a.exastore.proto.v1.PgUsage\"S\n\rRebuildSource\x12\r\n\x05index\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65vice_index\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04rack\x18\x04 \x01(\t\"\xd2\x01\n\x0eRebuildRequest\x12\n\n\x02pg\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x14\n\x0c\x64\x65vice_index\x18\x03 \x01(\r\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x31\n\x07sources\x18\x06 \x03(\x0b\x32 .exastore.proto.v1.RebuildSource\x12\x12\n\nstripe_ids\x18\x07 \x03(\x0c\x12\x1d\n\x15\x62\x61ndwidth_bytes_per_s\x18\x08 \x01(\x04\x12\x0c\n\x04rack\x18\t \x01(\t\"\xa5\x01\n\x0fRebuildProgress\x12\x13\n\x0b\x63hunk_count\x18\x01 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12\x19\n\x11total_chunk_count\x18\x03 \x01(\x04\x12\x12\n\nread_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12\x66\x61iled_chunk_count\x18\x05 \x01(\x04\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"C\n\x0cScrubRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\x12\x1d\n\x15\x62\x61ndwidth_bytes_per_s\x18\x02 \x01(\x04\"t\n\rScrubProgress\x12\x13\n\x0b\x63hunk_count\x18\x01 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12+\n\x07\x63orrupt\x18\x03 \x03(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08*\xb3\x02\n\x0b\x43hunkStatus\x12\x1c\n\x18\x43HUNK_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HUNK_STATUS_OK\x10\x01\x12\x1a\n\x16\x43HUNK_STATUS_NOT_FOUND\x10\x02\x12\x18\n\x14\x43HUNK_STATUS_CORRUPT\x10\x03\x12\x1c\n\x18\x43HUNK_STATUS_STALE_EPOCH\x10\x04\x12\x1d\n\x19\x43HUNK_STATUS_WRONG_DEVICE\x10\x05\x12\x19\n\x15\x43HUNK_STATUS_NO_SPACE\x10\x06\x12\x17\n\x13\x43HUNK_STATUS_FENCED\x10\x07\x12\x19\n\x15\x43HUNK_STATUS_IO_ERROR\x10\x08\x12\x18\n\x14\x43HUNK_STATUS_INVALID\x10\t\x12\x15\n\x11\x43HUNK_STATUS_BUSY\x10\n2\x88\x05\n\x0eStorageService\x12^\n\x0bWriteChunks\x12$.exastore.proto.v1.WriteChunkRequest\x1a%.exastore.proto.v1.WriteChunkResponse(\x01\x30\x01\x12[\n\nReadChunks\x12#.exastore.proto.v1.ReadChunkRequest\x1a$.exastore.proto.v1.ReadChunkResponse(\x01\x30\x01\x12_\n\x0c\x44\x65leteChunks\x12&.exastore.proto.v1.DeleteChunksRequest\x1a\'.exastore.proto.v1.DeleteChunksResponse\x12[\n\nListChunks\x12$.exastore.proto.v1.ListChunksRequest\x1a%.exastore.proto.v1.ListChunksResponse0\x01\x12Y\n\nGetPgUsage\x12$.exastore.proto.v1.GetPgUsageRequest\x1a%.exastore.proto.v1.GetPgUsageResponse\x12R\n\x07Rebuild\x12!.exastore.proto.v1.RebuildRequest\x1a\".exastore.proto.v1.RebuildProgress0\x01\x12L\n\x05Scrub\x12\x1f.exastore.proto.v1.ScrubRequest\x1a .exastore.proto.v1.ScrubProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65xastore/proto/v1/storage.proto\x12\x11\x65xastore.proto.v1\x1a\x1e\x65xastore/proto/v1/budget.proto\x1a\x1e\x65xastore/proto/v1/common.proto\"\xdb\x01\n\x11WriteChunkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x64\x65vice_index\x18\x02 \x01(\r\x12)\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x06 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x36\n\nbackground\x18\x08 \x01(\x0b\x32\".exastore.proto.v1.BackgroundWrite\"\x8f\x01\n\x12WriteChunkResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.exastore.proto.v1.ChunkStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x15\n\rretry_after_s\x18\x05 \x01(\x01\")\n\x07\x42yteRun\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\xdb\x01\n\x10ReadChunkRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x14\n\x0c\x64\x65vice_index\x18\x02 \x01(\r\x12)\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12(\n\x04runs\x18\x04 \x03(\x0b\x32\x1a.exastore.proto.v1.ByteRun\x12\x35\n\nbackground\x18\x05 \x01(\x0b\x32!.exastore.proto.v1.BackgroundRead\x12\x11\n\tunchecked\x18\x06 \x01(\x08\"\x9d\x01\n\x11ReadChunkResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.exastore.proto.v1.ChunkStatus\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x15\n\rretry_after_s\x18\x06 \x01(\x01\"o\n\x13\x44\x65leteChunksRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\x12*\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x16\n\x0egiven_up_epoch\x18\x03 \x01(\x04\"-\n\x14\x44\x65leteChunksResponse\x12\x15\n\rdeleted_count\x18\x01 \x01(\x04\"i\n\tChunkInfo\x12)\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\"5\n\x11ListChunksRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\x12\n\n\x02pg\x18\x02 \x01(\r\"B\n\x12ListChunksResponse\x12,\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1c.exastore.proto.v1.ChunkInfo\")\n\x11GetPgUsageRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\"?\n\x07PgUsage\x12\n\n\x02pg\x18\x01 \x01(\r\x12\x13\n\x0b\x63hunk_count\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x04\"@\n\x12GetPgUsageResponse\x12*\n\x06usages\x18\x01 \x03(\x0b\x32\x1a.exastore.proto.v1.PgUsage\"S\n\rRebuildSource\x12\r\n\x05index\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65vice_index\x18\x02 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04rack\x18\x04 \x01(\t\"\xd2\x01\n\x0eRebuildRequest\x12\n\n\x02pg\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x14\n\x0c\x64\x65vice_index\x18\x03 \x01(\r\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x31\n\x07sources\x18\x06 \x03(\x0b\x32 .exastore.proto.v1.RebuildSource\x12\x12\n\nstripe_ids\x18\x07 \x03(\x0c\x12\x1d\n\x15\x62\x61ndwidth_bytes_per_s\x18\x08 \x01(\x04\x12\x0c\n\x04rack\x18\t \x01(\t\"\xa5\x01\n\x0fRebuildProgress\x12\x13\n\x0b\x63hunk_count\x18\x01 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12\x19\n\x11total_chunk_count\x18\x03 \x01(\x04\x12\x12\n\nread_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12\x66\x61iled_chunk_count\x18\x05 \x01(\x04\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"C\n\x0cScrubRequest\x12\x14\n\x0c\x64\x65vice_index\x18\x01 \x01(\r\x12\x1d\n\x15\x62\x61ndwidth_bytes_per_s\x18\x02 \x01(\x04\"t\n\rScrubProgress\x12\x13\n\x0b\x63hunk_count\x18\x01 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x02 \x01(\x04\x12+\n\x07\x63orrupt\x18\x03 \x03(\x0b\x32\x1a.exastore.proto.v1.ChunkId\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08*\xb3\x02\n\x0b\x43hunkStatus\x12\x1c\n\x18\x43HUNK_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HUNK_STATUS_OK\x10\x01\x12\x1a\n\x16\x43HUNK_STATUS_NOT_FOUND\x10\x02\x12\x18\n\x14\x43HUNK_STATUS_CORRUPT\x10\x03\x12\x1c\n\x18\x43HUNK_STATUS_STALE_EPOCH\x10\x04\x12\x1d\n\x19\x43HUNK_STATUS_WRONG_DEVICE\x10\x05\x12\x19\n\x15\x43HUNK_STATUS_NO_SPACE\x10\x06\x12\x17\n\x13\x43HUNK_STATUS_FENCED\x10\x07\x12\x19\n\x15\x43HUNK_STATUS_IO_ERROR\x10\x08\x12\x18\n\x14\x43HUNK_STATUS_INVALID\x10\t\x12\x15\n\x11\x43HUNK_STATUS_BUSY\x10\n2\x88\x05\n\x0eStorageService\x12^\n\x0bWriteChunks\x12$.exastore.proto.v1.WriteChunkRequest\x1a%.exastore.proto.v1.WriteChunkResponse(\x01\x30\x01\x12[\n\nReadChunks\x12#.exastore.proto.v1.ReadChunkRequest\x1a$.exastore.proto.v1.ReadChunkResponse(\x01\x30\x01\x12_\n\x0c\x44\x65leteChunks\x12&.exastore.proto.v1.DeleteChunksRequest\x1a\'.exastore.proto.v1.DeleteChunksResponse\x12[\n\nListChunks\x12$.exastore.proto.v1.ListChunksRequest\x1a%.exastore.proto.v1.ListChunksResponse0\x01\x12Y\n\nGetPgUsage\x12$.exastore.proto.v1.GetPgUsageRequest\x1a%.exastore.proto.v1.GetPgUsageResponse\x12R\n\x07Rebuild\x12!.exastore.proto.v1.RebuildRequest\x1a\".exastore.proto.v1.RebuildProgress0\x01\x12L\n\x05Scrub\x12\x1f.exastore.proto.v1.ScrubRequest\x1a .exastore.proto.v1.ScrubProgress0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'exastore.proto.v1.storage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKSTATUS']._serialized_start=2049
-  _globals['_CHUNKSTATUS']._serialized_end=2356
+  _globals['_CHUNKSTATUS']._serialized_start=2129
+  _globals['_CHUNKSTATUS']._serialized_end=2436
   _globals['_WRITECHUNKREQUEST']._serialized_start=119
-  _globals['_WRITECHUNKREQUEST']._serialized_end=282
-  _globals['_WRITECHUNKRESPONSE']._serialized_start=284
-  _globals['_WRITECHUNKRESPONSE']._serialized_end=404
-  _globals['_BYTERUN']._serialized_start=406
-  _globals['_BYTERUN']._serialized_end=447
-  _globals['_READCHUNKREQUEST']._serialized_start=450
-  _globals['_READCHUNKREQUEST']._serialized_end=669
-  _globals['_READCHUNKRESPONSE']._serialized_start=672
-  _globals['_READCHUNKRESPONSE']._serialized_end=829
-  _globals['_DELETECHUNKSREQUEST']._serialized_start=831
-  _globals['_DELETECHUNKSREQUEST']._serialized_end=942
-  _globals['_DELETECHUNKSRESPONSE']._serialized_start=944
-  _globals['_DELETECHUNKSRESPONSE']._serialized_end=989
-  _globals['_CHUNKINFO']._serialized_start=991
-  _globals['_CHUNKINFO']._serialized_end=1096
-  _globals['_LISTCHUNKSREQUEST']._serialized_start=1098
-  _globals['_LISTCHUNKSREQUEST']._serialized_end=1151
-  _globals['_LISTCHUNKSRESPONSE']._serialized_start=1153
-  _globals['_LISTCHUNKSRESPONSE']._serialized_end=1219
-  _globals['_GETPGUSAGEREQUEST']._serialized_start=1221
-  _globals['_GETPGUSAGEREQUEST']._serialized_end=1262
-  _globals['_PGUSAGE']._serialized_start=1264
-  _globals['_PGUSAGE']._serialized_end=1327
-  _globals['_GETPGUSAGERESPONSE']._serialized_start=1329
-  _globals['_GETPGUSAGERESPONSE']._serialized_end=1393
-  _globals['_REBUILDSOURCE']._serialized_start=1395
-  _globals['_REBUILDSOURCE']._serialized_end=1478
-  _globals['_REBUILDREQUEST']._serialized_start=1481
-  _globals['_REBUILDREQUEST']._serialized_end=1691
-  _globals['_REBUILDPROGRESS']._serialized_start=1694
-  _globals['_REBUILDPROGRESS']._serialized_end=1859
-  _globals['_SCRUBREQUEST']._serialized_start=1861
-  _globals['_SCRUBREQUEST']._serialized_end=1928
-  _globals['_SCRUBPROGRESS']._serialized_start=1930
-  _globals['_SCRUBPROGRESS']._serialized_end=2046
-  _globals['_STORAGESERVICE']._serialized_start=2359
-  _globals['_STORAGESERVICE']._serialized_end=3007
+  _globals['_WRITECHUNKREQUEST']._serialized_end=338
+  _globals['_WRITECHUNKRESPONSE']._serialized_start=341
+  _globals['_WRITECHUNKRESPONSE']._serialized_end=484
+  _globals['_BYTERUN']._serialized_start=486
+  _globals['_BYTERUN']._serialized_end=527
+  _globals['_READCHUNKREQUEST']._serialized_start=530
+  _globals['_READCHUNKREQUEST']._serialized_end=749
+  _globals['_READCHUNKRESPONSE']._serialized_start=752
+  _globals['_READCHUNKRESPONSE']._serialized_end=909
+  _globals['_DELETECHUNKSREQUEST']._serialized_start=911
+  _globals['_DELETECHUNKSREQUEST']._serialized_end=1022
+  _globals['_DELETECHUNKSRESPONSE']._serialized_start=1024
+  _globals['_DELETECHUNKSRESPONSE']._serialized_end=1069
+  _globals['_CHUNKINFO']._serialized_start=1071
+  _globals['_CHUNKINFO']._serialized_end=1176
+  _globals['_LISTCHUNKSREQUEST']._serialized_start=1178
+  _globals['_LISTCHUNKSREQUEST']._serialized_end=1231
+  _globals['_LISTCHUNKSRESPONSE']._serialized_start=1233
+  _globals['_LISTCHUNKSRESPONSE']._serialized_end=1299
+  _globals['_GETPGUSAGEREQUEST']._serialized_start=1301
+  _globals['_GETPGUSAGEREQUEST']._serialized_end=1342
+  _globals['_PGUSAGE']._serialized_start=1344
+  _globals['_PGUSAGE']._serialized_end=1407
+  _globals['_GETPGUSAGERESPONSE']._serialized_start=1409
+  _globals['_GETPGUSAGERESPONSE']._serialized_end=1473
+  _globals['_REBUILDSOURCE']._serialized_start=1475
+  _globals['_REBUILDSOURCE']._serialized_end=1558
+  _globals['_REBUILDREQUEST']._serialized_start=1561
+  _globals['_REBUILDREQUEST']._serialized_end=1771
+  _globals['_REBUILDPROGRESS']._serialized_start=1774
+  _globals['_REBUILDPROGRESS']._serialized_end=1939
+  _globals['_SCRUBREQUEST']._serialized_start=1941
+  _globals['_SCRUBREQUEST']._serialized_end=2008
+  _globals['_SCRUBPROGRESS']._serialized_start=2010
+  _globals['_SCRUBPROGRESS']._serialized_end=2126
+  _globals['_STORAGESERVICE']._serialized_start=2439
+  _globals['_STORAGESERVICE']._serialized_end=3087
 # @@protoc_insertion_point(module_scope)

@@ -77,6 +77,7 @@ class WriteChunkRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     device_index: _builtins.int
     code: _builtins.str
@@ -87,6 +88,10 @@ class WriteChunkRequest(_message.Message):
     """the whole chunk, at most 4 MiB"""
     @_builtins.property
     def chunk(self) -> _common_pb2.ChunkId: ...
+    @_builtins.property
+    def background(self) -> _budget_pb2.BackgroundWrite:
+        """set: no client waits for it; within the node's budgets"""
+
     def __init__(
         self,
         *,
@@ -97,10 +102,11 @@ class WriteChunkRequest(_message.Message):
         epoch: _builtins.int = ...,
         crc32c: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        background: _budget_pb2.BackgroundWrite | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "code", b"code", "crc32c", b"crc32c", "data", b"data", "device_index", b"device_index", "epoch", b"epoch", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "chunk", b"chunk", "code", b"code", "crc32c", b"crc32c", "data", b"data", "device_index", b"device_index", "epoch", b"epoch", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,11 +120,14 @@ class WriteChunkResponse(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     status: Global___ChunkStatus.ValueType
     message: _builtins.str
     epoch: _builtins.int
     """the node's epoch"""
+    retry_after_s: _builtins.float
+    """of CHUNK_STATUS_BUSY"""
     def __init__(
         self,
         *,
@@ -126,10 +135,11 @@ class WriteChunkResponse(_message.Message):
         status: Global___ChunkStatus.ValueType = ...,
         message: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        retry_after_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "message", b"message", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "message", b"message", "request_id", b"request_id", "retry_after_s", b"retry_after_s", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,7 +193,7 @@ class ReadChunkRequest(_message.Message):
 
     @_builtins.property
     def background(self) -> _budget_pb2.BackgroundRead:
-        """set: for repair or a move, within the node's budgets"""
+        """set: for repair, a move or packing, within the node's budgets"""
 
     def __init__(
         self,
