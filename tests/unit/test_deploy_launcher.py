@@ -261,3 +261,37 @@ def test_a_process_started_while_an_interrupt_arrives_is_recorded(
     clock = SystemClock()
     stop([child], grace_s=10.0, now_s=clock.monotonic_s, sleep=clock.sleep_blocking)
     assert not child.alive
+
+
+def test_a_command_that_leaves_its_processes_running_ends_without_a_word(tmp_path: Path) -> None:
+    """Living and dead children alike; warnings are errors in there."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from exastore.deploy import children
+from exastore.deploy.layout import ClusterPaths
+
+children.service_command = lambda name, config: [
+    sys.executable, "-c", "import time; time.sleep(600)", str(config)
+]
+paths = ClusterPaths(Path(sys.argv[1]))
+paths.make()
+dead, living = children.spawn(paths, "node-1"), children.spawn(paths, "node-2")
+os.kill(dead.pid, signal.SIGKILL)
+os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+killed_elsewhere = children.spawn(paths, "node-3")
+os.kill(killed_elsewhere.pid, signal.SIGKILL)
+os.waitpid(killed_elsewhere.pid, 0)
+assert [child.alive for child in (dead, living, killed_elsewhere)] == [False, True, False]
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", script, str(tmp_path)]
+    paths = ClusterPaths(tmp_path)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    finally:
+        left = recorded(paths, "node-2")
+        assert left is not None and left.alive
+        clock = SystemClock()
+        stop([left], grace_s=10.0, now_s=clock.monotonic_s, sleep=clock.sleep_blocking)
+    assert not left.alive

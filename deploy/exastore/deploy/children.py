@@ -27,8 +27,8 @@ START_TIME_TOLERANCE_S = 2.0
 #: Signals that end a command.
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
-#: Handles of children, kept so that their end is noticed and their records are not collected early.
-_handles: dict[int, subprocess.Popen[bytes]] = {}
+#: Pids of our own children whose end was not seen yet: they stay zombies until we ask.
+_unreaped: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,7 @@ class Child:
 
     def process(self) -> psutil.Process | None:
         """The live process, or None when it is gone or the pid is someone else's."""
-        handle = _handles.get(self.pid)
-        if handle is not None and handle.poll() is not None:
-            del _handles[self.pid]
+        if self.pid in _unreaped and _reap(self.pid):
             return None
         try:
             process = psutil.Process(self.pid)
@@ -141,7 +139,10 @@ def _spawn(paths: ClusterPaths, name: str) -> Child:
             env=service_environment(),
             start_new_session=True,
         )
-    _handles[handle.pid] = handle
+    # The process outlives this command, and `_reap` asks for its end: the handle has no say in it,
+    # and would otherwise complain, when it is collected, that the process still runs.
+    handle.returncode = 0
+    _unreaped.add(handle.pid)
     try:
         start_time_s = psutil.Process(handle.pid).create_time()
     except psutil.NoSuchProcess:
@@ -150,6 +151,17 @@ def _spawn(paths: ClusterPaths, name: str) -> Child:
     record = {"pid": child.pid, "start_time_s": start_time_s, "config": child.config}
     write_json(paths.pid(name), record)
     return child
+
+
+def _reap(pid: int) -> bool:
+    """Whether a child of ours has ended; takes its zombie away."""
+    try:
+        has_ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:  # somebody else has taken it away
+        has_ended = True
+    if has_ended:
+        _unreaped.discard(pid)
+    return has_ended
 
 
 def recorded(paths: ClusterPaths, name: str) -> Child | None:
