@@ -7,10 +7,11 @@ python -m pytest -m verify -s tests/verification/test_rebuild_transport.py
 import os
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.integration.test_storage_node import Cluster, cluster
+from tests.support.storage_nodes import Cluster, running_nodes
 
 from exastore.deploy.clock import SystemClock
 from exastore.deploy.process import keep_freed_memory
@@ -23,8 +24,6 @@ from exastore.storage.peers import Peers
 from exastore.storage.rebuild import Rebuilder
 from exastore.storage.transfers import Transfers
 
-__all__ = ["cluster"]
-
 pytestmark = [pytest.mark.verify, pytest.mark.slow]
 
 STRIPES = int(os.environ.get("EXASTORE_VERIFY_REBUILD_STRIPES", "64"))
@@ -32,7 +31,12 @@ CHUNK_BYTES = 1 << 20
 ROUNDS = 5
 
 
-async def test_rebuilds_cost_less_over_sockets_than_over_grpc(cluster: Cluster) -> None:
+async def test_rebuilds_cost_less_over_sockets_than_over_grpc(tmp_path: Path) -> None:
+    async with running_nodes(tmp_path) as cluster:
+        await compare(cluster)
+
+
+async def compare(cluster: Cluster) -> None:
     await cluster.store_stripes(pg=0, count=STRIPES, chunk_bytes=CHUNK_BYTES)
     keep_freed_memory()  # as every process of a cluster does
     target = cluster.pg_devices(0)[0]
