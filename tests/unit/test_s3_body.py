@@ -267,7 +267,15 @@ def test_the_crc_of_a_whole_comes_out_of_its_parts(parts: list[bytes]) -> None:
         ({"content-length": "5"}, "nonsense", "InvalidArgument"),
         ({"content-length": "5"}, "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD", "InvalidArgument"),
         ({"content-length": "5", "content-md5": "AAAA"}, PLAIN, "InvalidDigest"),
-        ({"content-length": "5", "content-encoding": "aws-chunked"}, PLAIN, "InvalidRequest"),
+        (
+            {
+                "content-length": "5",
+                "content-encoding": "aws-chunked",
+                "x-amz-decoded-content-length": "5",
+            },
+            PLAIN,
+            "InvalidRequest",
+        ),
         (
             {
                 "content-length": "5",

@@ -56,7 +56,9 @@ def _column(title: str, kind: Kind, value: Callable[[ObjectInfo, Source], Value]
     return Column(title, name, kind, value)
 
 
-def _object_only(value: Callable[[ObjectInfo, Source], Value]) -> Callable[..., Value]:
+def _object_only(
+    value: Callable[[ObjectInfo, Source], Value],
+) -> Callable[[ObjectInfo, Source], Value]:
     """Nothing of a delete marker."""
     return lambda info, source: None if info.delete_marker else value(info, source)
 

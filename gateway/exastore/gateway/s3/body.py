@@ -31,6 +31,7 @@ _STREAMING = {
     "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
     "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
 }
+_DECODED_LENGTH = "x-amz-decoded-content-length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ def read_promise(headers: Mapping[str, str], payload_hash: str) -> Promise:
         RequestError: MissingContentLength, EntityTooLarge, InvalidDigest, InvalidArgument, ...
     """
     framed = payload_hash in _STREAMING
-    if not framed and "aws-chunked" in _encodings(headers):
-        # Only the signed hash says how to read the frames.
+    has_frames = "aws-chunked" in _encodings(headers) and _DECODED_LENGTH in headers
+    if has_frames and not framed:
+        # Only the signed hash says how to read the frames. The encoding alone means nothing.
         raise RequestError("InvalidRequest", "aws-chunked needs a STREAMING-* x-amz-content-sha256")
     trailing = _trailing(headers) if payload_hash.endswith("-TRAILER") else ()
     checksums = _checksums(headers)
@@ -84,7 +86,7 @@ def stored_content_encoding(headers: Mapping[str, str]) -> str:
 
 
 def _length(headers: Mapping[str, str], *, framed: bool) -> int:
-    name = "x-amz-decoded-content-length" if framed else "content-length"
+    name = _DECODED_LENGTH if framed else "content-length"
     text = headers.get(name)
     if text is None:
         raise RequestError(
@@ -367,7 +369,7 @@ async def read_document(
             for name, value in headers.items()
             if not name.startswith((_CHECKSUM_PREFIX, "x-amz-sdk-checksum-"))
         }
-    if "content-length" not in headers and "x-amz-decoded-content-length" not in headers:
+    if "content-length" not in headers and _DECODED_LENGTH not in headers:
         headers = {**headers, "content-length": "0"}
     promise = read_promise(headers, identity.payload_hash)
     if promise.length_bytes > max_bytes:

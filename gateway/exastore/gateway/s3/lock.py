@@ -68,7 +68,8 @@ def _refuse_holds(root: Element) -> None:
 def _period(text: str | None, unit: str, maximum: int) -> int:
     if text is None:
         return 0
-    if not (text.isascii() and text.isdigit()):
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
         raise xml.malformed()
     number = int(text[:9])
     if not 1 <= number <= maximum:

@@ -193,7 +193,8 @@ class MemoryStore:
         info, _ = self._object(bucket, key, version_id)
         known = info.attributes.lock
         if retention is not None:
-            shrinks = retention.retain_until_s < known.retain_until_s or not retention.mode
+            weakens = retention.mode not in (known.mode, "COMPLIANCE")
+            shrinks = retention.retain_until_s < known.retain_until_s or weakens
             held = replace(known, legal_hold=False)
             if shrinks and self._is_locked(held, bypass=bypass_governance):
                 raise RequestError("AccessDenied", "Access Denied")
