@@ -262,6 +262,9 @@ class FakeFile:
     def is_cached(self, length_bytes: int, offset_bytes: int) -> bool:
         return False  # what there is here cannot be sent without being read
 
+    def load(self, length_bytes: int, offset_bytes: int) -> bool:
+        return len(self.pread(length_bytes, offset_bytes)) == length_bytes
+
     def send(self, target: int, length_bytes: int, offset_bytes: int) -> int:
         raise NotImplementedError
 

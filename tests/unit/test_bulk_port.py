@@ -14,8 +14,8 @@ from tests.unit.gateway_fakes import FakeNode, some_bytes
 
 from exastore.proto import links
 from exastore.proto.bulk_frames import FrameKind, FrameReader, head_of
-from exastore.proto.bulk_socket import BulkSocket, FileBytes
-from exastore.proto.chunk_frames import ReadFrame, WriteFrame
+from exastore.proto.bulk_socket import BulkSocket, FileBytes, Sendable
+from exastore.proto.chunk_frames import WriteFrame
 from exastore.proto.links import (
     BulkLink,
     Call,
@@ -64,12 +64,14 @@ class FakeChunks:
             self.written[request.header.request_id] = bytes(request.data)
         return storage_pb2.WriteChunkResponse(request_id=request.header.request_id, status=OK)
 
-    async def read_chunk(self, request: storage_pb2.ReadChunkRequest, /) -> ReadFrame:
+    async def load_chunk(
+        self, request: storage_pb2.ReadChunkRequest, /
+    ) -> tuple[storage_pb2.ReadChunkResponse, Sendable]:
         async with self._running():
             data = self.written.get(request.request_id)
             size = self.read_cost_bytes(request)
             response = storage_pb2.ReadChunkResponse(request_id=request.request_id, status=OK)
-        return ReadFrame(response, bytes(size) if data is None else data)
+        return response, bytes(size) if data is None else data
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:

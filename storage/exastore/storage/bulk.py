@@ -36,7 +36,7 @@ from exastore.proto.bulk_frames import (
     head_of,
 )
 from exastore.proto.bulk_socket import KEPT, BulkSocket, FileBytes, Sendable
-from exastore.proto.chunk_frames import ReadFrame, WriteFrame
+from exastore.proto.chunk_frames import WriteFrame
 from exastore.proto.links import STALL_S
 from exastore.proto.v1 import bulk_pb2, storage_pb2
 from exastore.proto.v1.bulk_pb2_grpc import BulkServiceServicer
@@ -60,7 +60,9 @@ class Chunks(Protocol):
         self, request: storage_pb2.ReadChunkRequest, /
     ) -> tuple[storage_pb2.ReadChunkResponse, FileBytes] | None: ...
     async def write_chunk(self, request: WriteFrame, /) -> storage_pb2.WriteChunkResponse: ...
-    async def read_chunk(self, request: storage_pb2.ReadChunkRequest, /) -> ReadFrame: ...
+    async def load_chunk(
+        self, request: storage_pb2.ReadChunkRequest, /
+    ) -> tuple[storage_pb2.ReadChunkResponse, Sendable]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,8 +310,7 @@ class _Connection:
     def _pass_on(self, header: storage_pb2.ReadChunkResponse, data: FileBytes) -> None:
         """Answer at once, from the file into the socket."""
         running = self._admit(len(data), header.request_id)
-        head = head_of(FrameKind.CHUNK, header.SerializeToString(), len(data))
-        self._send(running, [head, data])
+        self._send(running, _chunk_frame(header, data))
 
     def _admit(self, cost_bytes: int, request_id: int) -> _Running:
         running = _Running(cost_bytes, request_id)
@@ -341,9 +342,7 @@ class _Connection:
         return [head_of(FrameKind.WRITTEN, response.SerializeToString())]
 
     async def _read(self, request: storage_pb2.ReadChunkRequest) -> _Buffers:
-        found = await self._server.chunks.read_chunk(request)
-        data = memoryview(found.data)
-        return [head_of(FrameKind.CHUNK, found.header.SerializeToString(), len(data)), data]
+        return _chunk_frame(*await self._server.chunks.load_chunk(request))
 
     def _cancel(self, request_id: int) -> None:
         running = self._reads.get(request_id)
@@ -399,6 +398,10 @@ class _Connection:
     def _end(self, why: BadFrame | ConnectionError) -> None:
         self._let_go()
         self._server.lost(self, why)
+
+
+def _chunk_frame(header: storage_pb2.ReadChunkResponse, data: Sendable) -> _Buffers:
+    return [head_of(FrameKind.CHUNK, header.SerializeToString(), len(data)), data]
 
 
 def _asks(frame: Frame, request_id: int) -> bool:

@@ -408,13 +408,15 @@ class ChunkStore:
     def span(self, key: ChunkKey, generation: int) -> tuple[FileSpan, int] | None:
         """Where the data of a chunk lie and the CRC-32C that they should have, both unchecked.
 
-        None: ask `read`, because it is not in memory, or not there.
+        None: ask `read`, which says why.
         """
         entry = self.get(key)
-        if entry is None or entry.generation != generation:
+        if entry is None or entry.generation != generation or not entry.data_bytes:
             return None
-        span = self._reader.span(entry)
-        return None if span is None else (span, entry.crc32c)
+        try:
+            return self._reader.span(entry), entry.crc32c
+        except (StorageError, OSError):
+            return None
 
     def _poke_upkeep(self, something_died: bool) -> None:
         if something_died or self.unsaved_count >= self._checkpoint_chunks:

@@ -20,6 +20,8 @@ _PUNCH_HOLE_KEEP_SIZE = 3
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
+_LOAD_BYTES = 64 << 10
+
 #: cachestat(2) has this number on all architectures, and no function in the C library yet.
 _CACHESTAT = 451
 _syscall = ctypes.CDLL(None).syscall
@@ -65,6 +67,10 @@ class DiskFile(Protocol):
 
     def is_cached(self, length_bytes: int, offset_bytes: int) -> bool:
         """Whether all of these bytes are in memory; false also where the system cannot tell."""
+        ...
+
+    def load(self, length_bytes: int, offset_bytes: int) -> bool:
+        """Bring bytes into memory, waiting for the disk; false when the file ends before."""
         ...
 
     def send(self, target: int, length_bytes: int, offset_bytes: int) -> int:
@@ -183,6 +189,13 @@ class PosixFile:
         end_bytes = offset_bytes + length_bytes
         page_count = -(-end_bytes // mmap.PAGESIZE) - offset_bytes // mmap.PAGESIZE
         return bool(found.cached_count == page_count)
+
+    def load(self, length_bytes: int, offset_bytes: int) -> bool:
+        # Read into one small buffer over and over, which stays in the processor's cache.
+        piece = memoryview(bytearray(min(length_bytes, _LOAD_BYTES)))
+        whole_count, rest_bytes = divmod(length_bytes, len(piece))
+        pieces = [*[piece] * whole_count, piece[:rest_bytes]]
+        return os.preadv(self._fd, pieces, offset_bytes) == length_bytes
 
     def send(self, target: int, length_bytes: int, offset_bytes: int) -> int:
         return os.sendfile(target, self._fd, offset_bytes, length_bytes)

@@ -21,6 +21,15 @@ class FileSpan:
     def __len__(self) -> int:
         return self._length_bytes
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether it can be sent without waiting for the disk."""
+        return self._file.is_cached(self._length_bytes, self._offset_bytes)
+
+    def load(self) -> bool:
+        """Wait for the disk; false when the file ends before. Raises OSError."""
+        return self._file.load(self._length_bytes, self._offset_bytes)
+
     def __getitem__(self, rest: slice) -> "FileSpan":
         start, _, _ = rest.indices(self._length_bytes)
         return FileSpan(self._file, self._offset_bytes + start, self._length_bytes - start)

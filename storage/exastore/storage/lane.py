@@ -15,6 +15,7 @@ from exastore.storage.chunk_store import ChunkStore
 from exastore.storage.completion import Done
 from exastore.storage.crc import Buffer
 from exastore.storage.errors import DeviceClosed, StorageError
+from exastore.storage.file_span import FileSpan
 from exastore.storage.log import Purpose
 from exastore.storage.reading import StoredChunk
 from exastore.storage.record import ChunkKey
@@ -108,6 +109,13 @@ class DeviceLane:
             if chunk is not None:
                 return chunk
         return await self._loop.run_in_executor(self._executor, self.store.read, key, runs)
+
+    async def load(self, span: FileSpan) -> bool:
+        """Bring a chunk into memory, unchecked; false when the file cannot be read."""
+        try:
+            return await self._loop.run_in_executor(self._executor, span.load)
+        except OSError:
+            return False  # `read` says why
 
     async def delete(self, keys: Iterable[ChunkKey]) -> int:
         return await self._loop.run_in_executor(self._executor, self.store.delete, list(keys))

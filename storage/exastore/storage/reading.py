@@ -70,16 +70,10 @@ class RecordReader:
         except (StorageError, OSError):
             return None
 
-    def span(self, entry: Entry) -> FileSpan | None:
-        """Where the chunk's data lie, unread and unchecked; None: not in memory, or nowhere."""
-        start = entry.offset_bytes + entry.header_bytes
-        try:
-            file = self._log.file_of(entry.segment)
-            if entry.data_bytes and file.is_cached(entry.data_bytes, start):
-                return FileSpan(file, start, entry.data_bytes)
-        except (StorageError, OSError):
-            pass  # `read` says why
-        return None
+    def span(self, entry: Entry) -> FileSpan:
+        """Where the chunk's data lie, unread and unchecked. Raises OSError, StorageError."""
+        file = self._log.file_of(entry.segment)
+        return FileSpan(file, entry.offset_bytes + entry.header_bytes, entry.data_bytes)
 
     def _checked(
         self,

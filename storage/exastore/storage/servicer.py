@@ -8,6 +8,7 @@ import grpc
 
 from exastore.metadata.core.clock import Clock
 from exastore.metadata.core.phases import Phase, reach
+from exastore.proto.bulk_socket import Sendable
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.v1 import storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import (
@@ -145,27 +146,51 @@ class StorageServicer(StorageServiceServicer):
     def unread_chunk(
         self, request: storage_pb2.ReadChunkRequest
     ) -> tuple[storage_pb2.ReadChunkResponse, FileSpan] | None:
-        """The chunk as it lies in the file, for who checks it; None: ask `read_chunk`."""
+        """The chunk as it lies in the file, for who checks it; None: ask `load_chunk`."""
+        started_s = self._clock.monotonic_s()
+        found = self._unread(request)
+        if found is None or not found[1].is_cached:
+            return None
+        self._passed_on(found[1], self._clock.monotonic_s() - started_s)
+        return found
+
+    async def load_chunk(
+        self, request: storage_pb2.ReadChunkRequest
+    ) -> tuple[storage_pb2.ReadChunkResponse, Sendable]:
+        """The chunk, for who checks it as it lies in the file, or why not."""
+        started_s = self._clock.monotonic_s()
+        found = self._unread(request)
+        if found is not None:
+            lane = self._devices.lane(request.device_index)
+            if await lane.load(found[1]):
+                self._passed_on(found[1], self._clock.monotonic_s() - started_s)
+                return found
+        frame = await self.read_chunk(request)
+        return frame.header, frame.data
+
+    def _unread(
+        self, request: storage_pb2.ReadChunkRequest
+    ) -> tuple[storage_pb2.ReadChunkResponse, FileSpan] | None:
         if not request.unchecked or request.runs or request.HasField("background"):
             return None
-        started_s = self._clock.monotonic_s()
         try:
             store = self._devices.lane(request.device_index).store
-            found = store.span(key_of(request.chunk), request.chunk.generation)
         except StorageError:
             return None
+        found = store.span(key_of(request.chunk), request.chunk.generation)
         if found is None:
             return None
         span, crc32c = found
-        self._metrics.read_bytes.inc(len(span))
-        duration_s = self._clock.monotonic_s() - started_s
-        self._metrics.read_seconds.observe(duration_s)
-        self._budget.note_foreground(duration_s)
-        self._metrics.read_chunks.labels("ok").inc()
         response = storage_pb2.ReadChunkResponse(
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK, crc32c=crc32c
         )
         return response, span
+
+    def _passed_on(self, span: FileSpan, duration_s: float) -> None:
+        self._metrics.read_bytes.inc(len(span))
+        self._metrics.read_seconds.observe(duration_s)
+        self._budget.note_foreground(duration_s)
+        self._metrics.read_chunks.labels("ok").inc()
 
     async def read_chunk(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
         """The chunk, or why not."""
