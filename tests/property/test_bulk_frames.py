@@ -17,9 +17,8 @@ from exastore.proto.bulk_frames import (
     FrameKind,
     FrameReader,
     head_of,
-    new_buffer,
 )
-from exastore.proto.chunk_frames import ReadFrame, WriteFrame
+from exastore.proto.chunk_frames import WriteFrame
 from exastore.proto.v1 import bulk_pb2, storage_pb2
 from exastore.storage.bulk import BulkLimits, BulkServer
 from exastore.storage.metrics import StorageMetrics
@@ -77,7 +76,7 @@ def test_anything_is_frames_or_refused_and_never_takes_more_than_its_limit(
 
     def allocate(size_bytes: int) -> memoryview:
         taken.append(size_bytes)
-        return new_buffer(size_bytes)
+        return memoryview(bytearray(size_bytes))
 
     reader = FrameReader(max_header_bytes=5000, max_data_bytes=10_000, allocate=allocate)
     with contextlib.suppress(BadFrame):
@@ -105,8 +104,13 @@ class _Echo:
     async def write_chunk(self, request: WriteFrame, /) -> storage_pb2.WriteChunkResponse:
         return storage_pb2.WriteChunkResponse(request_id=request.header.request_id)
 
-    async def read_chunk(self, request: storage_pb2.ReadChunkRequest, /) -> ReadFrame:
-        return ReadFrame(storage_pb2.ReadChunkResponse(request_id=request.request_id), b"x" * 100)
+    def unread_chunk(self, request: storage_pb2.ReadChunkRequest, /) -> None:
+        return None
+
+    async def load_chunk(
+        self, request: storage_pb2.ReadChunkRequest, /
+    ) -> tuple[storage_pb2.ReadChunkResponse, bytes]:
+        return storage_pb2.ReadChunkResponse(request_id=request.request_id), b"x" * 100
 
 
 async def _attack(streams: list[tuple[bool, bytes, bool]]) -> None:

@@ -79,6 +79,22 @@ async def test_a_short_range_reads_one_chunk(cluster: FakeCluster) -> None:
     assert sum(node.read_count for node in cluster.nodes) == 1
 
 
+async def test_slow_clients_together_pin_no_more_than_an_extent_each_and_the_read_ahead() -> None:
+    async with fake_cluster(max_read_ahead_bytes=2 * EXTENT) as cluster:
+        data = some_bytes(9 * EXTENT)
+        await put(cluster, data)
+        readers = [await cluster.store.open_object("bucket", "key") for _ in range(3)]
+        streams = [reader.read() for reader in readers]
+        firsts = [bytes(await anext(stream)) for stream in streams]
+        # Four chunks each of three extents that are sent, and two that all read ahead.
+        await cluster.eventually(lambda: sum(node.read_count for node in cluster.nodes) == 20)
+        await asyncio.sleep(0.02)
+        assert sum(node.read_count for node in cluster.nodes) == 20
+        for first, stream in zip(firsts, streams, strict=True):
+            rest = b"".join([bytes(piece) async for piece in stream])
+            assert first + rest == data
+
+
 async def test_two_lost_nodes_are_read_around(cluster: FakeCluster) -> None:
     data = some_bytes(9 * EXTENT)
     await put(cluster, data)

@@ -79,6 +79,13 @@ class ByteBudget:
                 self._admit()  # those behind may fit
             raise
 
+    def acquire_now(self, size_bytes: int) -> bool:
+        """Let it in if it need not wait; returns whether."""
+        is_room = not self._waiting and self.clip(size_bytes) <= self._free
+        if is_room:
+            self._free -= self.clip(size_bytes)
+        return is_room
+
     def release(self, size_bytes: int) -> None:
         self._free += self.clip(size_bytes)
         assert self._free <= self._limit

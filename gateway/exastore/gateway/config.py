@@ -58,6 +58,9 @@ class GatewayConfig:
     max_write_bytes: int = 20 << 20
     """Bytes of extents that all requests together write behind, one extent at least. Beside these,
     each request has the extent that it fills."""
+    max_read_ahead_bytes: int = 16 << 20
+    """Bytes of extents that all requests together read ahead. Beside these, each request has the
+    extent that it sends."""
     max_node_in_flight_bytes: int = 64 << 20
     """The most bytes of chunks under way to or from one storage node, per direction."""
     chunk_transport: str = "local"

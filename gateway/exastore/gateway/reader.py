@@ -7,17 +7,26 @@ grace time of the trash; a reader slower than that gets ObjectChanged, never oth
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.messages import info_of
 from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.store import ByteRange, ObjectInfo
 from exastore.gateway.stripe_reader import StripeReader
-from exastore.gateway.striping import ExtentIndex
+from exastore.gateway.striping import ExtentIndex, ExtentSlice
 from exastore.proto.v1 import common_pb2, metadata_pb2
 
 #: The most extents read ahead of the one being delivered.
 MAX_READ_AHEAD = 4
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """An extent that is being read, and what it takes of the budget."""
+
+    task: asyncio.Task[list[memoryview]]
+    ahead_bytes: int
 
 
 class ClusterObjectReader:
@@ -37,6 +46,7 @@ class ClusterObjectReader:
         self._config = config
         self._stripes = stripes
         self._metrics = metrics
+        self._read_ahead = stripes.read_ahead
 
     @property
     def info(self) -> ObjectInfo:
@@ -53,22 +63,40 @@ class ClusterObjectReader:
             return
         index = ExtentIndex([extent.data_bytes for extent in self._extents])
         todo = deque(index.slices(wanted.start, wanted.length))
-        ahead: deque[asyncio.Task[list[memoryview]]] = deque()
-        limit_bytes = self._config.max_in_flight_bytes
+        ahead: deque[_Read] = deque()
         try:
             while todo or ahead:
-                while todo and len(ahead) <= MAX_READ_AHEAD:
-                    extent = self._extents[todo[0].extent_index]
-                    if len(ahead) > 1 and (len(ahead) + 1) * extent.data_bytes > limit_bytes:
-                        break
-                    part = todo.popleft()
-                    read = self._stripes.read(extent, part.start, part.stop)
-                    ahead.append(asyncio.create_task(read))
-                for data in await ahead[0]:
-                    self._metrics.bytes.labels("read").inc(len(data))
-                    yield data
-                ahead.popleft()
+                self._begin(todo, ahead)
+                read = ahead.popleft()
+                self._read_ahead.release(read.ahead_bytes)
+                read.ahead_bytes = 0
+                try:
+                    pieces = await read.task
+                except BaseException:
+                    ahead.append(read)
+                    raise
+                del read  # and with it the pieces that are sent
+                pieces.reverse()
+                while pieces:
+                    self._metrics.bytes.labels("read").inc(len(pieces[-1]))
+                    yield pieces.pop()
         finally:
-            for task in ahead:
-                task.cancel()
-            await asyncio.gather(*ahead, return_exceptions=True)
+            for read in ahead:
+                read.task.cancel()
+                self._read_ahead.release(read.ahead_bytes)
+            await asyncio.gather(*(read.task for read in ahead), return_exceptions=True)
+
+    def _begin(self, todo: "deque[ExtentSlice]", ahead: "deque[_Read]") -> None:
+        """Read the next extent, and more as far as this request and all together may."""
+        limit_bytes = self._config.max_in_flight_bytes
+        while todo and len(ahead) <= MAX_READ_AHEAD:
+            part = todo[0]
+            extent = self._extents[part.extent_index]
+            ahead_bytes = extent.data_bytes if ahead else 0
+            if len(ahead) > 1 and (len(ahead) + 1) * extent.data_bytes > limit_bytes:
+                break
+            if not self._read_ahead.acquire_now(ahead_bytes):
+                break
+            del todo[0]
+            task = asyncio.create_task(self._stripes.read(extent, part.start, part.stop))
+            ahead.append(_Read(task, ahead_bytes))

@@ -20,6 +20,7 @@ import numpy as np
 
 from exastore.erasure import Codec, RepairPlan, codec
 from exastore.erasure import TooFewChunks as TooFewSurvivors
+from exastore.gateway.chunk_stream import ByteBudget
 from exastore.gateway.cluster_view import ClusterView
 from exastore.gateway.config import GatewayConfig
 from exastore.gateway.crc import crc32c
@@ -153,6 +154,8 @@ class StripeReader:
     ) -> None:
         #: Told the (PG, stripe id, index) of chunks that a read had to do without.
         self._suspect = suspect
+        #: What all requests together read ahead.
+        self.read_ahead = ByteBudget(config.max_read_ahead_bytes)
         self._config = config
         self._maps = maps
         self._nodes = nodes
