@@ -51,6 +51,7 @@ _WITHOUT_EFFECT = {
 _COVERED = {
     "name",
     "description",
+    "source",
     "code",
     "cluster",
     "run",

@@ -51,6 +51,7 @@ class Scenario:
     """All that a run needs but its seed; see the sections.
 
     Attributes:
+        source: Publication that describes the cluster; "" if none does.
         code: Name of the code, such as "rs-10-4".
         model: Models of devices; none: the law of life of `device` for all.
         incident: What takes nodes away, beside the outages of `node`.
@@ -66,6 +67,7 @@ class Scenario:
     placement: PlacementSection
     data: DataSection
     description: Text = ""
+    source: Text = ""
     node: NodeSection = field(default_factory=NodeSection)
     repair: RepairSection = field(default_factory=RepairSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
