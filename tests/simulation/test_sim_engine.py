@@ -245,6 +245,7 @@ def test_a_trace_is_played_back_as_it_is(tmp_path: Path) -> None:
         ("2020-01-02", "S5", 1),
         ("2020-03-01", "S7", 1),
         ("2020-03-01", "S900", 1),
+        ("2021-01-01", "S1", 0),
     ]
     text = "date,serial_number,model,capacity_bytes,failure\n" + "\n".join(
         f"{day},{serial},M,1,{failure}" for day, serial, failure in rows

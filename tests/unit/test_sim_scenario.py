@@ -115,7 +115,7 @@ def test_a_missing_section_is_named() -> None:
         ("afr_per_year = 0.05", "afr_per_year = nan", "device.afr_per_year", "nan"),
         ("afr_per_year = 0.05", 'afr_per_year = "5 %"', "device.afr_per_year", "a plain number"),
         ("pg_count = 2_400", "pg_count = 0", "placement.pg_count", "greater than or equal to 1"),
-        ("pg_count = 2_400", "pg_count = 2400.0", "placement.pg_count", "valid integer"),
+        ("pg_count = 2_400", "pg_count = 2400.0", "placement.pg_count", "a whole number"),
         ('domain = "rack"', 'domain = "shelf"', "placement.domain", "'rack'"),
         ("balanced = true", "balanced = 1", "placement.balanced", "valid boolean"),
         ("years = 2", "years = 0", "run.years", "greater than 0"),

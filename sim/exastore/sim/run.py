@@ -62,6 +62,7 @@ from exastore.sim.tables import (
     timeline_table,
     trial_table,
 )
+from exastore.sim.trace import trace_events
 from exastore.sim.units import YEAR_S
 from exastore.sim.user import POLICY_ARGUMENTS, check_functions, load_function
 
@@ -236,6 +237,8 @@ def run(
     report = progress or _silent
     started_s = clock()
     check_functions(scenario)
+    if scenario.device.trace:
+        trace_events(scenario)  # refused now, not after the placement
     check_memory(scenario, workers=min(workers, trials))
     kept = None
     if checkpoint is not None:

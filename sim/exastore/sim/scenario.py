@@ -36,6 +36,7 @@ from exastore.sim.sections import (
     IncidentSection,
     LatentSection,
     ModelSection,
+    Name,
     NodeSection,
     PlacementSection,
     RepairSection,
@@ -44,6 +45,10 @@ from exastore.sim.sections import (
     Text,
 )
 from exastore.sim.toml_lines import line_of, syntax_error_line
+from exastore.sim.wording import problems_of
+
+#: What happens by the calendar happens between events, and stops the engine for it.
+_SHORTEST_PERIOD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Scenario:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: Text
+    name: Name
     code: Text
     cluster: ClusterSection
     device: DeviceSection
@@ -226,7 +231,7 @@ def parse_scenario(text: str, *, source: str = "scenario") -> Scenario:
     try:
         scenario = _adapter().validate_python(tree)
     except ValidationError as error:
-        raise ScenarioError(source, _problems(error, text)) from None
+        raise ScenarioError(source, problems_of(error, text, Scenario)) from None
     problems = [
         Problem(key, message, line_of(text, key)) for key, message in semantic_problems(scenario)
     ]
@@ -286,11 +291,31 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
     found += _incident_problems(scenario)
     found += _latent_problems(scenario)
     found += _limit_problems(scenario)
-    slot_limit = 2**31
-    if placement.pg_count << max(1, (n - 1).bit_length()) > slot_limit:
-        most = slot_limit >> max(1, (n - 1).bit_length())
+    found += _size_problems(scenario)
+    return found
+
+
+def _size_problems(scenario: Scenario) -> list[tuple[str, str]]:
+    """What the columns of the engine cannot number, and periods that would never end."""
+    found: list[tuple[str, str]] = []
+    placement, n = scenario.placement, scenario.n
+    room = max(1, (n - 1).bit_length())
+    if placement.pg_count << room > 2**31:
+        most = 2**31 >> room
         text = f"{placement.pg_count} PGs of {n} are too many; use at most {most:,}"
         found.append(("placement.pg_count", text))
+    devices = scenario.tree.device_count
+    if devices >= 2**31:
+        text = f"makes {devices:,} devices, more than {2**31 - 1:,}; use fewer racks"
+        found.append(("cluster.racks_per_zone", text))
+    if placement.policy == "copyset" and placement.scatter_width < n - 1:
+        text = f"is {placement.scatter_width}, but a stripe of {scenario.code} is on {n - 1} others"
+        found.append(("placement.scatter_width", f"{text}; give at least {n - 1}"))
+    periods = {"balance": scenario.balance.every_s, "decisions": scenario.decisions.every_s}
+    for section, every_s in periods.items():
+        if 0 < every_s < _SHORTEST_PERIOD_S:
+            text = f"is {every_s:g} s; give at least {_SHORTEST_PERIOD_S:g}, such as 86400"
+            found.append((f"{section}.every_s", text))
     return found
 
 
@@ -336,7 +361,10 @@ def _incident_problems(scenario: Scenario) -> list[tuple[str, str]]:
                 " above 0 or a period above 0, not both"
             )
             found.append((f"{key}.per_year", text))
-        if incident.durations_s and len(incident.durations_s) != len(incident.duration_shares):
+        if incident.duration_shares and not incident.durations_s:
+            text = f"is {list(incident.duration_shares)}, but durations_s has nothing to share"
+            found.append((f"{key}.duration_shares", f"{text}; give durations_s, or leave this out"))
+        elif incident.durations_s and len(incident.durations_s) != len(incident.duration_shares):
             text = (
                 f"has {len(incident.duration_shares)} shares for {len(incident.durations_s)}"
                 " durations; give one for each"
@@ -438,26 +466,3 @@ def _toml(value: object) -> str:
 @cache
 def _adapter() -> TypeAdapter[Scenario]:
     return TypeAdapter(Scenario)
-
-
-def _problems(error: ValidationError, text: str) -> list[Problem]:
-    found: list[Problem] = []
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
-        found.append(Problem(key, _say(item), line_of(text, key)))
-    return sorted(found, key=lambda problem: (problem.line, problem.key))
-
-
-def _say(item: Any) -> str:
-    """A sentence for one pydantic error."""
-    kind, given = item["type"], item.get("input")
-    if kind in {"missing", "missing_argument"}:
-        return "is required and not given"
-    if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return "is not a key of a scenario; check its spelling and its section"
-    if kind in {"dataclass_type", "dataclass_exact_type"}:
-        return f"must be a section, written as [name], not {given!r}"
-    if kind in {"int_type", "float_type"} and isinstance(given, str):
-        return f"is {given!r}; give a plain number, the name of the key ends in its unit"
-    message: str = item["msg"]
-    return f"{message.replace('Input should', 'should')}, not {given!r}"

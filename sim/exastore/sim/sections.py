@@ -14,6 +14,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True)]
+Name = Annotated[str, Field(strict=True, min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class GenerationSection:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: Text
+    name: Name
     racks_per_zone: Count
     capacity_bytes: Annotated[int, Field(strict=True, ge=0)] = 0
     joins_years: Seconds = 0.0
@@ -161,7 +162,7 @@ class IncidentSection:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: Text
+    name: Name
     level: Literal["node", "rack", "power", "upgrade", "zone", "region", "cluster"]
     per_year: Annotated[float, Field(strict=True, ge=0, le=1e6)] = 0.0
     every_years: Seconds = 0.0
@@ -196,7 +197,7 @@ class DeviceSection:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    capacity_bytes: Count
+    capacity_bytes: Annotated[int, Field(strict=True, ge=1, lt=2**63)]
     afr_per_year: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0136
     life_shape: Annotated[float, Field(strict=True, gt=0, le=10)] = 1.0
     afr_horizon_years: Positive = 5.0
@@ -273,7 +274,7 @@ class DataSection:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    user_bytes: Count
+    user_bytes: Annotated[int, Field(strict=True, ge=1, lt=2**80)]
     max_fill: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.8
     growth_per_year: Annotated[float, Field(strict=True, ge=0, le=10)] = 0.0
 

@@ -30,8 +30,9 @@ def line_of(text: str, key: str) -> int:
     while key:
         if key in key_lines:
             return key_lines[key]
-        if key in section_lines:
-            return section_lines[key]
+        for section in (key, f"{key}.0"):
+            if section in section_lines:
+                return section_lines[section]
         key = key.rpartition(".")[0]
     return 0
 

@@ -53,16 +53,25 @@ def sim_errors() -> Generator[None]:
 
 
 @app.command()
-def presets(json_output: JsonOption = False) -> None:
+def presets(
+    json_output: JsonOption = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of docs/simulator.md.")
+    ] = False,
+) -> None:
     """List the scenarios that come with exastore."""
-    from exastore.sim.scenario import load_scenario, preset_names
+    from exastore.sim.catalogue import preset_markdown, preset_rows
 
-    described = {name: load_scenario(name).description for name in preset_names()}
-    if json_output:
-        print_json(described)
+    if markdown:
+        out.print(preset_markdown(), markup=False, soft_wrap=True)
         return
-    for name, description in described.items():
-        out.print(f"{name:10} {description}", markup=False, soft_wrap=True)
+    head, *rows = preset_rows()
+    if json_output:
+        print_json({row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows})
+        return
+    for name, *_, description, source in rows:
+        published = f" ({source})" if source != "–" else ""
+        out.print(f"{name:18} {description}{published}", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _redundancy_section(runs: Sequence[NamedRun]) -> ReportSection:
         figure=bar_figure(
             [str(value) for value in range(1, last + 1)],
             {name: line[:last] for name, line in shares.items()},
-            x_title="missing chunks of the placement group",
+            x_title="missing chunks",
             y_title="share of the time, logarithmic",
             log_y=any(any(line) for line in shares.values()),
         ),

@@ -28,8 +28,10 @@ def map_section(results: Results) -> ReportSection:
     domain = table["node" if is_by_node else "rack"].to_numpy()
     fill = 100 * table["fill_end"].to_numpy()
     cells = np.bincount(domain, fill) / np.bincount(domain)
-    if results.scenario.generation:
-        cells[cells == 0] = np.nan  # not there
+    gone = ""
+    if results.scenario.generation and not cells.all():
+        cells[cells == 0] = np.nan
+        gone = " Empty places have gone or have not come yet."
     if is_by_node:
         grid = cells.reshape(cluster.rack_count, cluster.nodes_per_rack).T
         what, x_title, y_title = "node", "rack", "node of the rack"
@@ -42,7 +44,7 @@ def map_section(results: Results) -> ReportSection:
     return ReportSection(
         "Cluster map",
         f"How full each {what} is at the end of the first trial: from {np.nanmin(cells):.1f} % to"
-        f" {np.nanmax(cells):.1f} %.",
+        f" {np.nanmax(cells):.1f} %.{gone}",
         figure=heat_figure(
             list(range(grid.shape[1])),
             labels,
@@ -93,6 +95,7 @@ def incident_section(results: Results) -> ReportSection:
         "Incidents",
         f"What took nodes away, and how often ({over_trials(results)}).",
         table=(HEAD, *rows),
+        wide=True,
     )
 
 

@@ -81,7 +81,9 @@ def line_figure(
         }
         for i, (name, values) in enumerate(lines.items())
     ]
-    return {"data": data, "layout": _layout(x_title, y_title, len(data) > 1, log_y)}
+    layout = _layout(x_title, y_title, len(data) > 1, log_y)
+    layout["xaxis"]["rangemode"] = "tozero"
+    return {"data": data, "layout": layout}
 
 
 def bar_figure(

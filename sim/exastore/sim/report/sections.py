@@ -125,7 +125,7 @@ def redundancy_section(results: Results) -> ReportSection:
         figure=bar_figure(
             [str(value) for value in missing[shown]],
             {"PG-hours": hours[shown].tolist()},
-            x_title="missing chunks of the placement group",
+            x_title="missing chunks",
             y_title="time [PG-hours], logarithmic",
             log_y=bool(total),
         ),
