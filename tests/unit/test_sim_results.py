@@ -370,3 +370,19 @@ def test_a_comparison_wants_two_runs_with_names_of_their_own(results: Results) -
         comparison_rows([("a", results)])
     with pytest.raises(ValueError, match="different names, not a, a"):
         comparison_rows([("a", results), ("a", results)])
+
+
+def test_the_document_has_every_column_with_its_unit_in_the_order_of_the_files(
+    results: Results,
+) -> None:
+    units = {"count", "number", "text", "share", "ratio", "s", "a", "B", "chunks", "chunk runs"}
+    units |= {"PG-h", "run-h", "device-h"}
+    suffixes = {"_bytes": {"B"}, "_s": {"s"}, "_hours": {"PG-h", "run-h", "device-h"}}
+    for name in TABLES:
+        section = DOCUMENT.read_text("utf-8").split(f"## `{name}`\n", 1)[1].split("\n#", 1)[0]
+        rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+        assert sorted(row[0] for row in rows) == sorted(getattr(results, name).column_names), name
+        for column, unit, meaning in rows:
+            assert unit in units and len(meaning) > 3, column
+            for suffix, allowed in suffixes.items():
+                assert not column.endswith(suffix) or unit in allowed, column

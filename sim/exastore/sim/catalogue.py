@@ -1,4 +1,4 @@
-"""The scenarios that come with exastore, as rows; the table in `docs/simulator.md` is made of them."""
+"""The scenarios that come with exastore, as rows; `docs/simulator.md` has them as a table."""
 
 from exastore.sim.fleet import present_devices
 from exastore.sim.scenario import Scenario, load_scenario, preset_names
@@ -27,5 +27,5 @@ def _row(name: str, scenario: Scenario) -> tuple[str, ...]:
         user_text(scenario.data.user_bytes),
         f"{trials} x {years:.3g} years" if trials > 1 else f"{years:.3g} years",
         scenario.description,
-        scenario.source or "–",
+        scenario.source or "",
     )

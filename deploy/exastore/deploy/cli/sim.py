@@ -70,7 +70,7 @@ def presets(
         print_json({row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows})
         return
     for name, *_, description, source in rows:
-        published = f" ({source})" if source != "–" else ""
+        published = f" ({source})" if source else ""
         out.print(f"{name:18} {description}{published}", markup=False, soft_wrap=True)
 
 
