@@ -59,7 +59,7 @@ def test_every_value_of_a_published_cluster_says_where_it_is_from(name: str) -> 
         if section and is_value and not line.startswith(("name =", "share =")):
             if section in {"model", "generation"} and not line.startswith("racks"):
                 continue
-            assert re.search(r"  # \S", line), line
+            assert re.search(r" # \S", line), line
 
 
 def test_the_docs_list_every_preset_as_the_files_say() -> None:
