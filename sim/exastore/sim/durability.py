@@ -283,4 +283,4 @@ def probability_text(probability: float) -> str:
 def nines_text(probability: float) -> str:
     """Nines with one decimal; "no limit" for probability 0."""
     value = nines(probability)
-    return "no limit" if isinf(value) else f"{value:.1f}"
+    return "no limit" if isinf(value) else f"{value + 0.0:.1f}"  # 0.0, not -0.0

@@ -71,7 +71,8 @@ def line_figure(
     data = [
         {
             "type": "scatter",
-            "mode": "markers" if is_points else "lines",
+            # A single point has no line to be seen by.
+            "mode": "markers" if is_points or len(x) == 1 else "lines",
             "name": name,
             "x": [float(value) for value in x],
             "y": [None if value is None else float(value) for value in values],
@@ -83,6 +84,7 @@ def line_figure(
     ]
     layout = _layout(x_title, y_title, len(data) > 1, log_y)
     layout["xaxis"]["rangemode"] = "tozero"
+    _say_if_empty(layout, [value for values in lines.values() for value in values])
     return {"data": data, "layout": layout}
 
 
@@ -108,10 +110,10 @@ def bar_figure(
         for i, (name, values) in enumerate(bars.items())
     ]
     layout = _layout(x_title, y_title, len(data) > 1, log_y)
+    every = [value for values in bars.values() for value in values]
+    _say_if_empty(layout, every)
     if log_y:
-        layout["yaxis"]["range"] = _log_range(
-            [value for values in bars.values() for value in values]
-        )
+        layout["yaxis"]["range"] = _log_range(every)
     if x and isinstance(x[0], str):
         layout["xaxis"] |= {"type": "category"}
     return {
@@ -153,6 +155,21 @@ def heat_figure(
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "showgrid": False}
     del layout["yaxis"]["rangemode"]
     return {"data": data, "layout": {**layout, "hovermode": "closest"}}
+
+
+def _say_if_empty(layout: Figure, values: Sequence[float | None]) -> None:
+    """An empty chart says that it is meant to be empty."""
+    if not any(values):
+        layout["annotations"] = [
+            {
+                "text": "nothing of this in the run",
+                "xref": "paper",
+                "yref": "paper",
+                "x": 0.5,
+                "y": 0.5,
+                "showarrow": False,
+            }
+        ]
 
 
 def _log_range(values: Sequence[float]) -> list[float]:
