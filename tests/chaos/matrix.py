@@ -9,7 +9,6 @@ import hashlib
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,12 +19,13 @@ import boto3
 import psutil
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tests.integration.conftest import LiveCluster, exastore_here, wait_until
+from tests.integration.conftest import LiveCluster, exastore, exastore_here, wait_until
 
 from exastore.deploy.errors import ClusterUnhealthy
 from exastore.deploy.failpoints import Action, arm, disarm, fired_by
 from exastore.deploy.launcher import LocalCluster
 from exastore.deploy.spec import ClusterOptions
+from exastore.deploy.status import fetch_status
 from exastore.metadata.core.phases import Phase
 
 BUCKET = "chaos"
@@ -34,50 +34,90 @@ MIB = 1 << 20
 BODY_BYTES = 3 * MIB
 PART_BYTES = 5 * MIB + 17
 
-#: What is done to pass a phase; None: it needs a device of its own (see test_device_phases.py).
-OPERATION_OF: dict[Phase, str | None] = {
-    Phase.BODY_READ: "put",
-    Phase.ENCODED: "put",
-    Phase.CHUNK_ANSWERED: "put",
-    Phase.QUORUM_REACHED: "put",
-    Phase.COMMIT_SENDING: "put",
-    Phase.COMMITTED: "put",
-    Phase.DELETE_SENDING: "delete",
-    Phase.DELETED: "delete",
-    Phase.COMPLETE_SENDING: "multipart",
-    Phase.COMPLETED: "multipart",
-    Phase.CHUNK_RECEIVED: "put",
-    Phase.CHUNK_APPENDING: "put",
-    Phase.CHUNK_APPENDED: "put",
-    Phase.CHUNK_SYNCING: "put",
-    Phase.CHUNK_SYNCED: "put",
-    Phase.CHUNK_ANSWERING: "put",
-    Phase.TOMBSTONES_APPENDED: "delete",
-    Phase.TOMBSTONES_DURABLE: "delete",
-    Phase.REBUILD_PULLED: "rebuild",
-    Phase.REBUILD_WRITTEN: "rebuild",
-    Phase.REBUILD_VERIFIED: "drain",
-    Phase.COMPACT_MOVING: None,
-    Phase.COMPACT_MOVED: None,
-    Phase.COMPACT_REMOVED: None,
-    Phase.CHECKPOINTED: None,
-    Phase.COMMIT_RECEIVED: "put",
-    Phase.COMMIT_DURABLE: "put",
-    Phase.PART_RECEIVED: "multipart",
-    Phase.PART_DURABLE: "multipart",
-    Phase.COMPLETE_RECEIVED: "multipart",
-    Phase.COMPLETE_DURABLE: "multipart",
-    Phase.DELETE_RECEIVED: "delete",
-    Phase.DELETE_DURABLE: "delete",
-    Phase.TRASH_CHUNKS_DELETED: "delete",
-    Phase.SLOT_BEGUN: "rebuild",
-    Phase.SLOT_VERIFIED: "rebuild",
-    Phase.SLOT_CLEAN: "rebuild",
-    Phase.MOVES_BEGUN: "drain",
+#: Client operations that write an object; each over an old one but "new".
+WRITES = ("put", "new", "copy", "multipart", "small", "inline")
+_STRIPED = ("put", "new", "copy", "multipart", "small")
+_CHUNKS = ("put", "copy", "multipart", "small")
+_COMMITS = ("put", "new", "copy", "small", "inline")
+
+#: What is done to pass a phase, the usual first; nothing: see test_device_phases.py.
+OPERATIONS_OF: dict[Phase, tuple[str, ...]] = {
+    Phase.BODY_READ: _STRIPED,
+    Phase.ENCODED: _STRIPED,
+    Phase.FRAME_HALF_SENT: ("put", "copy", "multipart"),
+    Phase.CHUNK_ANSWERED: _STRIPED,
+    Phase.QUORUM_REACHED: _STRIPED,
+    Phase.COMMIT_SENDING: WRITES,
+    Phase.COMMITTED: WRITES,
+    Phase.DELETE_SENDING: ("delete",),
+    Phase.DELETED: ("delete",),
+    Phase.COMPLETE_SENDING: ("multipart",),
+    Phase.COMPLETED: ("multipart",),
+    Phase.FRAME_HALF_RECEIVED: ("put", "copy", "multipart"),
+    Phase.CHUNK_RECEIVED: _CHUNKS,
+    Phase.CHUNK_APPENDING: _CHUNKS,
+    Phase.CHUNK_APPENDED: _CHUNKS,
+    Phase.CHUNK_SYNCING: _CHUNKS,
+    Phase.CHUNK_SYNCED: _CHUNKS,
+    Phase.CHUNK_ANSWERING: _CHUNKS,
+    Phase.CHUNK_READ: ("get", "copy"),
+    Phase.ANSWER_HALF_SENT: ("get", "copy"),
+    Phase.TOMBSTONES_APPENDED: ("delete", "put"),
+    Phase.TOMBSTONES_DURABLE: ("delete", "put"),
+    Phase.REBUILD_PULLED: ("rebuild",),
+    Phase.REBUILD_WRITTEN: ("rebuild",),
+    Phase.REBUILD_VERIFIED: ("drain",),
+    Phase.PACK_READ: ("pack",),
+    Phase.PACK_STORED: ("pack",),
+    Phase.COMPACT_MOVING: (),
+    Phase.COMPACT_MOVED: (),
+    Phase.COMPACT_REMOVED: (),
+    Phase.CHECKPOINTED: (),
+    Phase.COMMIT_RECEIVED: _COMMITS,
+    Phase.COMMIT_DURABLE: _COMMITS,
+    Phase.PART_RECEIVED: ("multipart",),
+    Phase.PART_DURABLE: ("multipart",),
+    Phase.COMPLETE_RECEIVED: ("multipart",),
+    Phase.COMPLETE_DURABLE: ("multipart",),
+    Phase.DELETE_RECEIVED: ("delete",),
+    Phase.DELETE_DURABLE: ("delete",),
+    Phase.ENGINE_COMMITTING: ("put", "inline", "multipart", "delete"),
+    Phase.ENGINE_COMMITTED: ("put", "inline", "multipart", "delete"),
+    Phase.TRASH_CHUNKS_DELETED: ("delete", "put"),
+    Phase.SLOT_BEGUN: ("rebuild",),
+    Phase.SLOT_VERIFIED: ("rebuild",),
+    Phase.SLOT_CLEAN: ("rebuild",),
+    Phase.PACK_BEGUN: ("pack",),
+    Phase.PACK_WRITTEN: ("pack",),
+    Phase.PACK_SWAPPED: ("pack",),
+    Phase.MOVES_BEGUN: ("drain",),
 }
+_BODY_BYTES = {"small": 60_000, "inline": 900}
+PACKED_COUNT, PACKED_BYTES = 24, 40_000
 
 #: An error there is one of the device.
 FENCING = {Phase.CHUNK_APPENDING, Phase.CHUNK_SYNCING, Phase.CHUNK_SYNCED}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A phase, the operation that passes it, and what happens there.
+
+    Attributes:
+        during: Done while the process stands still, which its action has to be; named in tables.
+    """
+
+    phase: Phase
+    action: Action
+    operation: str
+    during: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.phase} {self.fault} {self.operation}"
+
+    @property
+    def fault(self) -> str:
+        return self.during or str(self.action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +131,8 @@ class Outcome:
     """
 
     phase: Phase
-    action: Action
+    fault: str
+    operation: str
     victim: str
     answer: str
     found: str
@@ -125,6 +166,8 @@ class Chaos:
     live: LiveCluster
     failpoints: Path
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
+    #: What may be done while a process stands still, by its name in `Case.during`.
+    during: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
     #: What each key must hold; None: nothing.
     expected: dict[str, bytes | None] = field(default_factory=dict[str, bytes | None])
 
@@ -140,17 +183,19 @@ class Chaos:
 
     # ---- one case ----
 
-    def run(self, phase: Phase, action: Action) -> Outcome:
-        """Do what passes `phase`, let the process do `action` there, heal, judge."""
-        operation = OPERATION_OF[phase]
-        assert operation is not None, f"{phase} needs a store of its own"
+    def run(self, case: Case) -> Outcome:
+        """Do what passes the phase, let the process do the action there, heal, judge."""
+        phase, action, operation = case.phase, case.action, case.operation
         begun_s = time.monotonic()
         self._count += 1
         key = f"{operation}-{self._count}"
+        is_client = operation in (*WRITES, "get", "delete")
         old: bytes | None = None
-        if operation in ("put", "delete", "multipart"):
-            old = body_of(f"{key} old")
+        if is_client and operation != "new":
+            old = body_of(f"{key} old", _BODY_BYTES.get(operation, BODY_BYTES))
             self._reader.put_object(Bucket=BUCKET, Key=key, Body=old)
+        if operation == "pack":
+            self._put_packable(key)
         arm(self.failpoints, phase, action)
         names = {child.pid: name for name, child in self._local.children().items()}
         answer, new, done = self._operate(operation, key)
@@ -160,17 +205,20 @@ class Chaos:
             disarm(self.failpoints, phase)
         pid = fired_by(self.failpoints, phase)
         assert pid is not None
-        self._revive(pid, action)
+        self._revive(pid, case)
         if action is Action.ERROR and phase in FENCING:
             wait_until(lambda: bool(self.live.status().fenced_node_ids), "the device is fenced")
             self._mend_fenced()
         word = self._answer(answer)
         done()
         self.heal()
-        found = self._judge(key, old, new, word) if old is not None else "-"
+        found = self._judge(key, old, new, word) if is_client else "-"
         self._check(["inline", "small", "large"])
-        print(f"{phase} {action}: {time.monotonic() - begun_s:.1f} s", flush=True)
-        outcome = Outcome(phase, action, names[pid].split("-")[0], word, found)
+        if operation == "pack":
+            self._check([k for k in self.expected if k.startswith(f"{key}/")])
+        victim = names[pid].split("-")[0]
+        outcome = Outcome(phase, case.fault, operation, victim, word, found)
+        print(f"{case}: {word}, {found}, {time.monotonic() - begun_s:.1f} s", flush=True)
         self.outcomes.append(outcome)
         return outcome
 
@@ -189,10 +237,21 @@ class Chaos:
         self, operation: str, key: str
     ) -> tuple[Future[None] | None, bytes | None, Callable[[], None]]:
         """Begin: the client's answer to come, what it writes, and what is to be done in the end."""
-        if operation == "put":
-            new = body_of(f"{key} new")
+        if operation in ("put", "new", "small", "inline"):
+            new = body_of(f"{key} new", _BODY_BYTES.get(operation, BODY_BYTES))
             put = self._client.put_object
             return self._pool.submit(put, Bucket=BUCKET, Key=key, Body=new), new, _nothing
+        if operation == "copy":
+            source = {"Bucket": BUCKET, "Key": "large"}
+            copy = self._client.copy_object
+            answer = self._pool.submit(copy, Bucket=BUCKET, Key=key, CopySource=source)
+            return answer, body_of("large"), _nothing
+        if operation == "get":
+            return self._pool.submit(self._get, key), None, _nothing
+        if operation == "pack":
+            command = ("cluster", "pack", "--apply", "--dir", self.live.directory)
+            packing = self._pool.submit(exastore, *command)
+            return None, None, lambda: _nothing(packing.result(timeout=120))
         if operation == "delete":
             return self._pool.submit(
                 self._client.delete_object, Bucket=BUCKET, Key=key
@@ -214,6 +273,18 @@ class Chaos:
 
         return None, None, undrain
 
+    def _put_packable(self, key: str) -> None:
+        """Objects that are copies now, and worth a stripe."""
+        for number in range(PACKED_COUNT):
+            name = f"{key}/{number}"
+            self.expected[name] = body_of(name, PACKED_BYTES)
+            self._reader.put_object(Bucket=BUCKET, Key=name, Body=self.expected[name])
+
+    def _get(self, key: str) -> None:
+        """What a client reads while the fault happens must be right, too."""
+        body = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        assert body == body_of(f"{key} old"), f"{key}: other bytes than were written"
+
     def _multipart(self, key: str, parts: list[bytes]) -> None:
         where = {"Bucket": BUCKET, "Key": key}
         upload = {**where, "UploadId": self._client.create_multipart_upload(**where)["UploadId"]}
@@ -226,19 +297,38 @@ class Chaos:
         ]
         self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
 
-    def _revive(self, pid: int, action: Action) -> None:
+    def _revive(self, pid: int, case: Case) -> None:
         """Bring back who died or stands still; also nodes that the operation killed."""
-        if action is Action.PAUSE:
+        if case.action is Action.PAUSE:
             wait_until(
                 lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it stands still"
             )
             name = next(n for n, child in self._local.children().items() if child.pid == pid)
             if name.startswith("node"):
                 wait_until(lambda: self._state_of(name) != "up", f"{name} is missed")
+            if case.during:
+                self.during[case.during]()
             os.kill(pid, signal.SIGCONT)
-        elif action is Action.KILL:
+        elif case.action is Action.KILL:
             wait_until(lambda: pid not in self._pids(), "it is dead")
         self._up()
+
+    def change_map(self) -> None:
+        """Lose a node and see its chunks rebuilt elsewhere: who slept meanwhile has an old map."""
+        epoch = self.live.status().epoch
+        self._local.children()[self._fullest()].send(signal.SIGKILL)
+        wait_until(lambda: self.live.status().epoch > epoch, "the loss is noticed")
+        self.heal()
+
+    def lose_lease(self) -> None:
+        """See another metadata server do the background work."""
+        others = [
+            server["address"]
+            for server in self.live.info["metadata"]
+            if psutil.Process(server["pid"]).status() != psutil.STATUS_STOPPED
+        ]
+        assert others
+        wait_until(lambda: fetch_status(others).does_background_work, "another has the lease")
 
     def _mend_fenced(self) -> None:
         """What an operator does with a device that had an error: empty it, check it, use it."""
@@ -258,18 +348,23 @@ class Chaos:
             return "none"
         try:
             answer.result(timeout=90)
-        except (ClientError, BotoCoreError):
+        except (ClientError, BotoCoreError) as error:
+            if isinstance(error, ClientError):
+                response: Any = error.response
+                assert response["ResponseMetadata"]["HTTPStatusCode"] != 500, response
             return "refused"
         return "acknowledged"
 
-    def _judge(self, key: str, old: bytes, new: bytes | None, answer: str) -> str:
+    def _judge(self, key: str, old: bytes | None, new: bytes | None, answer: str) -> str:
         """Whether the key holds the old or the new; an acknowledged write must be there."""
         found = self._read(key)
+        if key.startswith("get-"):
+            new = old
         assert found in (old, new), f"{key} holds neither the old nor the new, after {answer}"
         if answer == "acknowledged":
             assert found == new, f"{key}: an acknowledged write is gone"
         self.expected[key] = found
-        return "new" if found == new else "old"
+        return "old" if found == old else "new"
 
     # ---- all of it ----
 
@@ -307,20 +402,6 @@ class Chaos:
         }
         return {**reports[-1], **total}
 
-    def table(self) -> str:
-        """Counts by process and action, and one line a case."""
-        counts = Counter((o.victim, o.action, o.answer, o.found) for o in self.outcomes)
-        lines = ["process   action  client        key   cases"]
-        lines += [
-            f"{victim:9} {action:7} {answer:13} {found:5} {count}"
-            for (victim, action, answer, found), count in sorted(counts.items())
-        ]
-        lines += ["", "phase                          action  process   client        key"]
-        lines += [
-            f"{o.phase:30} {o.action:7} {o.victim:9} {o.answer:13} {o.found}" for o in self.outcomes
-        ]
-        return "\n".join(lines)
-
     def _check(self, keys: list[str]) -> None:
         for key in keys:
             assert self._read(key) == self.expected[key], key
@@ -354,7 +435,7 @@ class Chaos:
         return next(n.devices[0].state for n in self.live.status().nodes if n.id == node_id)
 
 
-def _nothing() -> None:
+def _nothing(_: object = None) -> None:
     pass
 
 

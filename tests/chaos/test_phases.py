@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.chaos.matrix import OPERATION_OF, Chaos
+from tests.chaos.matrix import OPERATIONS_OF, Case, Chaos
 from tests.integration.conftest import NewCluster
 
 from exastore.deploy.failpoints import VARIABLE, Action
@@ -14,10 +14,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 #: One phase of each kind of process, around the moments at which a promise is made. The others
 #: are in the whole matrix (tests/verification/test_fault_matrix.py).
 FAST = (
-    (Phase.COMMITTED, Action.KILL),
-    (Phase.CHUNK_APPENDED, Action.KILL),
-    (Phase.COMMIT_DURABLE, Action.KILL),
-    (Phase.REBUILD_WRITTEN, Action.KILL),
+    Case(Phase.COMMITTED, Action.KILL, "put"),
+    Case(Phase.FRAME_HALF_SENT, Action.KILL, "put"),
+    Case(Phase.CHUNK_APPENDED, Action.KILL, "put"),
+    Case(Phase.COMMIT_DURABLE, Action.KILL, "put"),
+    Case(Phase.REBUILD_WRITTEN, Action.KILL, "rebuild"),
 )
 
 
@@ -31,7 +32,7 @@ def start(new_cluster: NewCluster, folder: Path, patch: pytest.MonkeyPatch, *opt
 
 
 def test_every_phase_has_an_operation_that_passes_it() -> None:
-    assert set(OPERATION_OF) == set(Phase)
+    assert set(OPERATIONS_OF) == set(Phase)
 
 
 def test_processes_die_around_the_moments_of_promise(
@@ -39,7 +40,6 @@ def test_processes_die_around_the_moments_of_promise(
 ) -> None:
     options = ("--nodes", "6", "--code", "rs-2-2", "--pg-count", "12")
     chaos = start(new_cluster, tmp_path / "failpoints", monkeypatch, *options)
-    for phase, action in FAST:
-        chaos.run(phase, action)
+    for case in FAST:
+        chaos.run(case)
     chaos.check_all()
-    print(chaos.table())

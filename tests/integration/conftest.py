@@ -144,7 +144,7 @@ class LiveCluster:
         return exastore_here(*arguments, "--dir", self.directory)
 
     def status(self) -> StatusView:
-        return fetch_status(self.info["metadata"][0]["address"])
+        return fetch_status([server["address"] for server in self.info["metadata"]])
 
     def up_again(self) -> None:
         """Start what does not run."""

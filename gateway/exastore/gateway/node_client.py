@@ -18,6 +18,7 @@ from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_latency import NodeLatency
 from exastore.gateway.node_speed import NodeSpeed
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.links import Call, ChunkTransport, NodeLinks
@@ -94,7 +95,12 @@ class NodeClient:
             backoff_max_s=config.backoff_max_s,
             mute_s=config.chunk_timeout_s / 2,
         )
-        links = NodeLinks(address, self._channel, ChunkTransport(config.chunk_transport))
+        links = NodeLinks(
+            address,
+            self._channel,
+            ChunkTransport(config.chunk_transport),
+            on_half_sent=lambda: reach(Phase.FRAME_HALF_SENT),
+        )
         self._writes: ChunkStream[storage_pb2.WriteChunkResponse] = ChunkStream(
             links, Call.WRITE, clock=clock, options=limits
         )

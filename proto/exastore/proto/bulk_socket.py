@@ -58,6 +58,10 @@ class FileBytes(Protocol):
 Sendable = bytes | memoryview | FileBytes
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(slots=True, eq=False)
 class _Outgoing:
     """A frame, or the rest of one, that the system has not taken."""
@@ -80,6 +84,8 @@ class BulkSocket:
         on_frame: Callable[[Frame], None],
         on_lost: Callable[[BadFrame | ConnectionError], None],
         stall_s: float,
+        on_half_sent: Callable[[], None] = _nothing,
+        on_half_received: Callable[[], None] = _nothing,
     ) -> None:
         """Args:
         connected: Becomes ours.
@@ -88,6 +94,8 @@ class BulkSocket:
         on_lost: Called once when the connection ends, unless by `close`; with BadFrame when the
             other side is to blame.
         stall_s: How long nothing may move where something should, in seconds.
+        on_half_sent, on_half_received: Called when a frame is cut by what the system takes or
+            has; for tests that end the process there.
         """
         connected.setblocking(False)
         if connected.family in (socket.AF_INET, socket.AF_INET6):
@@ -98,6 +106,8 @@ class BulkSocket:
         self._reader = reader
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._on_half_sent = on_half_sent
+        self._on_half_received = on_half_received
         self._stall_s = stall_s
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Outgoing] = deque()
@@ -212,6 +222,7 @@ class BulkSocket:
             item.begun = True
             count = _without(item.buffers, count)
             if item.buffers:
+                self._on_half_sent()
                 break
             self._queue.popleft()
             if item.on_sent is not None:
@@ -247,6 +258,8 @@ class BulkSocket:
                 for frame in reader.received(count):
                     frame_count += 1
                     self._on_frame(frame)
+                if reader.is_within_frame:
+                    self._on_half_received()
         except BlockingIOError:
             return
         except BadFrame as error:

@@ -88,6 +88,10 @@ class NodeUnreachable(Exception):
     """The node does not answer gRPC either."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class NodeLinks:
     """Opens links to one node."""
@@ -96,6 +100,8 @@ class NodeLinks:
     channel: grpc.aio.Channel
     transport: ChunkTransport = ChunkTransport.LOCAL
     stall_s: float = STALL_S
+    #: Told when the system took a part of a frame.
+    on_half_sent: Callable[[], None] = _nothing
 
     async def open(self, call: Call, deliver: Deliver, lost: Lost) -> Link:
         """The best link there is.
@@ -140,7 +146,7 @@ class NodeLinks:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 connected = await self._connect(node)
-                link = BulkLink(connected, node, deliver, lost, self.stall_s)
+                link = BulkLink(connected, node, deliver, lost, self.stall_s, self.on_half_sent)
                 try:
                     await link.welcomed
                 except BaseException:
@@ -189,6 +195,7 @@ class BulkLink:
         deliver: Deliver,
         lost: Lost,
         stall_s: float,
+        on_half_sent: Callable[[], None] = _nothing,
     ) -> None:
         self._deliver = deliver
         self._lost = lost
@@ -198,7 +205,12 @@ class BulkLink:
         #: Reads sent and not answered.
         self._reads: set[int] = set()
         self._socket = BulkSocket(
-            connected, FrameReader(), on_frame=self._take, on_lost=self._end, stall_s=stall_s
+            connected,
+            FrameReader(),
+            on_frame=self._take,
+            on_lost=self._end,
+            stall_s=stall_s,
+            on_half_sent=on_half_sent,
         )
         self._socket.send([head_of(FrameKind.HELLO, node.client_secret)])
 

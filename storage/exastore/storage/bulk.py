@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
+from exastore.metadata.core.phases import Phase, reach
 from exastore.proto.bulk_frames import (
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
@@ -237,6 +238,8 @@ class _Connection:
             on_frame=self._take,
             on_lost=self._end,
             stall_s=server.limits.stall_s,
+            on_half_sent=lambda: reach(Phase.ANSWER_HALF_SENT),
+            on_half_received=lambda: reach(Phase.FRAME_HALF_RECEIVED),
         )
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(server.limits.hello_s, self._too_late)

@@ -275,8 +275,13 @@ class PosixDisk:
         temporary = target.with_name(target.name + ".new")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, data)
+            rest = memoryview(data)
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[os.write(fd, rest) :]
             os.fsync(fd)
+        except OSError:
+            temporary.unlink()
+            raise
         finally:
             os.close(fd)
         os.replace(temporary, target)

@@ -4,6 +4,7 @@ Appending is done by one thread at a time (the store's append lock). Position mo
 bytes were handed to the system, so a write that runs out of space is overwritten by the next.
 """
 
+import contextlib
 import dataclasses
 import errno
 import threading
@@ -262,7 +263,7 @@ class SegmentLog:
         try:
             self.file.pwrite(buffers, offset)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if _is_full(error):
                 raise NoSpace(header.record_bytes, 0) from error
             raise
         self.position = Position(segment, offset + header.record_bytes)
@@ -274,8 +275,10 @@ class SegmentLog:
         self.file.sync()
         self.durable = self.position
         self._put(RecordHeader(RecordKind.MARK, MARK_KEY), b"")
-        self.file.sync()
+        # Before the sync: behind the MARK may be bytes of a write that failed in the middle, which
+        # would look like damage in a segment that is not the last any more.
         self.file.truncate(self.position.offset_bytes)
+        self.file.sync()
         self.durable = self.position
         self._allocated_bytes = self.position.offset_bytes
 
@@ -347,20 +350,38 @@ class SegmentLog:
         try:
             self.file.allocate(start, wanted)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if _is_full(error):
                 raise NoSpace(wanted, free) from error
             raise
         self._allocated_bytes = start + wanted
 
     def _create(self, segment: int) -> None:
-        file = self._disk.create(segment_name(segment))
-        file.pwrite([encode_head(self._uuid, segment)], 0)
-        file.sync()
-        self._disk.sync_folder(SEGMENTS)
+        """Begin a segment; one that could not be begun leaves no file, so that it can be later."""
+        name = segment_name(segment)
+        try:
+            file = self._disk.create(name)
+            try:
+                file.pwrite([encode_head(self._uuid, segment)], 0)
+                file.sync()
+                self._disk.sync_folder(SEGMENTS)
+            except OSError:
+                file.close()
+                with contextlib.suppress(OSError):
+                    self._disk.remove(name)
+                raise
+        except OSError as error:
+            if _is_full(error):
+                raise NoSpace(HEAD_BYTES, 0) from error
+            raise
         self._active = (segment, file)
         self.position = self.durable = Position(segment, HEAD_BYTES)
         self._allocated_bytes = HEAD_BYTES
         self._use(segment, HEAD_BYTES)
+
+
+def _is_full(error: OSError) -> bool:
+    """Whether the disk is full, which passes, and not broken."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _default_reserve_bytes(capacity_bytes: int, segment_bytes: int) -> int:

@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 
 from exastore.erasure import Codec, ErasureError
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.topology import Uint8Array
 from exastore.proto.chunk_frames import Buffer
 from exastore.proto.v1 import common_pb2, storage_pb2, upkeep_pb2
@@ -69,6 +70,7 @@ class PackServicer(PackServiceServicer):
         )
         if all(item.error for item in slices):
             raise PeerFailure(f"none of the objects could be read: {slices[0].error}")
+        reach(Phase.PACK_READ)
         chunks = await asyncio.to_thread(_encoded, code, data)
         checksums = [crc32c(chunk) for chunk in chunks]
         await asyncio.gather(
@@ -77,6 +79,7 @@ class PackServicer(PackServiceServicer):
                 for target in request.targets
             )
         )
+        reach(Phase.PACK_STORED)
         self._metrics.packed_objects.inc(sum(not item.error for item in slices))
         self._metrics.packed_stripes.inc()
         return upkeep_pb2.PackStripeResponse(chunk_crc32c=checksums, slices=slices)

@@ -184,6 +184,7 @@ class StorageServicer(StorageServiceServicer):
         response = storage_pb2.ReadChunkResponse(
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK, crc32c=crc32c
         )
+        reach(Phase.CHUNK_READ)
         return response, span
 
     def _passed_on(self, span: FileSpan, duration_s: float) -> None:
@@ -228,6 +229,7 @@ class StorageServicer(StorageServiceServicer):
                 self._metrics.corrupt_chunks.inc()
                 _log.error("corrupt chunk on device %d: %s", request.device_index, error)
         self._metrics.read_chunks.labels(status_label(response.status)).inc()
+        reach(Phase.CHUNK_READ)
         return ReadFrame(response, data)
 
     # ---- other calls ----

@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 import grpc
 import grpc.aio
 
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.kv.contract import LIMITS
 from exastore.metadata.kv.errors import (
     CommitUnknown,
@@ -206,6 +207,7 @@ class _EtcdSnapshot:
         request = etcd_pb2.EtcdTransactionRequest(
             compare=self._comparisons(batch), success=self._operations(batch)
         )
+        reach(Phase.ENGINE_COMMITTING)
         try:
             answer = await self._backend.call(
                 "/etcdserverpb.KV/Txn", request, etcd_pb2.EtcdTransactionResponse, _COMMIT_S
@@ -219,6 +221,7 @@ class _EtcdSnapshot:
             raise translated from error
         if not answer.succeeded:
             raise Conflict("what was read has changed")
+        reach(Phase.ENGINE_COMMITTED)
         self._backend.compaction.committed(answer.header.revision)
 
     def _request(self, read: bytes | RangeRead) -> etcd_pb2.EtcdRangeRequest:

@@ -28,6 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import Int8
 
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.kv.errors import (
     CommitUnknown,
     Conflict,
@@ -298,6 +299,7 @@ class _PostgresSnapshot:
             await self.fetch(Reads(), batch.cache)
         puts = [(key, value) for key, value in batch.writes.items() if value is not None]
         deletions = [key for key, value in batch.writes.items() if value is None]
+        reach(Phase.ENGINE_COMMITTING)
         try:
             with _HangUpAfter(connection, _STEP_S):
                 async with _one_round_trip(connection):
@@ -314,6 +316,7 @@ class _PostgresSnapshot:
                     f"the answer of {self._backend.name} to a commit was lost: {error}"
                 ) from error
             raise self._failed(error) from error
+        reach(Phase.ENGINE_COMMITTED)
         self._is_open = False
         # A transaction that failed before answers COMMIT with ROLLBACK, without an error.
         assert ended.statusmessage == "COMMIT", ended.statusmessage

@@ -34,6 +34,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.errors import (
     CommitUnknown,
@@ -220,7 +221,11 @@ class SqliteEngine:
             self._rollback()
             raise _translated(error, self._path) from error
         try:
+            if mutation_count:
+                reach(Phase.ENGINE_COMMITTING)
             db.execute("COMMIT" if mutation_count else "ROLLBACK")
+            if mutation_count:
+                reach(Phase.ENGINE_COMMITTED)
         except sqlite3.Error as error:
             translated = _translated(error, self._path)
             self._rollback()

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
+from exastore.metadata.core.phases import Phase, reach
 from exastore.metadata.core.pools import DEFAULT_POOL
 from exastore.metadata.kv.contract import Transaction
 from exastore.metadata.kv.errors import EngineError
@@ -174,6 +175,7 @@ class Packer:
         if target is None:
             return False
         request = self._request(target, plan)
+        reach(Phase.PACK_BEGUN)
         try:
             response = await self._storage.pack_stripe(self._packing_node(request), request)
         except StorageError as error:
@@ -191,6 +193,7 @@ class Packer:
             chunk_crc32c=response.chunk_crc32c,
         )
         swaps = _swaps(stripe, plan, response.slices)
+        reach(Phase.PACK_WRITTEN)
         try:
             count = await self._swap(partition, bucket_id, stripe, swaps)
         except (StripeTooOld, BucketMoving, ServiceError, EngineError) as error:
@@ -199,6 +202,7 @@ class Packer:
             log.warning("packing: %s", error)
             self._metrics.background_error("packing")
             return False
+        reach(Phase.PACK_SWAPPED)
         if not count:
             await self._discard(request)
         self._metrics.packed(count, sum(item.piece.data_bytes for item in swaps))
