@@ -80,9 +80,11 @@ unit: setup ## the fast tests alone: no process is started
 integration: setup peers ## tests of real processes on loopback
 	$(BIN)/pytest tests/integration
 
-chaos: setup ## fault injection on a running cluster
+chaos: setup peers ## fault injection on running clusters, with results in docs/fault-matrix.md (under 45 minutes)
 	$(BIN)/pytest tests/chaos tests/integration -m chaos
+	rm -rf out/faults
 	$(BIN)/pytest -s -m verify --timeout 3600 tests/verification/test_fault_matrix.py tests/verification/test_slow_nodes.py
+	$(BIN)/python -m tests.chaos.fault_table
 
 verify: setup ## statistical checks and heavy figures (many minutes)
 	$(BIN)/pytest -m verify --timeout 3600 tests/verification

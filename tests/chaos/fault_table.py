@@ -53,7 +53,7 @@ def page_of(parts: list[dict[str, Any]]) -> str:
     lines += ["", "| phase | fault | operation | client was told / key held |", "|---|---|---|---|"]
     told: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for part in parts:
-        engine = "" if part["engine"] == "SQLite" else f" ({part['engine']})"
+        engine = "" if part["engine"] in ("SQLite", "none") else f" ({part['engine']})"
         for case in part["cases"]:
             row = told.setdefault((case["phase"], case["fault"] + engine, part["part"]), {})
             row.setdefault(f"{case['answer']}/{case['found']}", []).append(case["operation"])

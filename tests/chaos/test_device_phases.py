@@ -45,14 +45,15 @@ while True:
 """
 
 
+#: Of a device that is no part of a cluster.
+UPKEEP = (Phase.COMPACT_MOVING, Phase.COMPACT_MOVED, Phase.COMPACT_REMOVED, Phase.CHECKPOINTED)
+
+
 def key_of(number: int) -> ChunkKey:
     return ChunkKey(1, number.to_bytes(16, "big"), 0)
 
 
-@pytest.mark.parametrize(
-    "phase",
-    [Phase.COMPACT_MOVING, Phase.COMPACT_MOVED, Phase.COMPACT_REMOVED, Phase.CHECKPOINTED],
-)
+@pytest.mark.parametrize("phase", UPKEEP)
 def test_a_device_survives_death_in_its_upkeep(
     tmp_path: Path, phase: Phase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import boto3
+import psutil
 import pytest
 from botocore.config import Config
 from tests.support.s3_front import Front, new_bucket, serving_front
@@ -158,6 +159,16 @@ def started(result: CommandResult) -> ClusterFile:
     return info
 
 
+def processes_of(directory: Path) -> list[list[str]]:
+    """Command lines of processes that run with a config in a folder."""
+    return [
+        process.info["cmdline"]
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and any(f"{directory}/" in argument for argument in process.info["cmdline"] or [])
+    ]
+
+
 @contextmanager
 def running_cluster(directory: Path, *options: str) -> Generator[LiveCluster]:
     """A cluster in `directory`, stopped at the end."""
@@ -172,6 +183,7 @@ def running_cluster(directory: Path, *options: str) -> Generator[LiveCluster]:
         if (directory / "spec.toml").exists():
             stopped = exastore("cluster", "down", "--dir", directory, "--json")
             assert stopped.code == 0, stopped.err
+            assert processes_of(directory) == []
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 from tests.chaos import fault_table
-from tests.chaos.matrix import OPERATIONS_OF, Case, Chaos
+from tests.chaos.matrix import OPERATIONS_OF, Case, Chaos, Outcome
+from tests.chaos.test_device_phases import UPKEEP
+from tests.chaos.test_device_phases import (
+    test_a_device_survives_death_in_its_upkeep as die_in_upkeep,
+)
 from tests.integration.conftest import NewCluster, new_cluster
 from tests.support.etcd_cluster import EtcdCluster
 from tests.support.postgres_server import PostgresServer
@@ -150,3 +154,15 @@ def test_every_phase_survives_every_fault(
     assert reclaimed or part != "gateway-kill"
     seconds = round(time.monotonic() - begun_s)
     fault_table.save(part, chaos.outcomes, engine=engine, orphans=reclaimed, seconds=seconds)
+
+
+def test_every_phase_of_upkeep_survives_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_s = time.monotonic()
+    for phase in UPKEEP:
+        (tmp_path / phase).mkdir()
+        die_in_upkeep(tmp_path / phase, phase, monkeypatch)
+    outcomes = [Outcome(phase, KILL, "upkeep", "node", "none", "-") for phase in UPKEEP]
+    seconds = round(time.monotonic() - begun_s)
+    fault_table.save("upkeep-kill", outcomes, engine="none", orphans=0, seconds=seconds)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from tests.chaos.matrix import client_of
 from tests.integration.conftest import LiveCluster, NewCluster, new_cluster, wait_until
 
+from exastore.deploy.layout import NodeEntry
 from exastore.deploy.status import RepairView
 
 __all__ = ["new_cluster"]
@@ -103,6 +105,14 @@ def test_a_node_that_slept_through_its_own_funeral_does_no_harm(
     assert listed == 10 + 20 + 20
 
 
+def limit_of(node: NodeEntry) -> float:
+    """Bytes per second that a node may use in the background."""
+    with urllib.request.urlopen(node["metrics"], timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    name = 'exastore_storage_background_limit_bytes_per_second{of="node"}'
+    return next((float(line.split()[1]) for line in lines if line.startswith(name)), -1.0)
+
+
 def check_forecasts(of: Callable[[], RepairView]) -> None:
     """Follow a repair or move: at 25, 50 and 75 % of the work the end is told within a quarter."""
     wait_until(lambda: of().active, "it begins")
@@ -140,6 +150,8 @@ def test_the_time_that_repair_and_moves_need_is_told_within_a_quarter(
     put(s3, [str(number) for number in range(90)])
     if not budgets:
         assert live.run("cluster", "budget", "--node", "200kB", "--apply").code == 0
+        # Nodes learn of it with a heartbeat: what moves before that moves at another speed.
+        wait_until(lambda: all(limit_of(node) == 200_000 for node in live.info["nodes"]), "heard")
     assert live.run("cluster", "drain", "node-2", "--apply", "--no-wait").code == 0
     check_forecasts(lambda: live.status().moves.progress)
     os.kill(pid_of(live, "node-1"), signal.SIGKILL)
