@@ -18,12 +18,14 @@ from exastore.gateway.metrics import GatewayMetrics
 from exastore.gateway.node_latency import NodeLatency
 from exastore.gateway.node_speed import NodeSpeed
 from exastore.metadata.core.clock import Clock
-from exastore.metadata.core.phases import Phase, reach
+from exastore.metadata.core.phases import Phase, is_listened_to, reach
 from exastore.proto.channel import CHUNK_MESSAGE_BYTES, channel_options
 from exastore.proto.chunk_frames import ReadFrame, WriteFrame
 from exastore.proto.links import Call, ChunkTransport, NodeLinks
 from exastore.proto.v1 import common_pb2, storage_pb2, storage_pb2_grpc
 
+#: Where frames are cut while somebody listens to phases: the system might take them whole.
+_CUT_BYTES = 64 << 10
 #: Statuses that speak of the device, not of the chunk: it is avoided for a while.
 _DEVICE_FAILURES = frozenset(
     {
@@ -100,6 +102,7 @@ class NodeClient:
             self._channel,
             ChunkTransport(config.chunk_transport),
             on_half_sent=lambda: reach(Phase.FRAME_HALF_SENT),
+            cut_bytes=_CUT_BYTES if is_listened_to() else 0,
         )
         self._writes: ChunkStream[storage_pb2.WriteChunkResponse] = ChunkStream(
             links, Call.WRITE, clock=clock, options=limits

@@ -86,6 +86,7 @@ class BulkSocket:
         stall_s: float,
         on_half_sent: Callable[[], None] = _nothing,
         on_half_received: Callable[[], None] = _nothing,
+        cut_bytes: int = 0,
     ) -> None:
         """Args:
         connected: Becomes ours.
@@ -96,6 +97,8 @@ class BulkSocket:
         stall_s: How long nothing may move where something should, in seconds.
         on_half_sent, on_half_received: Called when a frame is cut by what the system takes or
             has; for tests that end the process there.
+        cut_bytes: Send at most so many bytes at once, so that frames are cut; 0: all the system
+            takes.
         """
         connected.setblocking(False)
         if connected.family in (socket.AF_INET, socket.AF_INET6):
@@ -107,6 +110,7 @@ class BulkSocket:
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._on_half_sent = on_half_sent
+        self._cut_bytes = cut_bytes
         self._on_half_received = on_half_received
         self._stall_s = stall_s
         self._loop = asyncio.get_running_loop()
@@ -187,7 +191,10 @@ class BulkSocket:
             while queue and not self._closed:
                 first = queue[0].buffers[0]
                 if isinstance(first, memoryview):
-                    self._sent(self._socket.sendmsg(self._gathered()))
+                    gathered = self._gathered()
+                    if self._cut_bytes:
+                        gathered = [gathered[0][: self._cut_bytes]]
+                    self._sent(self._socket.sendmsg(gathered))
                 else:
                     self._sent(first.send(self._socket))
         except BlockingIOError:

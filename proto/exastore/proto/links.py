@@ -100,8 +100,9 @@ class NodeLinks:
     channel: grpc.aio.Channel
     transport: ChunkTransport = ChunkTransport.LOCAL
     stall_s: float = STALL_S
-    #: Told when the system took a part of a frame.
+    #: For tests, see `BulkSocket`.
     on_half_sent: Callable[[], None] = _nothing
+    cut_bytes: int = 0
 
     async def open(self, call: Call, deliver: Deliver, lost: Lost) -> Link:
         """The best link there is.
@@ -146,7 +147,9 @@ class NodeLinks:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 connected = await self._connect(node)
-                link = BulkLink(connected, node, deliver, lost, self.stall_s, self.on_half_sent)
+                link = BulkLink(
+                    connected, node, deliver, lost, self.stall_s, self.on_half_sent, self.cut_bytes
+                )
                 try:
                     await link.welcomed
                 except BaseException:
@@ -196,6 +199,7 @@ class BulkLink:
         lost: Lost,
         stall_s: float,
         on_half_sent: Callable[[], None] = _nothing,
+        cut_bytes: int = 0,
     ) -> None:
         self._deliver = deliver
         self._lost = lost
@@ -211,6 +215,7 @@ class BulkLink:
             on_lost=self._end,
             stall_s=stall_s,
             on_half_sent=on_half_sent,
+            cut_bytes=cut_bytes,
         )
         self._socket.send([head_of(FrameKind.HELLO, node.client_secret)])
 

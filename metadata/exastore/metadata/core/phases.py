@@ -92,6 +92,11 @@ def reach(phase: Phase) -> None:
         listener(phase)
 
 
+def is_listened_to() -> bool:
+    """Whether anybody is told of phases."""
+    return bool(_listeners)
+
+
 def listen(listener: Callable[[Phase], None]) -> None:
     """Call `listener` at every phase, in whatever thread reaches it, until the process ends."""
     _listeners.append(listener)
