@@ -41,6 +41,7 @@ from exastore.storage.errors import (
     IndexDamaged,
     IndexFull,
     NoSpace,
+    StorageError,
     TransferCorrupt,
 )
 from exastore.storage.fence import Fence

@@ -1,4 +1,7 @@
-"""Reading a record of a device: nothing is returned that did not pass its CRCs and its identity."""
+"""Reading a record of a device: nothing is returned that did not pass its CRCs and its identity.
+
+A span tells where a chunk lies, for who sends it unread to somebody who checks it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
