@@ -329,7 +329,7 @@ def test_tags_are_bounded(front: Front, bucket: str) -> None:
         ({"k" * 129: ""}, "InvalidTag"),
         ({"k": "v" * 257}, "InvalidTag"),
     ):
-        assert code_of(lambda wrong=wrong: put(wrong)) == code
+        assert code_of(put, tags=wrong) == code
     assert ann.head_object(**place)["TagCount"] == 10
 
 

@@ -30,8 +30,9 @@ TEXTS = st.sampled_from(
 def rules(draw: st.DrawFn, rule_id: str) -> LifecycleRule:
     """A rule that S3 takes."""
     tags = draw(st.dictionaries(NAMES, WORDS, max_size=3))
-    larger, smaller = draw(st.integers(0, 99)), draw(st.sampled_from([0, 1000]))
-    is_plain = not (tags or larger or smaller)
+    larger = draw(st.one_of(st.none(), st.integers(0, 99)))
+    smaller = draw(st.sampled_from([0, 1000]))
+    is_plain = larger is None and not (tags or smaller)
     kinds = ["days", "date", "marker", "none"] if is_plain else ["days", "date"]
     kind = draw(st.sampled_from(kinds))
     noncurrent = draw(DAYS) if kind == "none" else draw(st.one_of(st.just(0), DAYS))

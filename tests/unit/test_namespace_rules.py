@@ -340,3 +340,26 @@ async def test_expired_answers_are_forgotten_in_bounded_space() -> None:
     await cluster.background.lifecycle.run_round()
     left = await cluster.engine.read(lambda txn: txn.scan(*prefix_range(pack("e"))))
     assert {rows.timed_place(key)[2] for key, _ in left} == {b"v-k1", b"v-k2"}  # expired just now
+
+
+@pytest.mark.parametrize(
+    ("bounds", "size_bytes", "plain_bytes", "matches"),
+    [
+        ({"larger_than_bytes": 0}, 0, None, False),
+        ({"larger_than_bytes": 0}, 1, None, True),
+        ({}, 0, None, True),
+        ({"smaller_than_bytes": 1}, 0, None, True),
+        ({"smaller_than_bytes": 110}, 128, 100, True),
+        ({"larger_than_bytes": 110}, 128, 100, False),
+    ],
+)
+def test_a_size_is_what_the_owner_knows_and_nothing_is_a_size(
+    bounds: dict[str, int], size_bytes: int, plain_bytes: int | None, matches: bool
+) -> None:
+    record = pb.Object(modified_s=1.0, size_bytes=size_bytes)
+    if plain_bytes is not None:
+        record.plain_bytes = plain_bytes
+        record.encryption.algorithm = "AES256"
+    rules = [pb.LifecycleRule(id="r", expire_days=1, **bounds)]
+    lifecycle.check_rules(rules)
+    assert bool(lifecycle.object_due_ms(rules, "k", record, TERMS)) == matches

@@ -63,7 +63,9 @@ def rule_of(message: metadata_pb2.LifecycleRule) -> LifecycleRule:
         prefix=message.prefix,
         legacy_prefix=message.legacy_prefix,
         tags=dict(message.tags),
-        larger_than_bytes=message.larger_than_bytes,
+        larger_than_bytes=(
+            message.larger_than_bytes if message.HasField("larger_than_bytes") else None
+        ),
         smaller_than_bytes=message.smaller_than_bytes,
         expire_days=message.expire_days,
         expire_at_s=message.expire_at_s,

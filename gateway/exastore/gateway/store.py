@@ -30,9 +30,10 @@ class LifecycleRule:
     legacy_prefix: bool = False
     """Whether the prefix was given outside a filter: how it is shown again."""
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
-    larger_than_bytes: int = 0
+    larger_than_bytes: int | None = None
+    """Exclusive; None: no bound."""
     smaller_than_bytes: int = 0
-    """Both exclusive; 0: no bound. The same for what follows: 0 is never."""
+    """Exclusive; 0: no bound. The same for what follows: 0 is never."""
     expire_days: int = 0
     expire_at_s: float = 0.0
     noncurrent_days: int = 0

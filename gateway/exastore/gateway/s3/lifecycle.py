@@ -63,7 +63,7 @@ def _parse_rule(element: Element) -> LifecycleRule:
         )
     abort = element.find("AbortIncompleteMultipartUpload")
     if abort is not None:
-        if rule.tags or rule.larger_than_bytes or rule.smaller_than_bytes:
+        if _has_object_filter(rule):
             raise RequestError(
                 "InvalidRequest",
                 "AbortIncompleteMultipartUpload cannot be specified with tags or sizes",
@@ -100,9 +100,18 @@ def _with_filter(rule: LifecycleRule, element: Element) -> LifecycleRule:
         rule,
         prefix=xml.text_of(parts, "Prefix") or "",
         tags=tags,
-        larger_than_bytes=_number(parts, "ObjectSizeGreaterThan", default=0),
+        larger_than_bytes=(
+            None
+            if parts.find("ObjectSizeGreaterThan") is None
+            else _number(parts, "ObjectSizeGreaterThan")
+        ),
         smaller_than_bytes=_number(parts, "ObjectSizeLessThan", default=0),
     )
+
+
+def _has_object_filter(rule: LifecycleRule) -> bool:
+    """Whether it chooses objects by what uploads and markers do not have."""
+    return bool(rule.tags or rule.smaller_than_bytes) or rule.larger_than_bytes is not None
 
 
 def _with_expiration(rule: LifecycleRule, element: Element | None) -> LifecycleRule:
@@ -118,7 +127,7 @@ def _with_expiration(rule: LifecycleRule, element: Element | None) -> LifecycleR
         return replace(rule, expire_at_s=_midnight(date))
     if marker not in ("true", "false"):
         raise xml.malformed()
-    if rule.tags or rule.larger_than_bytes or rule.smaller_than_bytes:
+    if _has_object_filter(rule):
         raise RequestError(
             "InvalidRequest", "ExpiredObjectDeleteMarker cannot be specified with tags or sizes"
         )
@@ -187,7 +196,7 @@ def _add_filter(element: Element, rule: LifecycleRule) -> None:
     count = (
         bool(rule.prefix)
         + len(rule.tags)
-        + bool(rule.larger_than_bytes)
+        + (rule.larger_than_bytes is not None)
         + bool(rule.smaller_than_bytes)
     )
     if count > 1:
@@ -198,7 +207,7 @@ def _add_filter(element: Element, rule: LifecycleRule) -> None:
         tag = SubElement(element, "Tag")
         xml.add(tag, "Key", name)
         xml.add(tag, "Value", value)
-    if rule.larger_than_bytes:
+    if rule.larger_than_bytes is not None:
         xml.add(element, "ObjectSizeGreaterThan", rule.larger_than_bytes)
     if rule.smaller_than_bytes:
         xml.add(element, "ObjectSizeLessThan", rule.smaller_than_bytes)

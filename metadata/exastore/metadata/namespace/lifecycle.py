@@ -55,7 +55,8 @@ def check_rules(rules: Iterable[Rule]) -> None:
                 f"lifecycle rule {rule.id!r}: at most {NEWER_COUNT_MAX} newer versions to keep, "
                 "and only with days after which the others go"
             )
-        if rule.smaller_than_bytes and rule.smaller_than_bytes <= rule.larger_than_bytes + 1:
+        least_bytes = rule.larger_than_bytes + 1 if rule.HasField("larger_than_bytes") else 0
+        if rule.smaller_than_bytes and rule.smaller_than_bytes <= least_bytes:
             raise InvalidArgument(f"lifecycle rule {rule.id!r}: no size is within its bounds")
     if count > RULE_COUNT_MAX or size_bytes > _RULES_BYTES_MAX:
         raise InvalidArgument(
@@ -166,10 +167,17 @@ def oldest_due_s(txn: Transaction) -> float | None:
 def _matches(rule: Rule, key: str, record: metadata_pb2.Object) -> bool:
     return (
         key.startswith(rule.prefix)
-        and (not rule.larger_than_bytes or record.size_bytes > rule.larger_than_bytes)
-        and (not rule.smaller_than_bytes or record.size_bytes < rule.smaller_than_bytes)
+        and _has_size(record, rule)
         and _has_tags(record.tags, rule.tags)
     )
+
+
+def _has_size(record: metadata_pb2.Object, rule: Rule) -> bool:
+    # Of a sealed object, the size that its owner knows.
+    size_bytes = record.plain_bytes if record.HasField("encryption") else record.size_bytes
+    if rule.HasField("larger_than_bytes") and size_bytes <= rule.larger_than_bytes:
+        return False
+    return not rule.smaller_than_bytes or size_bytes < rule.smaller_than_bytes
 
 
 def _has_tags(tags: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -177,7 +185,8 @@ def _has_tags(tags: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 
 def _has_object_filter(rule: Rule) -> bool:
-    return bool(rule.tags) or bool(rule.larger_than_bytes) or bool(rule.smaller_than_bytes)
+    has_size = rule.HasField("larger_than_bytes") or bool(rule.smaller_than_bytes)
+    return bool(rule.tags) or has_size
 
 
 def _earlier(due_s: float, other_s: float) -> float:

@@ -961,7 +961,7 @@ class LifecycleRule(_message.Message):
     disabled: _builtins.bool
     prefix: _builtins.str
     larger_than_bytes: _builtins.int
-    """exclusive; 0: no bound"""
+    """exclusive; 0 is a bound, too: it leaves out empty objects"""
     smaller_than_bytes: _builtins.int
     """exclusive; 0: no bound"""
     expire_days: _builtins.int
@@ -987,7 +987,7 @@ class LifecycleRule(_message.Message):
         disabled: _builtins.bool = ...,
         prefix: _builtins.str = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        larger_than_bytes: _builtins.int = ...,
+        larger_than_bytes: _builtins.int | None = ...,
         smaller_than_bytes: _builtins.int = ...,
         expire_days: _builtins.int = ...,
         expire_at_s: _builtins.float = ...,
@@ -997,11 +997,13 @@ class LifecycleRule(_message.Message):
         newer_noncurrent_count: _builtins.int = ...,
         legacy_prefix: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_larger_than_bytes", b"_larger_than_bytes", "larger_than_bytes", b"larger_than_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_upload_days", b"abort_upload_days", "disabled", b"disabled", "drop_lone_markers", b"drop_lone_markers", "expire_at_s", b"expire_at_s", "expire_days", b"expire_days", "id", b"id", "larger_than_bytes", b"larger_than_bytes", "legacy_prefix", b"legacy_prefix", "newer_noncurrent_count", b"newer_noncurrent_count", "noncurrent_days", b"noncurrent_days", "prefix", b"prefix", "smaller_than_bytes", b"smaller_than_bytes", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_larger_than_bytes", b"_larger_than_bytes", "abort_upload_days", b"abort_upload_days", "disabled", b"disabled", "drop_lone_markers", b"drop_lone_markers", "expire_at_s", b"expire_at_s", "expire_days", b"expire_days", "id", b"id", "larger_than_bytes", b"larger_than_bytes", "legacy_prefix", b"legacy_prefix", "newer_noncurrent_count", b"newer_noncurrent_count", "noncurrent_days", b"noncurrent_days", "prefix", b"prefix", "smaller_than_bytes", b"smaller_than_bytes", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__larger_than_bytes: _TypeAlias = _typing.Literal["larger_than_bytes"]  # noqa: Y015
+    _WhichOneofArgType__larger_than_bytes: _TypeAlias = _typing.Literal["_larger_than_bytes", b"_larger_than_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__larger_than_bytes) -> _WhichOneofReturnType__larger_than_bytes | None: ...
 
 Global___LifecycleRule: _TypeAlias = LifecycleRule  # noqa: Y015
 
