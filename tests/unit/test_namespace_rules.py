@@ -354,12 +354,12 @@ async def test_expired_answers_are_forgotten_in_bounded_space() -> None:
     ],
 )
 def test_a_size_is_what_the_owner_knows_and_nothing_is_a_size(
-    bounds: dict[str, int], size_bytes: int, plain_bytes: int | None, matches: bool
+    bounds: dict[str, Any], size_bytes: int, plain_bytes: int | None, matches: bool
 ) -> None:
     record = pb.Object(modified_s=1.0, size_bytes=size_bytes)
     if plain_bytes is not None:
         record.plain_bytes = plain_bytes
         record.encryption.algorithm = "AES256"
-    rules = [pb.LifecycleRule(id="r", expire_days=1, **bounds)]
+    rules = [rule(expire_days=1, **bounds)]
     lifecycle.check_rules(rules)
     assert bool(lifecycle.object_due_ms(rules, "k", record, TERMS)) == matches
