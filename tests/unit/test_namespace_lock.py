@@ -7,7 +7,16 @@ import pytest
 from tests.unit.namespace_helpers import BUCKET, an_object, new_bucket, no_fence, pb
 
 from exastore.metadata.kv.memory import MemoryEngine
-from exastore.metadata.namespace import buckets, check, expiry, lifecycle, listing, lock, objects
+from exastore.metadata.namespace import (
+    acl,
+    buckets,
+    check,
+    expiry,
+    lifecycle,
+    listing,
+    lock,
+    objects,
+)
 from exastore.metadata.namespace.errors import (
     InvalidArgument,
     InvalidBucketState,
@@ -15,7 +24,7 @@ from exastore.metadata.namespace.errors import (
     ObjectLocked,
 )
 from exastore.metadata.namespace.space import Terms
-from exastore.proto.v1 import lock_pb2, metadata_pb2
+from exastore.proto.v1 import acl_pb2, lock_pb2, metadata_pb2
 
 TERMS = Terms(day_s=100.0)
 GOVERNANCE, COMPLIANCE = lock_pb2.LOCK_MODE_GOVERNANCE, lock_pb2.LOCK_MODE_COMPLIANCE
@@ -210,3 +219,36 @@ async def test_an_answer_tells_when_an_object_will_go(engine: MemoryEngine) -> N
     found = await engine.read(lambda txn: objects.get_object(txn, BUCKET, "k", terms=TERMS))
     for answer in (made, found):
         assert (answer.expiry_rule_id, answer.expires_s) == ("soon", 210.0)
+
+
+async def test_a_list_is_kept_with_its_version_and_bounded(engine: MemoryEngine) -> None:
+    rules = [pb.LifecycleRule(id="r", expire_days=2)]
+    await configure(engine, lifecycle=pb.LifecycleRules(rules=rules))
+    first = (await put(engine, "v1", 10.0)).version_id
+    await put(engine, "v2", 20.0)
+    grant = acl_pb2.AccessGrant(grantee="evil", permission="READ")
+    wanted = acl_pb2.AccessList(owner="acme", grants=[grant])
+
+    async def put_acl(version_id: str, found: acl_pb2.AccessList | None) -> None:
+        request = acl_pb2.PutAclRequest(bucket=BUCKET, key="k", version_id=version_id, acl=found)
+        await engine.transact(lambda txn: acl.put_acl(txn, request, TERMS))
+
+    async def read(version_id: str) -> metadata_pb2.Object:
+        return await engine.read(
+            lambda txn: objects.get_object(txn, BUCKET, "k", version_id=version_id, terms=TERMS)
+        )
+
+    await put_acl(first, wanted)
+    assert (await read(first)).acl == wanted
+    current = await read("")
+    assert not current.HasField("acl") and current.expires_s == 220.0
+    await put_acl("", wanted)
+    assert (await engine.read(lambda txn: check.check_bucket(txn, BUCKET))).is_sound
+    await put_acl("", None)
+    assert not (await read("")).HasField("acl")
+    for wrong in (
+        acl_pb2.AccessList(owner="o" * 257),
+        acl_pb2.AccessList(owner="o", grants=[grant] * 101),
+    ):
+        with pytest.raises(InvalidArgument):
+            await put_acl("", wrong)
