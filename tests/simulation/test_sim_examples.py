@@ -48,3 +48,36 @@ def test_more_bandwidth_gives_more_nines(capsys: pytest.CaptureFixture[str]) -> 
     found = [float(line.split()[-1]) for line in lines]
     assert len(found) == 3
     assert found == sorted(found)
+
+
+def lines_of(name: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """What an example prints, without its head, in words."""
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_lazy_repair_writes_less_and_leaves_groups_degraded_for_longer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    eager, lazy = lines_of("lazy_repair", capsys)
+    assert float(lazy[-3]) < 0.5 * float(eager[-3])
+    assert float(lazy[-2]) > float(eager[-2])
+
+
+def test_codes_of_equal_overhead_differ_in_what_repair_reads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = lines_of("compare_codes", capsys)
+    assert [line[0] for line in lines] == ["rs-8-4", "lrc-8-2-2", "clay-8-4-11"]
+    reads = [float(line[1]) for line in lines]
+    assert reads == pytest.approx([8.0, 4.67, 2.75], abs=0.05)  # 8; (10 x 4 + 2 x 8) / 12; 11 / 4
+
+
+def test_a_chain_agrees_with_lives_that_have_no_memory_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exponential, ageing = lines_of("mttdl", capsys)
+    chain, low, high = (float(exponential[i]) for i in (1, 3, 5))
+    assert low <= chain <= high
+    chain, high = float(ageing[2]), float(ageing[6])  # "wearing out" are two words
+    assert high < chain
