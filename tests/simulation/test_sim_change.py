@@ -4,7 +4,7 @@ import pytest
 from tests.simulation.test_sim_engine import DEFAULTS, INCIDENTS, MODELS, ROUGH, both, column
 
 from exastore.sim import Scenario, ScenarioError, parse_scenario, place, run, scenario_toml
-from exastore.sim.run import simulate_changing
+from exastore.sim.run import simulate
 
 GROWTH = """
 [[generation]]
@@ -77,7 +77,7 @@ def test_what_moves_stays_below_the_budget_of_bytes() -> None:
 def test_a_generation_that_leaves_is_emptied_before_it_goes() -> None:
     scenario = changing(afr=0.05, leaves=0.5, years=2.0)
     placement = place(scenario, seed=1)
-    state, change, _ = simulate_changing(scenario, placement, seed=1, trial=0)
+    state, change, _ = simulate(scenario, placement, seed=1, trial=0)
     old = change.generation_of_node == 0
     assert state.nodes["absent"][old].all() and not state.nodes["absent"][~old].any()
     held = state.devices["slot_count"].reshape(-1, 3)

@@ -97,7 +97,7 @@ def end_state(
     scenario: Scenario, placement: Placement, *, seed: int, trial: int = 0, log_events: int = 0
 ) -> State:
     model = build_model(scenario, build_physics(scenario), seed=seed, trial=trial)
-    state = simulate(scenario, placement, seed=seed, trial=trial, log_events=log_events)
+    state, _, _ = simulate(scenario, placement, seed=seed, trial=trial, log_events=log_events)
     validate_state(model, state, scenario.code)
     return state
 

@@ -70,7 +70,7 @@ def test_stripes_are_lost_at_the_analytic_rate_if_every_rebuild_is_critical() ->
     scenario = parse_scenario(LONELY.replace("[run]", latent + "[run]"))
     rebuilds, met, lost = 0.0, 0.0, 0.0
     for trial in range(6):
-        state = simulate(scenario, place(scenario, seed=11), seed=11, trial=trial)
+        state, _, _ = simulate(scenario, place(scenario, seed=11), seed=11, trial=trial)
         rebuilds += column(state, "rebuilds")
         met += column(state, "latent_errors")
         lost += column(state, "stripes_lost")
@@ -121,6 +121,6 @@ def test_scrubbing_more_often_loses_less() -> None:
     for period in (2e5, 3e6):
         more = BAD.replace("4e6", f"{period}").replace("1e-14", "0.0")
         scenario = rough(**(CASES["counted"] | {"more": more}))
-        state = simulate(scenario, place(scenario, seed=1), seed=1, trial=0)
+        state, _, _ = simulate(scenario, place(scenario, seed=1), seed=1, trial=0)
         lost.append(column(state, "stripes_lost"))
     assert lost[0] < lost[1] / 4

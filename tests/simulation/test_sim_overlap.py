@@ -174,7 +174,7 @@ def test_as_many_trials_lose_data_as_in_the_event_engine() -> None:
     lost_at = TIMELINE_COLUMNS.index("pgs_lost")
     lost = np.array(
         [
-            simulate(scenario, placement, seed=5, trial=trial).timeline[:, lost_at].sum()
+            simulate(scenario, placement, seed=5, trial=trial)[0].timeline[:, lost_at].sum()
             for trial in range(trials)
         ]
     )
@@ -242,6 +242,28 @@ def test_what_loses_nothing_is_left_out_by_name() -> None:
             {"more": '[[incident]]\nname="p"\nlevel="rack"\nper_year=1.0\ndeath_share=0.25'},
             ["incident.0.death_share", "0.25", "set 0"],
         ),
+        *[
+            (OverlapOptions(), {"more": more}, [field, value, "exastore sim run"])
+            for more, field, value in [
+                ("[spares]\nreorder_s = 5e6", "spares.reorder_s", "5000000.0"),
+                ("[spares]\nreorder_s = 1.0\nper_zone = 3", "spares.per_zone", "3"),
+                ("[latent]\nonset_per_year = 0.03", "latent.onset_per_year", "0.03"),
+                ("[foreground]\nreads_per_s = 2.0", "foreground.reads_per_s", "2.0"),
+                ("[balance]\nevery_s = 86400", "balance.every_s", "86400"),
+            ]
+        ],
+        *[
+            (OverlapOptions(), {"detection": f"60.0\n{links}"}, [field, value, "exastore sim run"])
+            for links, field, value in [
+                ("lazy_redundancy = 1", "repair.lazy_redundancy", "1"),
+                ("fill_limit = 0.9", "repair.fill_limit", "0.9"),
+                (
+                    'node_bandwidth_bytes_per_s = 1e6\ntransfer = "pipelined"',
+                    "repair.transfer",
+                    "pipelined",
+                ),
+            ]
+        ],
         (OverlapOptions("clustered"), {"racks": 7, "per_node": 5}, ["devices_per_node", "35"]),
         (OverlapOptions("unlimited", "group"), {}, ["clock", "group", "priority"]),
         (OverlapOptions("unlimited"), {"code": "lrc-4-2-1"}, ["code", "lrc-4-2-1", "placed"]),

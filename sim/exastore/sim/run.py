@@ -331,32 +331,19 @@ def simulate(
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
     kept: Checkpoints | None = None,
-) -> State:
-    """The state at the end of one trial; `takes_table`: the placement's table is not kept."""
-    return simulate_changing(
-        scenario,
-        placement,
-        seed=seed,
-        trial=trial,
-        log_events=log_events,
-        takes_table=takes_table,
-        on_year=on_year,
-        kept=kept,
-    )[0]
-
-
-def simulate_changing(
-    scenario: Scenario,
-    placement: Placement,
-    *,
-    seed: int,
-    trial: int,
-    log_events: int = 0,
-    takes_table: bool = False,
-    on_year: Callable[[float], None] | None = None,
-    kept: Checkpoints | None = None,
 ) -> tuple[State, Change, History]:
-    """As `simulate`, with what changed by the calendar, and the fill over time."""
+    """One trial: the state at its end, what changed by the calendar, and the fill over time.
+
+    Args:
+        scenario: What to simulate.
+        placement: What the trial starts from.
+        seed: Of all trials.
+        trial: Its number.
+        log_events: How many events to keep in the log.
+        takes_table: The placement's table becomes the trial's, and is not kept.
+        on_year: Told the years that are done, every quarter.
+        kept: Where checkpoints go and come from.
+    """
     physics = build_physics(scenario)
     model = build_model(scenario, physics, seed=seed, trial=trial)
     code = engine_code(scenario.code)
@@ -422,7 +409,7 @@ def run_trial(
         slots = slots_per_device(placement.pg_devices, topology.device_count)
         balances.append(balance_table(-1, slots[topology.device_weight > 0]))
         at_start = row_slots(topology, slots)
-    state, change, history = simulate_changing(
+    state, change, history = simulate(
         scenario,
         placement,
         seed=seed,
