@@ -20,7 +20,7 @@ from exastore.metadata.core.topology import DeviceState, Int32Array, Topology
 from exastore.sim._reference_change import ReferenceChange
 from exastore.sim._reference_draws import AGE, DEATH, GAP, LAW, REPLACEMENT, YEAR_S, Draws
 from exastore.sim._reference_latent import meet_errors, onset_s
-from exastore.sim._reference_limits import begin_repair, hops, is_full, spare_at_s
+from exastore.sim._reference_limits import begin_repair, is_full, links_of, spare_at_s
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import Records
 from exastore.sim.trace import trace_events
@@ -260,19 +260,10 @@ class ReferenceTrial:
         return slot
 
     def _links(self, target: int, sources: list[int]) -> list[tuple[str, int]]:
-        """The links that a rebuild uses, those into the target once."""
+        """The links that a rebuild counts in, those into the target once."""
+        used = links_of(self, target, sources)
         if self.model["is_pipelined"]:
-            return hops(self, target, sources)
-        used: list[tuple[str, int]] = []
-        to = self.node_of[target]
-        for source in sources:
-            node = self.node_of[source]
-            if node != to:
-                used += [("node out", node), ("node in", to)]
-            if self.rack_of[node] != self.rack_of[to]:
-                used += [("rack out", self.rack_of[node]), ("rack in", self.rack_of[to])]
-            if self.zone_of[node] != self.zone_of[to]:
-                used += [("zone out", self.zone_of[node]), ("zone in", self.zone_of[to])]
+            return used
         into = {link for link in used if link[0].endswith("in")}
         return [link for link in used if link not in into] + sorted(into)
 
@@ -345,13 +336,15 @@ class ReferenceTrial:
             ]
             rate = min(rate, *budgets)
             self.streams.update(sources)
-            used = self._links(device, sources)
-            for link in used if self.model["has_links"] else ():
+            self.links.update(self._links(device, sources))
+            crossing = Counter(links_of(self, device, sources))
+            for link, times in crossing.items() if self.model["has_links"] else ():
                 budget = self.model[f"{link[0].split()[0]}_bytes_per_s"]
                 is_sum = self.model["is_pipelined"] or not link[0].endswith("in")
-                part = share if is_sum else share * len(sources)
-                rate = min(rate, budget / part / (self.links[link] + 1))
-            self.links.update(used)
+                rate = min(
+                    rate,
+                    budget / share / (self.links[link] if is_sum else self.links[link] * times),
+                )
         done = self.now + self.model["slot_bytes"] / rate
         self.work[device] = (slot, done, sources, share)
         self._push("rebuilt", device, done)

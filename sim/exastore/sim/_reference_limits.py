@@ -39,11 +39,15 @@ def begin_repair(trial: "ReferenceTrial", slot: "Slot") -> None:
     trial.waiting += [slot, *trial.put_off.pop(pg, [])]
 
 
-def hops(trial: "ReferenceTrial", target: int, sources: list[int]) -> list[tuple[str, int]]:
-    """The links of a chain of partial sums, hop by hop."""
+def links_of(trial: "ReferenceTrial", target: int, sources: list[int]) -> list[tuple[str, int]]:
+    """The links of a rebuild, once for each part that crosses them."""
+    nodes = [trial.node_of[device] for device in sources]
+    to = trial.node_of[target]
+    hops = list(pairwise([*nodes, to]))
+    if not trial.model["is_pipelined"]:
+        hops = [(node, to) for node in nodes]
     used: list[tuple[str, int]] = []
-    chain = [trial.node_of[device] for device in (*sources, target)]
-    for here, there in pairwise(chain):
+    for here, there in hops:
         if here != there:
             used += [("node out", here), ("node in", there)]
         for name, of in (("rack", trial.rack_of), ("zone", trial.zone_of)):

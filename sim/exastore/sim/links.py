@@ -14,29 +14,37 @@ from exastore.sim.streams import wide
 
 @inner_njit
 def _hop_rate(
-    model: Records, state: State, source: int, target: int, share: float, total: float
+    model: Records,
+    state: State,
+    source: int,
+    target: int,
+    share: float,
+    crossing: tuple[int, int, int],
 ) -> float:
-    """What the links between two devices give to a rebuild that reads this share over them."""
+    """What the links between two devices give to a rebuild that reads this share over them.
+
+    `crossing`: how many such shares go into the target's node, rack and zone for it.
+    """
     from_node = state.nodes[state.devices[source].node]
     to_node = state.nodes[state.devices[target].node]
     if state.devices[source].node == state.devices[target].node:
         return np.inf
     node_count, links = len(state.nodes), state.links
     rack_count = int(state.nodes[node_count - 1].rack) + 1
-    rate = model.node_bytes_per_s / share / (links[state.devices[source].node] + 1)
-    into = links[node_count + state.devices[target].node] + 1
-    rate = min(rate, model.node_bytes_per_s / total / into)
+    rate = model.node_bytes_per_s / share / links[state.devices[source].node]
+    into = links[node_count + state.devices[target].node] * crossing[0]
+    rate = min(rate, model.node_bytes_per_s / share / into)
     if from_node.rack != to_node.rack:
         first = 2 * node_count
-        rate = min(rate, model.rack_bytes_per_s / share / (links[first + from_node.rack] + 1))
-        into = links[first + rack_count + to_node.rack] + 1
-        rate = min(rate, model.rack_bytes_per_s / total / into)
+        rate = min(rate, model.rack_bytes_per_s / share / links[first + from_node.rack])
+        into = links[first + rack_count + to_node.rack] * crossing[1]
+        rate = min(rate, model.rack_bytes_per_s / share / into)
     if from_node.zone != to_node.zone:
         first = 2 * (node_count + rack_count)
         zone_count = int(state.nodes[node_count - 1].zone) + 1
-        rate = min(rate, model.zone_bytes_per_s / share / (links[first + from_node.zone] + 1))
-        into = links[first + zone_count + to_node.zone] + 1
-        rate = min(rate, model.zone_bytes_per_s / total / into)
+        rate = min(rate, model.zone_bytes_per_s / share / links[first + from_node.zone])
+        into = links[first + zone_count + to_node.zone] * crossing[2]
+        rate = min(rate, model.zone_bytes_per_s / share / into)
     return float(rate)
 
 
@@ -51,15 +59,30 @@ def _next_hop(model: Records, state: State, run: int, i: int, target: int) -> in
 
 
 @inner_njit
+def _crossing(state: State, run: int, target: int, count: int) -> tuple[int, int, int]:
+    """How many of the sources send their parts into the target's node, rack and zone."""
+    to = wide(state.devices[target].node)
+    nodes, racks, zones = 0, 0, 0
+    for i in range(count):
+        node = wide(state.devices[state.sources[run, i]].node)
+        nodes += node != to
+        racks += state.nodes[node].rack != state.nodes[to].rack
+        zones += state.nodes[node].zone != state.nodes[to].zone
+    return nodes, racks, zones
+
+
+@inner_njit
 def links_rate(
     model: Records, state: State, run: int, target: int, share: float, count: int
 ) -> float:
-    """What the links give to a rebuild that reads this share of each of `count` sources."""
+    """What the links give to a rebuild, counted already, that reads this share of each source."""
     rate = np.inf
-    total = share if model.is_pipelined == 1 else share * count
+    crossing = _crossing(state, run, target, count)
+    if model.is_pipelined == 1:
+        crossing = (wide(1), wide(1), wide(1))
     for i in range(count):
         to = _next_hop(model, state, run, i, target)
-        rate = min(rate, _hop_rate(model, state, wide(state.sources[run, i]), to, share, total))
+        rate = min(rate, _hop_rate(model, state, wide(state.sources[run, i]), to, share, crossing))
     return rate
 
 

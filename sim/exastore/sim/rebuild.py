@@ -197,7 +197,7 @@ def _rebuild_rate(
     if share == 0.0:
         sources[:] = NONE
         return 0.0
-    count = 0
+    count = wide(0)
     for source in sources:
         if source == NONE:
             break
@@ -206,8 +206,8 @@ def _rebuild_rate(
         state.streams[source] = streams
         rate = min(rate, float(model.read_bytes_per_s) / streams / share)
     if model.has_links:
-        rate = min(rate, float(links_rate(model, state, run, device, share, count)))
         count_links(model, state, run, device, wide(BEGINS))
+        rate = min(rate, float(links_rate(model, state, run, device, share, count)))
     return rate
 
 
