@@ -46,6 +46,8 @@ _WITHOUT_EFFECT = {
     "device.replacement_delay_s",
     "repair.out_after_s",
     "data.max_fill",
+    "objects.sizes_bytes",
+    "objects.shares",
 }
 #: Fields that it takes.
 _COVERED = {

@@ -25,6 +25,7 @@ from exastore.sim.fleet import (
     weights_at,
 )
 from exastore.sim.foreground import foreground_problems
+from exastore.sim.objects import object_problems
 from exastore.sim.sections import (
     BalanceSection,
     ClusterSection,
@@ -38,6 +39,7 @@ from exastore.sim.sections import (
     ModelSection,
     Name,
     NodeSection,
+    ObjectsSection,
     PlacementSection,
     RepairSection,
     RunSection,
@@ -76,6 +78,7 @@ class Scenario:
     node: NodeSection = field(default_factory=NodeSection)
     repair: RepairSection = field(default_factory=RepairSection)
     balance: BalanceSection = field(default_factory=BalanceSection)
+    objects: ObjectsSection = field(default_factory=ObjectsSection)
     spares: SparesSection = field(default_factory=SparesSection)
     latent: LatentSection = field(default_factory=LatentSection)
     foreground: ForegroundSection = field(default_factory=ForegroundSection)
@@ -287,6 +290,7 @@ def semantic_problems(scenario: Scenario) -> list[tuple[str, str]]:
         )
     found += change_problems(scenario)
     found += foreground_problems(scenario)
+    found += object_problems(scenario)
     found += _law_problems(scenario)
     found += _incident_problems(scenario)
     found += _latent_problems(scenario)

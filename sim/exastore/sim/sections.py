@@ -368,6 +368,21 @@ class DecisionsSection:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectsSection:
+    """Which objects are stored, to state losses in objects; see `objects` for the formula.
+
+    Attributes:
+        sizes_bytes: Sizes of objects.
+        shares: How many objects have each, relative to the others.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    sizes_bytes: tuple[Positive, ...] = (1e6,)
+    shares: tuple[Positive, ...] = (1.0,)
+
+
+@dataclass(frozen=True, slots=True)
 class SparesSection:
     """The stock of spare devices; off unless `reorder_s` is above 0.
 

@@ -7,6 +7,7 @@ import numpy as np
 from exastore.sim.durability import durability, nines_text, probability_text
 from exastore.sim.fleet import present_devices
 from exastore.sim.foreground import repair_budgets
+from exastore.sim.objects import object_count
 from exastore.sim.results import Results
 
 #: (label, value, unit or explanation)
@@ -241,6 +242,33 @@ def limit_rows(results: Results) -> list[Row]:
     return rows
 
 
+def _loss_rows(results: Results) -> list[Row]:
+    """Losses in bytes and in objects, and apart from them what was unavailable for a while."""
+    years = results.provenance.years
+    lost = _mean(results, "user_bytes_lost") / years
+    stored = results.scenario.data.user_bytes
+    objects = _mean(results, "objects_lost") / years
+    away = _mean(results, "unavailable_byte_hours") / years
+    return [
+        (
+            "data lost",
+            f"{bytes_text(lost)} per year",
+            f"mean; {lost / stored:.3g} of what is stored",
+        ),
+        (
+            "objects lost",
+            f"{count_text(objects)} per year",
+            f"expected, of {object_count(results.scenario):.4g} at the start; all they hold is"
+            f" {bytes_text(_mean(results, 'object_bytes_lost') / years)}",
+        ),
+        (
+            "data unavailable",
+            f"{bytes_text(away / 8766)}",
+            "at any time, mean; too few chunks readable to decode for a while, not lost",
+        ),
+    ]
+
+
 def durability_rows(results: Results) -> list[Row]:
     """P(loss) from the trials and from the chain."""
     found = durability(results)
@@ -265,6 +293,7 @@ def durability_rows(results: Results) -> list[Row]:
             f"in all trials together; and {found.stripes_lost:,} single stripes of others, to"
             " latent errors",
         ),
+        *_loss_rows(results),
         (
             "P(any loss) per year, analytic",
             f"{probability_text(chain.loss_per_year)} ({nines_text(chain.loss_per_year)} nines)",

@@ -12,6 +12,7 @@ from exastore.metadata.core.balance import BalanceStats
 from exastore.metadata.core.topology import Int64Array, Topology
 from exastore.sim.fleet import generation_of_node, generations_of, user_bytes_at
 from exastore.sim.foreground import Service, service_of
+from exastore.sim.objects import objects_lost
 from exastore.sim.results import Table
 from exastore.sim.scenario import Scenario
 from exastore.sim.state import (
@@ -66,6 +67,11 @@ def trial_table(
     for name in ("degraded", "unreadable", "unavailable"):
         row[f"{name}_pg_hours"] = [float(timeline[f"{name}_pg_s"].sum()) / 3600.0]
     missing_s = float(timeline["missing_slot_s"].sum())
+    of_objects = objects_lost(scenario, timeline["pgs_lost"], timeline["stripes_lost"])
+    pg_bytes = [
+        user_bytes_at(scenario, month / 12) / scenario.placement.pg_count
+        for month in range(len(state.timeline))
+    ]
     row |= {
         "max_missing": [int(timeline["max_missing"].max())],
         "max_unreadable": [int(timeline["max_unreadable"].max())],
@@ -75,12 +81,12 @@ def trial_table(
         "mean_missing_s": [missing_s / lost if lost else 0.0],
         "loss_times": [len(np.unique(state.losses["time_s"][: int(state.counter[LOSS_COUNT])]))],
         "user_bytes_lost": [
-            sum(
-                float(lost) * user_bytes_at(scenario, month / 12) / scenario.placement.pg_count
-                for month, lost in enumerate(timeline["pgs_lost"])
-            )
+            float(timeline["pgs_lost"] @ pg_bytes)
             + float(timeline["stripes_lost"].sum()) * scenario.stripe_bytes
         ],
+        "objects_lost": [of_objects.objects],
+        "object_bytes_lost": [of_objects.object_bytes],
+        "unavailable_byte_hours": [float(timeline["unavailable_pg_s"] @ pg_bytes) / 3600.0],
         "slots_mean": [balance.mean],
         "slots_stddev": [balance.stddev],
         "slots_min": [balance.minimum],
