@@ -1,10 +1,27 @@
 """Spares, room, lazy and pipelined repair: equal to the twin, and to arithmetic."""
 
 import pytest
-from tests.simulation.test_sim_engine import DEFAULTS, INCIDENTS, ROUGH, both, column, rough
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tests.simulation.test_sim_change import GROWTH
+from tests.simulation.test_sim_engine import (
+    DEFAULTS,
+    INCIDENTS,
+    MODELS,
+    ROUGH,
+    both,
+    column,
+    rough,
+)
+from tests.simulation.test_sim_latent import BAD
 
-from exastore.sim import ScenarioError, parse_scenario, run
+from exastore.sim import ScenarioError, parse_scenario, place, run
+from exastore.sim.build import build_model, build_state, validate_state, with_more_room
+from exastore.sim.codes import engine_code
+from exastore.sim.engine import DONE, NEEDS_ROOM, run_until
+from exastore.sim.physics import build_physics
 from exastore.sim.scenario import Scenario
+from exastore.sim.state import WAITING_HEAD
 
 NARROW = (
     "node_bandwidth_bytes_per_s = 6e6\nrack_bandwidth_bytes_per_s = 9e6\n"
@@ -44,6 +61,67 @@ def test_limits_of_repair_equal_those_of_the_twin_event_for_event(case: str) -> 
     assert column(state, "stuck_slot_s") == pytest.approx(twin.totals["stuck_slot_s"])
     if case == "full":
         assert column(state, "stuck_slot_s") > 0
+
+
+FOREGROUND = "[foreground]\nreads_per_s = 5.0\nwrites_per_s = 1.0\n"
+OBJECTS = "[objects]\nsizes_bytes = [1e5, 1e9]\nshares = [5.0, 1.0]\n"
+
+
+@st.composite
+def any_scenario(draw: st.DrawFn) -> Scenario:
+    """A cluster in trouble with any of the features at once."""
+    grows = draw(st.booleans())
+    repair = draw(st.sampled_from(["", NARROW, NARROW + 'transfer = "pipelined"\n']))
+    repair += draw(st.sampled_from(["", "lazy_redundancy = 0\n", "lazy_redundancy = 1\n"]))
+    if not grows:
+        repair += draw(st.sampled_from(["", "fill_limit = 0.34\n"]))
+    more = GROWTH if grows else ""
+    for section in (SPARES, BAD, INCIDENTS, MODELS, FOREGROUND, OBJECTS):
+        more += section if draw(st.booleans()) else ""
+    try:
+        return rough(
+            code=draw(st.sampled_from(["rs-4-2", "rs-4-2", "lrc-4-2-1"])),
+            racks=draw(st.integers(8, 11)),
+            afr=draw(st.floats(0.0, 0.9)),
+            outages=draw(st.floats(0.0, 30.0)),
+            outage_mean=draw(st.sampled_from([600.0, 60_000.0])),
+            write=draw(st.floats(1e6, 3e7)),
+            years=0.4 if grows else 0.15,
+            links=repair,
+            more=more,
+        )
+    except ScenarioError:
+        assume(False)
+        raise
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(scenario=any_scenario(), trial=st.integers(0, 2**30))
+def test_engine_equals_its_twin_with_any_features_at_once(scenario: Scenario, trial: int) -> None:
+    both(scenario, seed=trial % 89, trial=trial)
+
+
+@pytest.mark.parametrize("case", ["all", "full", "lazy"])
+def test_what_repairs_use_is_conserved_after_every_event(case: str) -> None:
+    scenario = rough(**(CASES[case] | {"years": 0.6}))
+    placement = place(scenario, seed=5)
+    physics = build_physics(scenario)
+    model = build_model(scenario, physics, seed=5, trial=0)
+    state = build_state(model, physics, placement.topology, placement.pg_devices)
+    code, horizon_s = engine_code(scenario.code), float(model["horizon_s"])
+    checks, done, put_off, waits = 0, -1, 0, 0
+    while done != DONE:
+        # After every event once there is trouble enough, before and after every so often.
+        limit = 1 if 300 < checks < 600 else 40
+        done = run_until(placement.columns, code, physics, model, state, horizon_s, limit)
+        if done == NEEDS_ROOM:
+            state = with_more_room(model, state)
+        validate_state(model, state, scenario.code)
+        put_off += int((state.degraded["put_off"] >= 0).any())
+        waits += int(state.counter[WAITING_HEAD] >= 0)
+        checks += 1
+    assert checks > 30
+    assert put_off > 0 if case == "lazy" else waits > 0
 
 
 def first_row(**changes: float | str) -> dict[str, float]:

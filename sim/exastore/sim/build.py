@@ -11,6 +11,7 @@ from exastore.metadata.core.balance import slots_per_device
 from exastore.metadata.core.placement import DRAW_ROWS, DRAWS_MAX
 from exastore.metadata.core.redundancy import remaining_of_rows
 from exastore.metadata.core.topology import DeviceState, Int32Array, Int64Array, Topology
+from exastore.sim.checks import validate_repairs
 from exastore.sim.codes import code_shape
 from exastore.sim.degraded import grown, new_table
 from exastore.sim.errors import Problem, ScenarioError
@@ -313,6 +314,7 @@ def validate_state(model: Records, state: State, code: str) -> None:
     assert (unavailable == flagged).all()
     assert int(unavailable.sum()) == state.counter[UNAVAILABLE_PGS]
     _validate_lists(state, shift, missing)
+    validate_repairs(model, state, code)
 
 
 def _validate_lists(state: State, shift: int, missing: np.ndarray) -> None:
@@ -331,4 +333,3 @@ def _validate_lists(state: State, shift: int, missing: np.ndarray) -> None:
     assert missing[used["slot"] >> shift, used["slot"] & ((1 << shift) - 1)].all()
     sources = state.sources[state.sources != NONE]
     assert (np.bincount(sources, minlength=len(state.streams)) == state.streams).all()
-    assert (state.links >= 0).all()
