@@ -34,10 +34,9 @@ STREAM_SCRUB = 16
 Uint16Array = NDArray[np.uint16]
 
 
-@inline_njit
-def wide(value: Any) -> Any:
-    """An integer as 64 bits: numba compiles a kernel anew for each width, and for each constant."""
-    return np.int64(value)
+#: An integer as 64 bits: numba compiles a kernel anew for each width, and for each constant. The
+#: type itself, not a function that is put into each caller: that took numba 1.5 s in all.
+wide: Any = np.int64
 
 
 @njit

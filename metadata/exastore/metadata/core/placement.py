@@ -107,7 +107,7 @@ def choose_replacement(
         A device index, or NO_DEVICE if there is no eligible device.
     """
     x = hash2(np.uint32(pg), np.uint32(attempt_seed))
-    return _choose_from_trial(columns, device_state, row, slot, x, 0)
+    return _choose_from_trial(columns, device_state, row, int(np.int64(slot)), x, int(np.int64(0)))
 
 
 @njit
@@ -200,7 +200,9 @@ def _choose_after_draw(
     at: int,
 ) -> np.int32:
     x = hash2(np.uint32(draws[DRAW_PG, at]), np.uint32(draws[DRAW_SEED, at]))
-    return np.int32(_choose_from_trial(columns, device_state, row, int(draws[DRAW_SLOT, at]), x, 1))
+    # One width for all callers, as numba compiles each anew.
+    slot, first_trial = int(np.int64(draws[DRAW_SLOT, at])), int(np.int64(1))
+    return np.int32(_choose_from_trial(columns, device_state, row, slot, x, first_trial))
 
 
 def all_up(device_count: int) -> Uint8Array:
