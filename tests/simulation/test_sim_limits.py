@@ -1,5 +1,7 @@
 """Spares, room, lazy and pipelined repair: equal to the twin, and to arithmetic."""
 
+from importlib import import_module
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,13 +17,9 @@ from tests.simulation.test_sim_engine import (
 )
 from tests.simulation.test_sim_latent import BAD
 
-from exastore.sim import ScenarioError, parse_scenario, place, run
-from exastore.sim.build import build_model, build_state, validate_state, with_more_room
-from exastore.sim.codes import engine_code
-from exastore.sim.engine import DONE, NEEDS_ROOM, run_until
-from exastore.sim.physics import build_physics
+from exastore.sim import ScenarioError, parse_scenario, run
 from exastore.sim.scenario import Scenario
-from exastore.sim.state import WAITING_HEAD
+from exastore.sim.state import EVENTS, Records, State
 
 NARROW = (
     "node_bandwidth_bytes_per_s = 6e6\nrack_bandwidth_bytes_per_s = 9e6\n"
@@ -102,26 +100,24 @@ def test_engine_equals_its_twin_with_any_features_at_once(scenario: Scenario, tr
 
 
 @pytest.mark.parametrize("case", ["all", "full", "lazy"])
-def test_what_repairs_use_is_conserved_after_every_event(case: str) -> None:
-    scenario = rough(**(CASES[case] | {"years": 0.6}))
-    placement = place(scenario, seed=5)
-    physics = build_physics(scenario)
-    model = build_model(scenario, physics, seed=5, trial=0)
-    state = build_state(model, physics, placement.topology, placement.pg_devices)
-    code, horizon_s = engine_code(scenario.code), float(model["horizon_s"])
-    checks, done, put_off, waits = 0, -1, 0, 0
-    while done != DONE:
-        # After every event once there is trouble enough, before and after every so often.
-        limit = 1 if 300 < checks < 600 else 40
-        done = run_until(placement.columns, code, physics, model, state, horizon_s, limit)
-        if done == NEEDS_ROOM:
-            state = with_more_room(model, state)
-        validate_state(model, state, scenario.code)
-        put_off += int((state.degraded["put_off"] >= 0).any())
-        waits += int(state.counter[WAITING_HEAD] >= 0)
-        checks += 1
-    assert checks > 30
-    assert put_off > 0 if case == "lazy" else waits > 0
+def test_a_checked_run_finds_nothing_and_gives_the_same_tables(case: str) -> None:
+    scenario = rough(**(CASES[case] | {"years": 0.12}))
+    checked, plain = (run(scenario, trials=1, seed=5, checked=is_it) for is_it in (True, False))
+    (row,) = checked.trials.to_pylist()
+    assert row == plain.trials.to_pylist()[0]
+    assert row["events"] > 150
+
+
+def test_a_checked_run_names_the_event_after_which_something_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(model: Records, state: State, code: str) -> None:
+        assert int(state.counter[EVENTS]) < 7, "a count is off"
+
+    monkeypatch.setattr(import_module("exastore.sim.run"), "validate_state", never)
+    with pytest.raises(AssertionError, match="a count is off") as caught:
+        run(rough(years=0.1), trials=1, seed=5, checked=True)
+    assert caught.value.__notes__[0].startswith("after event 7 of trial 0, seed 5")
 
 
 def first_row(**changes: float | str) -> dict[str, float]:

@@ -38,18 +38,24 @@ from exastore.metadata.core.policy import (
     place_by_policy,
 )
 from exastore.metadata.core.topology import NO_DEVICE, DeviceState, Int32Array, Topology
-from exastore.sim.build import build_model, build_state, check_memory, with_more_room
+from exastore.sim.build import (
+    build_model,
+    build_state,
+    check_memory,
+    validate_state,
+    with_more_room,
+)
 from exastore.sim.change import Change
 from exastore.sim.checkpoint import Checkpoints
 from exastore.sim.codes import engine_code
-from exastore.sim.engine import NEEDS_ROOM, NO_LIMIT, run_until
+from exastore.sim.engine import DONE, NEEDS_ROOM, NO_LIMIT, PAUSED, run_until
 from exastore.sim.errors import Problem, ScenarioError
 from exastore.sim.history import History
 from exastore.sim.physics import build_physics
 from exastore.sim.provenance import provenance
 from exastore.sim.results import TABLES, Results, ResultsWriter, Table
 from exastore.sim.scenario import Scenario
-from exastore.sim.state import State
+from exastore.sim.state import EVENTS, Records, State
 from exastore.sim.tables import (
     balance_table,
     degraded_table,
@@ -206,6 +212,7 @@ def run(
     checkpoint: str | Path | None = None,
     checkpoint_every_years: float = 1.0,
     resume: bool = False,
+    checked: bool = False,
 ) -> Results:
     """Simulate.
 
@@ -222,12 +229,15 @@ def run(
         checkpoint: Folder that takes what a stopped run needs to go on; empty again at the end.
         checkpoint_every_years: How much of a trial a stop may cost.
         resume: Go on from what `checkpoint` holds, to the same tables; else it is removed.
+        checked: Check all invariants after every event, to the same tables: for small clusters,
+            as an event then takes milliseconds instead of microseconds.
 
     Raises:
         ScenarioError: The placement rule cannot be kept.
         ResultsError: The checkpoints are of another run.
         ValueError: `trials` or `workers` is below 1.
         OSError: `out` cannot be written.
+        AssertionError: The engine is wrong (`checked`); a note says after which event.
     """
     trials = scenario.run.trials if trials is None else trials
     seed = scenario.run.seed if seed is None else seed
@@ -250,7 +260,9 @@ def run(
         placement = place(scenario, seed=seed, progress=progress)
         placed_s = clock()
         add = finished.append if writer is None else writer.add
-        for tables in _run_trials(scenario, placement, trials, seed, workers, report, kept):
+        for tables in _run_trials(
+            scenario, placement, trials, seed, workers, report, kept, checked
+        ):
             add(tables)
         made = provenance(
             scenario,
@@ -279,6 +291,7 @@ def _run_trials(
     workers: int,
     report: Progress,
     kept: Checkpoints | None,
+    checked: bool,
 ) -> Iterator[dict[str, Table]]:
     """The tables of each trial, in the order of trials, each as soon as it and all before end."""
     years = scenario.run.years
@@ -299,6 +312,7 @@ def _run_trials(
                 takes_table=trials == 1,
                 on_year=tell,
                 kept=kept,
+                checked=checked,
             )
         return
     with ThreadPoolExecutor(workers) as pool:
@@ -309,7 +323,13 @@ def _run_trials(
                 if trial < trials:
                     waiting.append(
                         pool.submit(
-                            run_trial, scenario, placement, seed=seed, trial=trial, kept=kept
+                            run_trial,
+                            scenario,
+                            placement,
+                            seed=seed,
+                            trial=trial,
+                            kept=kept,
+                            checked=checked,
                         )
                     )
                 if trial >= 2 * workers:
@@ -331,6 +351,7 @@ def simulate(
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
     kept: Checkpoints | None = None,
+    checked: bool = False,
 ) -> tuple[State, Change, History]:
     """One trial: the state at its end, what changed by the calendar, and the fill over time.
 
@@ -343,6 +364,7 @@ def simulate(
         takes_table: The placement's table becomes the trial's, and is not kept.
         on_year: Told the years that are done, every quarter.
         kept: Where checkpoints go and come from.
+        checked: Check all invariants after every event.
     """
     physics = build_physics(scenario)
     model = build_model(scenario, physics, seed=seed, trial=trial)
@@ -368,12 +390,16 @@ def simulate(
     horizon_s = float(model["horizon_s"])
     until_s = kept_s = float(state.clock[0])  # the end of a quarter, if it was kept
     quarter_s = until_s + YEAR_S / 4
+    limit = 1 if checked else NO_LIMIT
     while until_s < horizon_s:
         until_s = min(quarter_s, change.next_s, horizon_s)
-        while (
-            run_until(change.columns, code, physics, model, state, until_s, NO_LIMIT) == NEEDS_ROOM
-        ):
-            state = with_more_room(model, state)
+        done = PAUSED
+        while done != DONE:
+            done = run_until(change.columns, code, physics, model, state, until_s, limit)
+            if done == NEEDS_ROOM:
+                state = with_more_room(model, state)
+            elif checked:
+                _check(model, state, scenario.code)
         if until_s == change.next_s:
             state = change.happen(state)
         if until_s in (quarter_s, horizon_s):
@@ -387,6 +413,15 @@ def simulate(
     return state, change, history
 
 
+def _check(model: Records, state: State, code: str) -> None:
+    try:
+        validate_state(model, state, code)
+    except AssertionError as error:
+        at = f"event {int(state.counter[EVENTS]):,} of trial {model['trial']}, seed {model['seed']}"
+        error.add_note(f"after {at}, at {float(state.clock[0])} s; please report it")
+        raise
+
+
 def run_trial(
     scenario: Scenario,
     placement: Placement,
@@ -396,6 +431,7 @@ def run_trial(
     takes_table: bool = False,
     on_year: Callable[[float], None] | None = None,
     kept: Checkpoints | None = None,
+    checked: bool = False,
 ) -> dict[str, Table]:
     """One trial, as its rows of every table; the first one also has those of the start."""
     ended = None if kept is None else kept.tables(trial)
@@ -417,6 +453,7 @@ def run_trial(
         takes_table=takes_table,
         on_year=on_year,
         kept=kept,
+        checked=checked,
     )
     topology = change.topology
     slots = slots_per_device(state.pg_devices, topology.device_count)

@@ -196,6 +196,10 @@ def run_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoints, to the same tables.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check every invariant after every event; small clusters."),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Simulate a scenario; the same seed gives the same tables, whatever the workers."""
@@ -217,6 +221,7 @@ def run_command(
             checkpoint=checkpoint,
             checkpoint_every_years=checkpoint_every,
             resume=resume,
+            checked=check,
         )
         write_report(results, directory / "report.html")
     summary = summarize(results)
