@@ -34,7 +34,7 @@ from exastore.sim.accounts import (
     unreadable,
 )
 from exastore.sim.degraded import find
-from exastore.sim.heap import event_code, push_near
+from exastore.sim.heap import event_code, push_near, sort_rows
 from exastore.sim.links import count_links, links_rate
 from exastore.sim.state import (
     CHOICES,
@@ -445,7 +445,7 @@ def come_home(
         if _is_at_home(state, run, node):
             order[count, 0], order[count, 1] = state.runs[run].slot, run
             count += 1
-    order = order[np.argsort(order[:, 0])]
+    sort_rows(order)
     targets = np.full(count, NONE, np.int32)
     for i in range(count):
         slot, run = order[i, 0], order[i, 1]

@@ -252,9 +252,8 @@ def run(
     check_memory(scenario, workers=min(workers, trials))
     kept = None
     if checkpoint is not None:
-        kept = Checkpoints(
-            Path(checkpoint), scenario, seed=seed, every_years=checkpoint_every_years, resume=resume
-        )
+        every, at = checkpoint_every_years, Path(checkpoint)
+        kept = Checkpoints(at, scenario, seed=seed, every_years=every, resume=resume)
     finished: list[dict[str, Table]] = []
     with nullcontext() if out is None else ResultsWriter(out) as writer:
         placement = place(scenario, seed=seed, progress=progress)
@@ -396,10 +395,7 @@ def simulate(
         done = PAUSED
         while done != DONE:
             done = run_until(change.columns, code, physics, model, state, until_s, limit)
-            if done == NEEDS_ROOM:
-                state = with_more_room(model, state)
-            elif checked:
-                _check(model, state, scenario.code)
+            state = _after(done, model, state, scenario.code if checked else "")
         if until_s == change.next_s:
             state = change.happen(state)
         if until_s in (quarter_s, horizon_s):
@@ -413,13 +409,19 @@ def simulate(
     return state, change, history
 
 
-def _check(model: Records, state: State, code: str) -> None:
-    try:
-        validate_state(model, state, code)
-    except AssertionError as error:
-        at = f"event {int(state.counter[EVENTS]):,} of trial {model['trial']}, seed {model['seed']}"
-        error.add_note(f"after {at}, at {float(state.clock[0])} s; please report it")
-        raise
+def _after(done: int, model: Records, state: State, code: str) -> State:
+    """The state with the room that it lacks; it is checked if a code is given."""
+    if done == NEEDS_ROOM:
+        return with_more_room(model, state)
+    if code:
+        try:
+            validate_state(model, state, code)
+        except AssertionError as error:
+            event = int(state.counter[EVENTS])
+            at = f"event {event:,} of trial {model['trial']}, seed {model['seed']}"
+            error.add_note(f"after {at}, at {float(state.clock[0])} s; please report it")
+            raise
+    return state
 
 
 def run_trial(
