@@ -105,7 +105,7 @@ def test_a_checked_run_finds_nothing_and_gives_the_same_tables(case: str) -> Non
     checked, plain = (run(scenario, trials=1, seed=5, checked=is_it) for is_it in (True, False))
     (row,) = checked.trials.to_pylist()
     assert row == plain.trials.to_pylist()[0]
-    assert row["events"] > 150
+    assert row["events"] > 100
 
 
 def test_a_checked_run_names_the_event_after_which_something_is_wrong(

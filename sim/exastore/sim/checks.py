@@ -1,6 +1,6 @@
 """What holds of repairs, spares and links after every event, worked out anew in plain Python."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 from exastore.metadata.core.redundancy import redundancy_of
@@ -28,13 +28,16 @@ def validate_repairs(model: Records, state: State, code: str) -> None:
     stuck = _follow(state, int(state.counter[WAITING_HEAD]), places, NONE)
     assert state.counter[PLAN_NOW] == 1 or stuck == int(state.counter[STUCK_RUNS])
     table = state.degraded[state.degraded["pg"] != NONE]
-    redundancy, n = redundancy_of(code), state.pg_devices.shape[1]
+    redundancy, shift = redundancy_of(code), int(model["shift"])
+    used = [run for run, slot in enumerate(state.runs["slot"].tolist()) if slot != NONE]
+    noticed = defaultdict[int, set[int]](set)
+    for slot in state.runs["slot"][used].tolist():
+        noticed[slot >> shift].add(slot & ((1 << shift) - 1))
     for record in table[table["put_off"] != NONE]:
         put_off = _follow(state, int(record["put_off"]), places, PUT_OFF)
-        missing = {index for index in range(n) if int(record["missing"]) >> index & 1}
+        missing = noticed[int(record["pg"])]
         assert 0 < put_off <= len(missing)
         assert redundancy.of(missing) > int(model["lazy_redundancy"])
-    used = [run for run, slot in enumerate(state.runs["slot"].tolist()) if slot != NONE]
     assert all(places[run] == 1 for run in used)
     assert max(places.values(), default=1) == 1
     assert (state.links == _links(model, state)).all()
