@@ -376,8 +376,8 @@ def test_the_document_has_every_column_with_its_unit_in_the_order_of_the_files(
     results: Results,
 ) -> None:
     units = {"count", "number", "text", "share", "ratio", "s", "a", "B", "chunks", "chunk runs"}
-    units |= {"PG-h", "run-h", "device-h"}
-    suffixes = {"_bytes": {"B"}, "_s": {"s"}, "_hours": {"PG-h", "run-h", "device-h"}}
+    units |= {"PG-h", "run-h", "device-h", "B-h"}
+    suffixes = {"_bytes": {"B"}, "_s": {"s"}, "_hours": {"PG-h", "run-h", "device-h", "B-h"}}
     for name in TABLES:
         section = DOCUMENT.read_text("utf-8").split(f"## `{name}`\n", 1)[1].split("\n#", 1)[0]
         rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
