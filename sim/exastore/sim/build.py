@@ -48,6 +48,13 @@ from exastore.sim.units import YEAR_S
 from exastore.sim.user import priority_address
 
 
+#: Devices of a range: their counts and the ends of their lists fit a second-level cache.
+_RANGE_BITS = 12
+#: Slots that are sorted at a time: so many for each device, at least so many.
+_SORTED_PER_DEVICE = 8
+_SORT_SLOTS_MIN = 2**22
+
+
 def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) -> Records:
     """The constants of one trial: a record of MODEL."""
     model = np.zeros(1, MODEL)[0]
@@ -98,14 +105,38 @@ def build_model(scenario: Scenario, physics: Physics, *, seed: int, trial: int) 
 
 
 @njit
-def _fill_lists(
-    pg_devices: Int32Array, first_pg: int, shift: int, slots: Int32Array, count: Int32Array
+def _part_slots(
+    pg_devices: Int32Array, first_pg: int, shift: int, ends: Int64Array, pairs: Int64Array
 ) -> None:
+    """Pairs of device and slot by ranges of devices; ends[v]: of those of the v-th range."""
+    ends[:] = 0
     for pg in range(pg_devices.shape[0]):
         for index in range(pg_devices.shape[1]):
-            device = pg_devices[pg, index]
+            if pg_devices[pg, index] >= 0:
+                ends[pg_devices[pg, index] >> _RANGE_BITS] += 1
+    before = 0
+    for value in range(len(ends)):
+        before, ends[value] = before + ends[value], before
+    for pg in range(pg_devices.shape[0]):
+        for index in range(pg_devices.shape[1]):
+            device = np.int64(pg_devices[pg, index])
             if device >= 0:
-                slots[device, count[device]] = ((first_pg + pg) << shift) | index
+                value = device >> _RANGE_BITS
+                pairs[ends[value]] = (device << 32) | ((first_pg + pg) << shift) | index
+                ends[value] += 1
+
+
+@njit
+def _fill_lists(
+    first: int, end: int, ends: Int64Array, pairs: Int64Array, slots: Int32Array, count: Int32Array
+) -> None:
+    """Puts the slots of some ranges of devices into their lists, those of both halves in order."""
+    for value in range(first, end):
+        for half in range(2):
+            begin = ends[half, value - 1] if value > 0 else 0
+            for pair in pairs[half, begin : ends[half, value]]:
+                device = pair >> 32
+                slots[device, count[device]] = np.int32(pair & 0xFFFFFFFF)
                 count[device] += 1
 
 
@@ -114,18 +145,41 @@ def device_lists(
 ) -> tuple[Int32Array, Int32Array]:
     """Slots by device, as (slots, slot_count), with room for half as many again as the most.
 
-    Two threads fill the halves of each list: nearly every entry misses the caches.
+    Two threads sort so much of the table at a time by ranges of devices that each list then takes
+    half a cache line: 12 ns for each slot, where a miss for each takes 46.
     """
+    per_device = side_by_side_slots(pg_devices, device_count)
+    room = min(len(pg_devices), int(per_device.max(initial=0)) * 3 // 2 + 8)
+    slots = np.empty((device_count, room), dtype=np.int32)
+    slot_count = np.zeros(device_count, np.int32)
+    n = max(pg_devices.shape[1], 1)
+    half = max(_SORT_SLOTS_MIN, _SORTED_PER_DEVICE * device_count) // (2 * n)
+    half = min(half, -(-len(pg_devices) // 2))
+    ranges = -(-device_count >> _RANGE_BITS)
+    ends, pairs = np.zeros((2, ranges), np.int64), np.empty((2, half * n), np.int64)
+    middle = ranges // 2
+    with ThreadPoolExecutor(2) as pool:
+        for first in range(0, len(pg_devices), max(2 * half, 1)):
+            firsts = [first, first + half]
+            tables = [pg_devices[at : at + half] for at in firsts]
+            list(pool.map(_part_slots, tables, firsts, [shift] * 2, ends, pairs))
+            list(
+                pool.map(
+                    _fill_lists,
+                    [0, middle],
+                    [middle, ranges],
+                    *([its] * 2 for its in (ends, pairs, slots, slot_count)),
+                )
+            )
+    return slots, slot_count
+
+
+def side_by_side_slots(pg_devices: Int32Array, device_count: int) -> Int64Array:
+    """As `slots_per_device`, by two threads."""
     halves = np.array_split(pg_devices, 2)
     with ThreadPoolExecutor(2) as pool:
-        counts = list(pool.map(slots_per_device, halves, [device_count] * 2))
-        per_device: Int64Array = counts[0] + counts[1]
-        room = min(len(pg_devices), int(per_device.max(initial=0)) * 3 // 2 + 8)
-        slots = np.empty((device_count, room), dtype=np.int32)
-        begins = [np.zeros(device_count, np.int32), counts[0].astype(np.int32)]
-        firsts = [0, len(halves[0])]
-        list(pool.map(_fill_lists, halves, firsts, [shift] * 2, [slots] * 2, begins))
-    return slots, begins[1]
+        first, second = pool.map(slots_per_device, halves, [device_count] * 2)
+    return first + second
 
 
 def _free_runs(count: int, first: int) -> Records:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from exastore.metadata.core.balance import balance_of_counts, row_violations, slots_per_device
+from exastore.metadata.core.balance import balance_of_counts, row_violations
 from exastore.metadata.core.balancer import (
     BalanceReport,
     apply_balance_to_rows,
@@ -42,6 +42,7 @@ from exastore.sim.build import (
     build_model,
     build_state,
     check_memory,
+    side_by_side_slots,
     validate_state,
     with_more_room,
 )
@@ -176,11 +177,12 @@ def _deal(scenario: Scenario, columns: PlacementColumns, seed: int, report: Prog
     per_block = max(_DEAL_SLOTS, scenario.tree.device_count) // n
     if placement.policy == "copyset":
         policy, per_block = Copysets(placement.scatter_width), pg_count
-    table = np.full((pg_count, n), NO_DEVICE, np.int32)
+    table = np.empty((pg_count, n), np.int32)
     firsts = range(0, pg_count, per_block)
 
     def deal(number: int) -> None:
         rows = table[firsts[number] : firsts[number] + per_block]
+        rows[:] = NO_DEVICE  # by the threads, as they are the first to touch the memory
         policy.fill(columns, state, (seed + number * 0x9E3779B1) & 0xFFFFFFFF, rows)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -444,7 +446,7 @@ def run_trial(
     balances: list[Table] = []
     at_start = None
     if trial == 0:  # what all trials start from, before the state may take the table over
-        slots = slots_per_device(placement.pg_devices, topology.device_count)
+        slots = side_by_side_slots(placement.pg_devices, topology.device_count)
         balances.append(balance_table(-1, slots[topology.device_weight > 0]))
         at_start = row_slots(topology, slots)
     state, change, history = simulate(
@@ -458,7 +460,7 @@ def run_trial(
         checked=checked,
     )
     topology = change.topology
-    slots = slots_per_device(state.pg_devices, topology.device_count)
+    slots = side_by_side_slots(state.pg_devices, topology.device_count)
     balances.append(balance_table(trial, slots[topology.device_weight > 0]))
     if at_start is not None:
         at_end = row_slots(topology, slots)

@@ -23,6 +23,11 @@ from exastore.metadata.core.topology import (
 )
 
 
+#: Whether a row had a domain before is asked of a table of its last bits, which a first-level cache
+#: holds: of 14 domains two have them in common in 2 % of the rows.
+SEEN_BITS = 12
+
+
 @dataclass(frozen=True, slots=True)
 class BalanceStats:
     """Load over the devices that have weight, in slots of a device of mean weight.
@@ -114,12 +119,20 @@ def _row_breaks_limit(row: Int32Array, domains: Int32Array, most: int) -> bool:
 def _violations(
     rows: Int32Array, domain_of_device: Int32Array, most: int, out: NDArray[np.bool_]
 ) -> None:
+    """Rows in which no two devices have a domain of the same last bits break nothing: nearly all."""
     domains = np.empty(rows.shape[1], np.int32)
+    last_row = np.full(1 << SEEN_BITS, -1, np.int32)
     for p in range(rows.shape[0]):
-        row = rows[p]
-        for i in range(len(row)):
-            domains[i] = domain_of_device[row[i]] if row[i] >= 0 else NO_DEVICE
-        out[p] |= _row_breaks_limit(row, domains, most)
+        row, is_suspect = rows[p], most < 1
+        for device in row:
+            if device >= 0:
+                seen = domain_of_device[device] & ((1 << SEEN_BITS) - 1)
+                is_suspect |= last_row[seen] == p
+                last_row[seen] = p
+        if is_suspect:
+            for i in range(len(row)):
+                domains[i] = domain_of_device[row[i]] if row[i] >= 0 else NO_DEVICE
+            out[p] |= _row_breaks_limit(row, domains, most)
 
 
 def rule_violations(

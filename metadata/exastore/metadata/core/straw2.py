@@ -143,7 +143,7 @@ else:
 
 
 @njit
-def _mix(a: np.uint32, b: np.uint32, c: np.uint32) -> tuple[np.uint32, np.uint32, np.uint32]:
+def mix(a: np.uint32, b: np.uint32, c: np.uint32) -> tuple[np.uint32, np.uint32, np.uint32]:
     """Jenkins' 32-bit mix. Every step is cast: numba would widen it to 64 bits."""
     a = np.uint32(np.uint32(np.uint32(a - b) - c) ^ np.uint32(c >> np.uint32(13)))
     b = np.uint32(np.uint32(np.uint32(b - c) - a) ^ np.uint32(a << np.uint32(8)))
@@ -162,9 +162,9 @@ def hash2(a: np.uint32, b: np.uint32) -> np.uint32:
     """CRUSH's rjenkins1 hash of two words."""
     h = np.uint32(np.uint32(1315423911) ^ a ^ b)
     y, z = np.uint32(231232), np.uint32(1232)
-    a, b, h = _mix(a, b, h)
-    y, a, h = _mix(y, a, h)
-    b, z, h = _mix(b, z, h)
+    a, b, h = mix(a, b, h)
+    y, a, h = mix(y, a, h)
+    b, z, h = mix(b, z, h)
     return h
 
 
@@ -173,11 +173,11 @@ def hash3(a: np.uint32, b: np.uint32, c: np.uint32) -> np.uint32:
     """CRUSH's rjenkins1 hash of three words."""
     h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
     y, z = np.uint32(231232), np.uint32(1232)
-    a, b, h = _mix(a, b, h)
-    c, y, h = _mix(c, y, h)
-    z, a, h = _mix(z, a, h)
-    b, y, h = _mix(b, y, h)
-    z, c, h = _mix(z, c, h)
+    a, b, h = mix(a, b, h)
+    c, y, h = mix(c, y, h)
+    z, a, h = mix(z, a, h)
+    b, y, h = mix(b, y, h)
+    z, c, h = mix(z, c, h)
     return h
 
 
@@ -196,11 +196,11 @@ def first_largest(ids: Uint32Array, x: np.uint32, r: np.uint32) -> int:
         a, b, c = x, ids[i], r
         h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
         y, z = np.uint32(231232), np.uint32(1232)
-        a, b, h = _mix(a, b, h)
-        c, y, h = _mix(c, y, h)
-        z, a, h = _mix(z, a, h)
-        b, y, h = _mix(b, y, h)
-        z, c, h = _mix(z, c, h)
+        a, b, h = mix(a, b, h)
+        c, y, h = mix(c, y, h)
+        z, a, h = mix(z, a, h)
+        b, y, h = mix(b, y, h)
+        z, c, h = mix(z, c, h)
         best = max(best, np.uint32(np.uint32(h << np.uint32(16)) | np.uint32(65535 - i)))
     return 65535 - int(best & np.uint32(65535))
 
@@ -212,11 +212,11 @@ def hash_all(ids: Uint32Array, x: np.uint32, r: np.uint32, out: Uint32Array) -> 
         a, b, c = x, ids[i], r
         h = np.uint32(np.uint32(1315423911) ^ a ^ b ^ c)
         y, z = np.uint32(231232), np.uint32(1232)
-        a, b, h = _mix(a, b, h)
-        c, y, h = _mix(c, y, h)
-        z, a, h = _mix(z, a, h)
-        b, y, h = _mix(b, y, h)
-        z, c, h = _mix(z, c, h)
+        a, b, h = mix(a, b, h)
+        c, y, h = mix(c, y, h)
+        z, a, h = mix(z, a, h)
+        b, y, h = mix(b, y, h)
+        z, c, h = mix(z, c, h)
         out[i] = h & np.uint32(65535)
 
 
@@ -292,26 +292,26 @@ def _largest_of_many(
             h1 = np.uint32(np.uint32(1315423911) ^ x_ ^ b1 ^ r_)
             h2 = np.uint32(np.uint32(1315423911) ^ x_ ^ b2 ^ r_)
             h3 = np.uint32(np.uint32(1315423911) ^ x_ ^ b3 ^ r_)
-            a0, b0, h0 = _mix(x_, b0, h0)
-            a1, b1, h1 = _mix(x_, b1, h1)
-            a2, b2, h2 = _mix(x_, b2, h2)
-            a3, b3, h3 = _mix(x_, b3, h3)
-            c0, y0, h0 = _mix(r_, y, h0)
-            c1, y1, h1 = _mix(r_, y, h1)
-            c2, y2, h2 = _mix(r_, y, h2)
-            c3, y3, h3 = _mix(r_, y, h3)
-            z0, a0, h0 = _mix(z, a0, h0)
-            z1, a1, h1 = _mix(z, a1, h1)
-            z2, a2, h2 = _mix(z, a2, h2)
-            z3, a3, h3 = _mix(z, a3, h3)
-            b0, y0, h0 = _mix(b0, y0, h0)
-            b1, y1, h1 = _mix(b1, y1, h1)
-            b2, y2, h2 = _mix(b2, y2, h2)
-            b3, y3, h3 = _mix(b3, y3, h3)
-            z0, c0, h0 = _mix(z0, c0, h0)
-            z1, c1, h1 = _mix(z1, c1, h1)
-            z2, c2, h2 = _mix(z2, c2, h2)
-            z3, c3, h3 = _mix(z3, c3, h3)
+            a0, b0, h0 = mix(x_, b0, h0)
+            a1, b1, h1 = mix(x_, b1, h1)
+            a2, b2, h2 = mix(x_, b2, h2)
+            a3, b3, h3 = mix(x_, b3, h3)
+            c0, y0, h0 = mix(r_, y, h0)
+            c1, y1, h1 = mix(r_, y, h1)
+            c2, y2, h2 = mix(r_, y, h2)
+            c3, y3, h3 = mix(r_, y, h3)
+            z0, a0, h0 = mix(z, a0, h0)
+            z1, a1, h1 = mix(z, a1, h1)
+            z2, a2, h2 = mix(z, a2, h2)
+            z3, a3, h3 = mix(z, a3, h3)
+            b0, y0, h0 = mix(b0, y0, h0)
+            b1, y1, h1 = mix(b1, y1, h1)
+            b2, y2, h2 = mix(b2, y2, h2)
+            b3, y3, h3 = mix(b3, y3, h3)
+            z0, c0, h0 = mix(z0, c0, h0)
+            z1, c1, h1 = mix(z1, c1, h1)
+            z2, c2, h2 = mix(z2, c2, h2)
+            z3, c3, h3 = mix(z3, c3, h3)
             # The half above, the reversed position below: a plain maximum keeps the first.
             w0 = np.uint32(np.uint32(h0 << np.uint32(16)) | np.uint32(np.uint32(65535) - p0))
             w1 = np.uint32(np.uint32(h1 << np.uint32(16)) | np.uint32(np.uint32(65535) - p1))
