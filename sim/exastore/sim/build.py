@@ -47,7 +47,6 @@ from exastore.sim.state import (
 from exastore.sim.units import YEAR_S
 from exastore.sim.user import priority_address
 
-
 #: Devices of a range: their counts and the ends of their lists fit a second-level cache.
 _RANGE_BITS = 12
 #: Slots that are sorted at a time: so many for each device, at least so many.
@@ -114,16 +113,18 @@ def _part_slots(
         for index in range(pg_devices.shape[1]):
             if pg_devices[pg, index] >= 0:
                 ends[pg_devices[pg, index] >> _RANGE_BITS] += 1
-    before = 0
+    before = np.int64(0)
     for value in range(len(ends)):
-        before, ends[value] = before + ends[value], before
+        count_of = ends[value]
+        ends[value] = before
+        before += count_of
     for pg in range(pg_devices.shape[0]):
         for index in range(pg_devices.shape[1]):
             device = np.int64(pg_devices[pg, index])
             if device >= 0:
-                value = device >> _RANGE_BITS
-                pairs[ends[value]] = (device << 32) | ((first_pg + pg) << shift) | index
-                ends[value] += 1
+                place = device >> _RANGE_BITS
+                pairs[ends[place]] = (device << 32) | ((first_pg + pg) << shift) | index
+                ends[place] += 1
 
 
 @njit

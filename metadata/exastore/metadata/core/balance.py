@@ -22,7 +22,6 @@ from exastore.metadata.core.topology import (
     Topology,
 )
 
-
 #: Whether a row had a domain before is asked of a table of its last bits, which a first-level cache
 #: holds: of 14 domains two have them in common in 2 % of the rows.
 SEEN_BITS = 12
@@ -119,7 +118,7 @@ def _row_breaks_limit(row: Int32Array, domains: Int32Array, most: int) -> bool:
 def _violations(
     rows: Int32Array, domain_of_device: Int32Array, most: int, out: NDArray[np.bool_]
 ) -> None:
-    """Rows in which no two devices have a domain of the same last bits break nothing: nearly all."""
+    """Most rows have no two domains with the same last bits, and then break nothing."""
     domains = np.empty(rows.shape[1], np.int32)
     last_row = np.full(1 << SEEN_BITS, -1, np.int32)
     for p in range(rows.shape[0]):

@@ -29,7 +29,7 @@ from exastore.metadata.core.balance import SEEN_BITS, row_violations
 from exastore.metadata.core.columns import BoolArray, PlacementColumns
 from exastore.metadata.core.errors import ImpossibleRule, PolicyBrokeRule
 from exastore.metadata.core.placement import all_up, choose_replacement, place_with_columns
-from exastore.metadata.core.straw2 import Uint32Array, hash2, mix, wide_vectors
+from exastore.metadata.core.straw2 import Uint32Array, mix, wide_vectors
 from exastore.metadata.core.topology import (
     NO_DEVICE,
     DeviceState,
@@ -221,7 +221,7 @@ def _largest_remainders(below: Float64Array, most: int, seed: int) -> BoolArray:
 
 @njit
 def _hash_places(seed: np.uint32, first: int, out: Uint32Array) -> None:
-    """out[j] = hash2(first + j, seed): its body, so that the loop becomes vector code (15 times)."""
+    """out[j] = hash2(first + j, seed): its body, for vector code, which takes a fifteenth."""
     wide_vectors()
     for j in range(len(out)):
         a, b = np.uint32(first + j), seed
@@ -242,16 +242,18 @@ def _part(seed: np.uint32, shift: int, deck: Int32Array, ends: Int64Array, pairs
         _hash_places(seed, begin, words[:count])
         for j in range(count):
             ends[np.int64(words[j]) >> shift] += 1
-    before = 0
+    before = np.int64(0)
     for value in range(len(ends)):
-        before, ends[value] = before + ends[value], before
+        count_of = ends[value]
+        ends[value] = before
+        before += count_of
     for begin in range(0, len(deck), _HASH_BLOCK):
         count = min(_HASH_BLOCK, len(deck) - begin)
         _hash_places(seed, begin, words[:count])
         for j in range(count):
-            value = np.int64(words[j]) >> shift
-            pairs[ends[value]] = (np.int64(words[j]) << _CARD_BITS) | deck[begin + j]
-            ends[value] += 1
+            part = np.int64(words[j]) >> shift
+            pairs[ends[part]] = (np.int64(words[j]) << _CARD_BITS) | deck[begin + j]
+            ends[part] += 1
 
 
 @njit
@@ -261,9 +263,11 @@ def _sort_part(shift: int, pairs: Words, room: Words, places: Int64Array, deck: 
     places[:] = 0
     for pair in pairs:
         places[(pair >> shift) & mask] += 1
-    before = 0
+    before = np.int64(0)
     for value in range(len(places)):
-        before, places[value] = before + places[value], before
+        count_of = places[value]
+        places[value] = before
+        before += count_of
     for pair in pairs:
         value = (pair >> shift) & mask
         room[places[value]] = pair
