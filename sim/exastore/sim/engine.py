@@ -73,6 +73,7 @@ from exastore.sim.incidents import befall, push_incident
 from exastore.sim.latent import meet_errors, onset_s
 from exastore.sim.limits import spare_at_s, wait_or_put_off
 from exastore.sim.physics import DOMAIN_BITS, Physics, age_at_start_s, life_s
+from exastore.sim.prefetch import prefetch, prefetch_list, prefetch_rebuilt
 from exastore.sim.rebuild import (
     DEVICE_DETECTED,
     DEVICE_FAILED,
@@ -232,6 +233,8 @@ def _node_down(
         for device in range(first, end):
             if state.devices[device].dead != 2:
                 state.device_state[device] = DOWN
+            if device + 1 < end:
+                prefetch_list(state, device + 1)
             if state.devices[device].dead == 0:
                 runs = state.slots[device, : state.devices[device].slot_count]
                 most = max(most, hide_runs(model, state, runs))
@@ -302,6 +305,8 @@ def _node_up(
     for device in range(first, end):
         if state.devices[device].dead != 2:
             state.device_state[device] = UP
+        if device + 1 < end:
+            prefetch_list(state, device + 1)
         if state.devices[device].dead == 0:
             runs = state.slots[device, : state.devices[device].slot_count]
             show_runs(model, state, runs)
@@ -357,6 +362,19 @@ def _log(state: State, now: float, code: int) -> None:
         state.log[logged].time_s = now
         state.log[logged].code = code
         state.counter[LOG_COUNT] = logged + 1
+
+
+@inner_njit
+def _prefetch_next(state: State) -> None:
+    """Asks for the memory of the next event, and of those of which one comes after it."""
+    size = state.counter[NEAR_SIZE]
+    if size > 0 and state.near[0].code >> ENTITY_BITS == REBUILT:
+        prefetch_rebuilt(state, state.near[0].code & ((1 << ENTITY_BITS) - 1))
+    for child in range(1, min(size, 5)):
+        device = state.near[child].code & ((1 << ENTITY_BITS) - 1)
+        if state.near[child].code >> ENTITY_BITS == REBUILT:
+            prefetch(state.devices, device)
+            prefetch(state.device_state, device)
 
 
 @njit
@@ -423,6 +441,7 @@ def run_until(
         if lacks_room(model, state):
             return NEEDS_ROOM
         now, event = pop_event(state)
+        _prefetch_next(state)
         advance(model, state, now)
         _log(state, now, event)
         kind, entity = event >> ENTITY_BITS, event & ((1 << ENTITY_BITS) - 1)

@@ -36,6 +36,7 @@ from exastore.sim.accounts import (
 from exastore.sim.degraded import find
 from exastore.sim.heap import event_code, push_near, sort_rows
 from exastore.sim.links import count_links, links_rate
+from exastore.sim.prefetch import PLANS_AHEAD, prefetch_cell, prefetch_plan
 from exastore.sim.state import (
     CHOICES,
     CHUNK_RUNS_REBUILT,
@@ -351,13 +352,18 @@ def plan_waiting(
             draw = state.counter[CHOICES]
             state.counter[CHOICES] = draw + 1
             seed = bits64(key, wide(STREAM_REPLACEMENT), slot, draw) >> np.uint64(32)
-            draws[DRAW_PG, count] = slot >> model.shift
+            pg = slot >> model.shift
+            prefetch_cell(state.pg_devices, pg, 0)
+            prefetch_cell(state.pg_devices, pg, state.pg_devices.shape[1] - 1)
+            draws[DRAW_PG, count] = pg
             draws[DRAW_SLOT, count] = slot & ((1 << model.shift) - 1)
             draws[DRAW_SEED, count] = np.uint32(seed)
             draws[DRAW_ROWS, count] = run
             count += 1
         draw_replacements(columns, count, draws)
         for at in range(count):
+            if at + PLANS_AHEAD < count:
+                prefetch_plan(columns, state, at + PLANS_AHEAD)
             run, index = wide(draws[DRAW_ROWS, at]), wide(draws[DRAW_SLOT, at])
             row = state.pg_devices[draws[DRAW_PG, at]]
             row[index] = NONE
