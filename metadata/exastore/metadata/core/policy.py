@@ -200,13 +200,13 @@ def _deck(columns: PlacementColumns, device_state: Uint8Array, size: int, seed: 
     if left == len(weight):
         count += 1
     elif left:
-        count[_largest_remainders(count - share, left, seed)] += 1
+        count[largest_remainders(count - share, left, seed)] += 1
     deck = np.repeat(np.arange(len(weight), dtype=np.int32), count)
-    _shuffle(np.uint32((seed ^ 0x5EED) & 0xFFFFFFFF), deck)
+    shuffle(np.uint32((seed ^ 0x5EED) & 0xFFFFFFFF), deck)
     return deck
 
 
-def _largest_remainders(below: Float64Array, most: int, seed: int) -> BoolArray:
+def largest_remainders(below: Float64Array, most: int, seed: int) -> BoolArray:
     """The `most` lowest of `below`; equal ones in the order of hashes of their places."""
     last = np.partition(below, most - 1)[most - 1]
     chosen: BoolArray = below < last
@@ -295,7 +295,7 @@ def _sort_parts(shift: int, ends: Int64Array, pairs: Words, deck: Int32Array) ->
         begin = end
 
 
-def _shuffle(seed: np.uint32, deck: Int32Array) -> None:
+def shuffle(seed: np.uint32, deck: Int32Array) -> None:
     """Puts the cards into the order of the hashes of their places; equal ones keep theirs.
 
     Decks do not fit the caches, so they are parted once into parts that do: 13 ns for each of
