@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +23,12 @@ import numpy as np
 import psutil
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
-from tests.support.postgres_server import PostgresServer
 
 from exastore.gateway.batched_channel import BatchedChannel
 from exastore.metadata.kv.sqlite import SqliteEngine
 from exastore.metadata.namespace import buckets, listing, objects, rows
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
+from exastore.proto.links import BulkDialer, ChunkTransport
 from exastore.proto.v1 import common_pb2, metadata_pb2, metadata_pb2_grpc
 
 pb = metadata_pb2
@@ -213,34 +213,40 @@ def test_list_over_grpc(
     """Target: 30,000 keys/s, as fast for 10 M keys as for 10 k."""
     count = _few(benchmark, min(key_count, LISTED_KEY_COUNT))
     with (
-        _served(f"sqlite://{filled(_few(benchmark, key_count))}", tmp_path) as address,
+        served(f"sqlite://{filled(_few(benchmark, key_count))}", tmp_path) as address,
         asyncio.Runner() as run,
     ):
-        channels = run.run(_open(address))
+        channels = run.run(open_channels(address))
         stub: Any = metadata_pb2_grpc.MetadataServiceStub(channels[0])
 
         def work() -> None:
             run.run(_list_all(lambda request: stub.ListObjects(request), count))
 
         _run(benchmark, "list-over-grpc", count, "keys_per_s", work)
-        run.run(_close(channels))
+        run.run(close_channels(channels))
 
 
-@pytest.mark.parametrize("transport", ["batched", "unary"])
+@pytest.mark.parametrize("transport", ["local", "batched", "unary"])
 @pytest.mark.parametrize("method", ["CommitObject", "GetObject"])
 def test_calls_of_64_clients(
     benchmark: BenchmarkFixture, tmp_path: Path, method: str, transport: str
 ) -> None:
     """Targets: 4,000 durable commits/s, 6,000 look-ups/s.
 
-    Gateways send their calls batched; unary calls are what a client without that pays.
+    Gateways send their calls in frames on a socket; batched over gRPC where there is none; unary
+    calls are what a client without either pays.
     """
     count = _few(benchmark, CALL_COUNT)
     rng = np.random.default_rng(3)
-    with _served(f"sqlite://{tmp_path}/meta.db", tmp_path) as address, asyncio.Runner() as runner:
-        channels = runner.run(_open(address))
-        runner.run(_form(channels[0]))
-        call = BatchedCaller(channels) if transport == "batched" else UnaryCaller(channels)
+    with served(f"sqlite://{tmp_path}/meta.db", tmp_path) as address, asyncio.Runner() as runner:
+        channels = runner.run(open_channels(address))
+        runner.run(form(channels[0]))
+        call: UnaryCaller | BatchedCaller
+        if transport == "unary":
+            call = UnaryCaller(channels)
+        else:
+            kind = ChunkTransport.GRPC if transport == "batched" else ChunkTransport.LOCAL
+            call = BatchedCaller(address, channels, kind)
         server = psutil.Process(json.loads((tmp_path / "ready.json").read_text())["pid"])
         known: list[metadata_pb2.Object] = []
 
@@ -270,49 +276,7 @@ def test_calls_of_64_clients(
         cpu_s = after.user + after.system - before.user - before.system
         benchmark.extra_info["server_cpu_us_per_call"] = round(1e6 * cpu_s / (ROUNDS * count), 1)
         runner.run(call.close())
-        runner.run(_close(channels))
-
-
-@pytest.mark.parametrize("server_count", [1, 2])
-@pytest.mark.parametrize("method", ["CommitObject", "GetObject"])
-def test_calls_to_servers_over_one_postgresql(
-    benchmark: BenchmarkFixture, tmp_path: Path, method: str, server_count: int
-) -> None:
-    """Target: two metadata servers serve more than one. Servers, clients and PostgreSQL share
-    the machine."""
-    count = _few(benchmark, CALL_COUNT)
-    rng = np.random.default_rng(3)
-    with (
-        PostgresServer(fsync=True) as postgres,
-        ExitStack() as stack,
-        asyncio.Runner() as runner,
-    ):
-        addresses: list[str] = []
-        for number in range(server_count):
-            folder = tmp_path / f"server-{number}"
-            folder.mkdir()
-            addresses.append(stack.enter_context(_served(postgres.url(), folder)))
-        channels = [channel for address in addresses for channel in runner.run(_open(address))]
-        runner.run(_form(channels[0]))
-        call = BatchedCaller(channels)
-        known = [
-            object_of(number, f"{rng.bytes(4).hex()}/{number:012d}.jpg", rng)
-            for number in range(ROUNDS * count)
-        ]
-        commits = [pb.CommitObjectRequest(object=item).SerializeToString() for item in known]
-        rounds = [commits[first : first + count] for first in range(0, len(commits), count)]
-        if method == "GetObject":
-            runner.run(_call_all(call, "CommitObject", rounds[0]))
-            look_up = [pb.GetObjectRequest(bucket=BUCKET, key=item.key) for item in known[:count]]
-            rounds = [[request.SerializeToString() for request in look_up]] * ROUNDS
-        turns = iter(rounds)
-
-        def work() -> None:
-            runner.run(_call_all(call, method, next(turns)))
-
-        _run(benchmark, f"postgresql-{method}", count, "calls_per_s", work)
-        runner.run(call.close())
-        runner.run(_close(channels))
+        runner.run(close_channels(channels))
 
 
 # ---- helpers ----
@@ -398,7 +362,7 @@ async def _commit_all(
 
 
 @contextmanager
-def _served(engine_url: str, folder: Path) -> Generator[str]:
+def served(engine_url: str, folder: Path) -> Generator[str]:
     """A metadata server process over an engine; its address."""
     ready, config = folder / "ready.json", folder / "metadata.toml"
     config.write_text(
@@ -409,7 +373,7 @@ def _served(engine_url: str, folder: Path) -> Generator[str]:
     command = [sys.executable, "-m", "exastore.deploy", "metadata", "run", "--config", str(config)]
     process = subprocess.Popen(command)
     try:
-        deadline_s = time.monotonic() + 60.0
+        deadline_s = time.monotonic() + 180.0
         while not ready.exists():
             assert process.poll() is None, "the server ended"
             assert time.monotonic() < deadline_s, "the server does not start"
@@ -425,17 +389,17 @@ def _address(ready: Path) -> str:
     return address
 
 
-async def _open(address: str) -> list[grpc.aio.Channel]:
+async def open_channels(address: str) -> list[grpc.aio.Channel]:
     options = (*channel_options(METADATA_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1))
     return [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNEL_COUNT)]
 
 
-async def _close(channels: list[grpc.aio.Channel]) -> None:
+async def close_channels(channels: list[grpc.aio.Channel]) -> None:
     for channel in channels:
         await channel.close()
 
 
-async def _form(channel: grpc.aio.Channel) -> None:
+async def form(channel: grpc.aio.Channel) -> None:
     """Let eight nodes join, and make the bucket."""
     stub: Any = metadata_pb2_grpc.MetadataServiceStub(channel)
     for number in range(8):
@@ -467,10 +431,14 @@ class UnaryCaller:
 
 
 class BatchedCaller:
-    """Calls as gateways send them: those that gather, together, on one stream of each channel."""
+    """Calls as gateways send them: on one link for each channel, a socket or a stream of gRPC."""
 
-    def __init__(self, channels: list[grpc.aio.Channel]) -> None:
-        self._batched = [BatchedChannel(channel) for channel in channels]
+    def __init__(
+        self, address: str, channels: list[grpc.aio.Channel], transport: ChunkTransport
+    ) -> None:
+        self._batched = [
+            BatchedChannel(BulkDialer(address, channel, transport)) for channel in channels
+        ]
 
     async def __call__(self, number: int, method: str, request: bytes) -> None:
         batched = self._batched[number % len(self._batched)]

@@ -1,57 +1,54 @@
-"""A channel to a metadata server whose unary calls travel together on one long-lived stream.
+"""A channel to a metadata server whose unary calls travel together, without gRPC where possible.
 
 gRPC in Python takes 0.2 ms of the client and 0.3 ms of the server for a unary call, more than the
-rest of a small PUT. Here a call waits, if at all, while the message before it is being sent, and
-leaves with all that gathered meanwhile.
+rest of a small PUT. Here calls are frames on a socket, or batches on one long-lived stream
+(`call_links.py`, docs/adr/0016-chunks-on-sockets.md).
 
 Theory of operation: generated stubs are made over this channel as over any; each unary method
-becomes a call on the stream. One task sends, one receives. When the stream breaks, every call on it
-fails with UNAVAILABLE, and the next call opens a new one. A server without BatchService is called
-in the plain way, until a call fails without a reason: then another process may be at its address.
+becomes a call on the link. The first call opens it; calls wait meanwhile. When it breaks, every
+call on it fails with UNAVAILABLE, and the next call opens a new one. A server without the port is
+asked over the stream, one without BatchService in the plain way.
 
 Law: a call fails with the status and reason that the plain one would fail with.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import grpc
 
-from exastore.gateway.metadata_errors import REASON_KEY, reason_of
-from exastore.proto.v1 import batch_pb2, batch_pb2_grpc
+from exastore.gateway.call_links import Answer, CallLink, SocketCalls, StreamCalls, TooLarge
+from exastore.gateway.metadata_errors import REASON_KEY
+from exastore.proto.links import BulkDialer, NodeUnreachable
 
-#: Calls are cut into messages of about this size.
-_BATCH_BYTES = 1 << 20
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 Serialize = Callable[[Any], bytes]
-Parse = Callable[[bytes], Any]
+Parse = Callable[[Any], Any]
 
 
-class _NoBatches(Exception):
-    """The server has no BatchService."""
+class _Result(NamedTuple):
+    answer: Answer
+    response: bytes | memoryview
 
 
 class BatchedChannel:
-    """Stands in for `channel` where a stub of MetadataService is made."""
+    """Stands in for the dialer's channel where a stub of MetadataService is made."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
-        self._stub: batch_pb2_grpc.BatchServiceAsyncStub = batch_pb2_grpc.BatchServiceStub(channel)
-        self._call: grpc.aio.StreamStreamCall[batch_pb2.CallBatch, batch_pb2.AnswerBatch] | None
-        self._call = None
-        self._tasks: list[asyncio.Task[None]] = []
-        #: Calls that wait to be sent.
-        self._outbox: list[batch_pb2.BatchedCall] = []
-        self._news = asyncio.Event()
+    def __init__(self, dialer: BulkDialer) -> None:
+        self._dialer = dialer
+        self._link: CallLink | None = None
+        self._opening: asyncio.Task[None] | None = None
+        #: Calls that wait for the link, by id: method and request.
+        self._waiting: dict[int, tuple[str, bytes]] = {}
         #: Calls sent or waiting, and not answered.
-        self._pending: dict[int, asyncio.Future[batch_pb2.BatchedAnswer]] = {}
+        self._pending: dict[int, asyncio.Future[_Result]] = {}
         self._next_id = 0
-        #: Answers received so far; tells a slow call from a dead stream.
+        #: Answers received so far; tells a slow call from a dead link.
         self._answer_count = 0
-        #: False while the server is one that proved to have no BatchService.
+        #: False once the server proved to have no BatchService.
         self._is_supported = True
 
     def unary_unary(
@@ -59,45 +56,42 @@ class BatchedChannel:
     ) -> Callable[..., Coroutine[Any, Any, Any]]:
         """A method of the stub."""
         name = method.rpartition("/")[2]
-        plain: Any = self._channel.unary_unary(
+        plain: Any = self._dialer.channel.unary_unary(
             method, request_serializer, response_deserializer, **more
         )
 
         async def call(request: Any, timeout: float) -> Any:
             if self._is_supported:
-                with contextlib.suppress(_NoBatches):
-                    answer = await self._exchange(name, request_serializer(request), timeout)
-                    return response_deserializer(_response(answer))
-            try:
-                return await plain(request, timeout=timeout)
-            except grpc.aio.AioRpcError as error:
-                self._is_supported = not reason_of(error)
-                raise
+                result = await self._exchange(name, request_serializer(request), timeout)
+                if self._is_supported:
+                    return response_deserializer(_response(result))
+            return await plain(request, timeout=timeout)
 
         return call
 
     def unary_stream(self, method: str, *arguments: Any, **more: Any) -> Any:
         """A method of the stub; streams are streams already."""
-        return self._channel.unary_stream(method, *arguments, **more)
+        return self._dialer.channel.unary_stream(method, *arguments, **more)
 
     async def close(self) -> None:
         """Fail what is under way."""
-        tasks = list(self._tasks)
-        self._fail(self._call, grpc.StatusCode.CANCELLED, "closed")
-        await asyncio.gather(*tasks, return_exceptions=True)
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        self._fail(grpc.StatusCode.CANCELLED, "closed")
 
-    async def _exchange(
-        self, method: str, request: bytes, timeout_s: float
-    ) -> batch_pb2.BatchedAnswer:
-        if self._call is None:
-            self._open()
+    async def _exchange(self, method: str, request: bytes, timeout_s: float) -> _Result:
         self._next_id += 1
         call_id = self._next_id
-        future: asyncio.Future[batch_pb2.BatchedAnswer]
-        future = asyncio.get_running_loop().create_future()
+        if self._link is not None:
+            self._send(self._link, call_id, method, request)
+        else:
+            self._waiting[call_id] = method, request
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._pending[call_id] = future
-        self._outbox.append(batch_pb2.BatchedCall(call_id=call_id, method=method, request=request))
-        self._news.set()
         answer_count = self._answer_count
         try:
             async with asyncio.timeout(timeout_s):
@@ -106,93 +100,82 @@ class BatchedChannel:
             status, why = grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {timeout_s:g} s"
             if self._answer_count == answer_count:
                 # Not one answer all the while: the server hangs or is cut off.
-                self._fail(self._call, status, why)
+                self._fail(status, why)
             raise _error(status, why) from None
         finally:
             self._pending.pop(call_id, None)
+            was_waiting = self._waiting.pop(call_id, None) is not None
+            is_given_up = not future.done() or future.cancelled()
+            if is_given_up and not was_waiting and self._link is not None:
+                self._link.forget(call_id)
 
-    def _open(self) -> None:
-        call = self._stub.Exchange()
-        self._call = call
-        self._outbox = []
-        self._news = asyncio.Event()
-        self._tasks = [
-            asyncio.create_task(self._send(call)),
-            asyncio.create_task(self._receive(call)),
-        ]
-
-    async def _send(
-        self, call: "grpc.aio.StreamStreamCall[batch_pb2.CallBatch, batch_pb2.AnswerBatch]"
-    ) -> None:
+    async def _open(self) -> None:
         try:
-            while True:
-                await self._news.wait()
-                self._news.clear()
-                while batch := self._taken():
-                    await call.write(batch_pb2.CallBatch(calls=batch))
-        except grpc.aio.AioRpcError as error:
-            self._fail(call, error.code(), error.details() or "")
-        except asyncio.InvalidStateError as error:
-            self._fail(call, grpc.StatusCode.UNAVAILABLE, str(error))
-
-    def _taken(self) -> list[batch_pb2.BatchedCall]:
-        """What waits to be sent and was not given up, up to the size of a message."""
-        size_bytes = count = 0
-        for waiting in self._outbox:
-            size_bytes += len(waiting.request)
-            count += 1
-            if size_bytes >= _BATCH_BYTES:
-                break
-        taken = [waiting for waiting in self._outbox[:count] if waiting.call_id in self._pending]
-        del self._outbox[:count]
-        return taken if taken or not self._outbox else self._taken()
-
-    async def _receive(
-        self, call: "grpc.aio.StreamStreamCall[batch_pb2.CallBatch, batch_pb2.AnswerBatch]"
-    ) -> None:
-        try:
-            async for batch in call:
-                for answer in batch.answers:
-                    self._answer_count += 1
-                    future = self._pending.get(answer.call_id)
-                    if future is not None and not future.done():
-                        future.set_result(answer)
-            self._fail(call, grpc.StatusCode.UNAVAILABLE, "the server closed the stream")
-        except grpc.aio.AioRpcError as error:
-            self._fail(call, error.code(), error.details() or "")
-
-    def _fail(
-        self,
-        call: "grpc.aio.StreamStreamCall[batch_pb2.CallBatch, batch_pb2.AnswerBatch] | None",
-        status: grpc.StatusCode,
-        why: str,
-    ) -> None:
-        """Fail what is pending; the next call opens a new stream."""
-        if call is None or call is not self._call:
+            link = await self._opened()
+        except NodeUnreachable as error:
+            self._opening = None
+            self._fail(grpc.StatusCode.UNAVAILABLE, str(error))
             return
-        self._call = None
-        call.cancel()
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.cancel()
-        self._tasks = []
+        self._opening = None
+        self._link = link
+        waiting, self._waiting = self._waiting, {}
+        for call_id, (method, request) in waiting.items():
+            future = self._pending[call_id]
+            if future.done():  # given up, or failed by another's time-out
+                continue
+            try:
+                self._send(link, call_id, method, request)
+            except grpc.aio.AioRpcError as error:
+                future.set_exception(error)
+
+    async def _opened(self) -> CallLink:
+        server = await self._dialer.described()
+        if server is not None:
+            link = await self._dialer.dialled(
+                server, partial(SocketCalls, self._deliver, self._lost)
+            )
+            if link is not None:
+                return link
+        return StreamCalls(self._dialer.channel, self._deliver, self._lost)
+
+    def _send(self, link: CallLink, call_id: int, method: str, request: bytes) -> None:
+        try:
+            link.send(call_id, method, request)
+        except TooLarge as error:
+            raise _error(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
+
+    def _deliver(self, answer: Answer, response: bytes | memoryview) -> None:
+        self._answer_count += 1
+        future = self._pending.get(answer.call_id)
+        if future is not None and not future.done():
+            future.set_result(_Result(answer, response))
+
+    def _lost(self, status: grpc.StatusCode, why: str) -> None:
+        self._link = None
+        self._fail(status, why)
+
+    def _fail(self, status: grpc.StatusCode, why: str) -> None:
+        """Fail what is pending; the next call opens a new link."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
         self._is_supported = status is not grpc.StatusCode.UNIMPLEMENTED
         for future in self._pending.values():
             if future.done():
                 continue
             if self._is_supported:
-                # A stream breaks for many reasons; each call may be sent again.
+                # A link breaks for many reasons; each call may be sent again.
                 future.set_exception(_error(grpc.StatusCode.UNAVAILABLE, why))
             else:
-                future.set_exception(_NoBatches())
+                future.set_result(_Result(Answer(), b""))
 
 
-def _response(answer: batch_pb2.BatchedAnswer) -> bytes:
+def _response(result: _Result) -> bytes | memoryview:
+    answer = result.answer
     if answer.code:
         status = _STATUS.get(answer.code, grpc.StatusCode.UNKNOWN)
         raise _error(status, answer.detail, answer.reason)
-    return answer.response
+    return result.response
 
 
 def _error(status: grpc.StatusCode, details: str, reason: str = "") -> grpc.aio.AioRpcError:

@@ -64,8 +64,9 @@ class GatewayConfig:
     max_node_in_flight_bytes: int = 64 << 20
     """The most bytes of chunks under way to or from one storage node, per direction."""
     chunk_transport: str = "local"
-    """How chunks reach storage nodes: "local" (a Unix socket where the node is on this machine,
-    else TCP), "tcp", or "grpc" alone. What cannot be had falls back to gRPC."""
+    """How chunks reach storage nodes, and calls metadata servers: "local" (a Unix socket where the
+    other is on this machine, else TCP), "tcp", or "grpc" alone. What cannot be had falls back to
+    gRPC."""
     chunk_timeout_s: float = 15.0
     """How long a storage node may take to write or read one chunk, in seconds."""
     straggler_wait_s: float = 5.0

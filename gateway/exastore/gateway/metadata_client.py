@@ -17,6 +17,7 @@ from exastore.gateway.errors import MetadataUnavailable, RequestError
 from exastore.gateway.metadata_errors import error_of, is_retried
 from exastore.metadata.core.clock import Clock
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, channel_options
+from exastore.proto.links import BulkDialer, ChunkTransport
 from exastore.proto.v1 import (
     access_pb2_grpc,
     acl_pb2,
@@ -54,7 +55,11 @@ class MetadataClient:
             grpc.aio.insecure_channel(address, options=channel_options(METADATA_MESSAGE_BYTES))
             for address in config.metadata
         ]
-        self._batched = [BatchedChannel(channel) for channel in self._channels]
+        transport = ChunkTransport(config.chunk_transport)
+        self._batched = [
+            BatchedChannel(BulkDialer(address, channel, transport))
+            for address, channel in zip(config.metadata, self._channels, strict=True)
+        ]
         self._stubs: list[Stub] = [
             metadata_pb2_grpc.MetadataServiceStub(cast(grpc.aio.Channel, channel))
             for channel in self._batched

@@ -1,4 +1,4 @@
-"""Frames that carry chunks between gateways and storage nodes without gRPC. Pure: no sockets.
+"""Frames that carry chunks, and calls of metadata servers, without gRPC. Pure: no sockets.
 
     offset  bytes  field
     0       2      magic, "xb"
@@ -7,7 +7,7 @@
     4       4      length of the header
     8       4      length of the data
     12      h      header: a message of protobuf, a request id or a secret, by the kind
-    12+h    d      data: the chunk
+    12+h    d      data: the chunk, or the message of a call
 
 Integers are little-endian. The header of a chunk is the message of `storage.proto` without its
 `data`, so both ways of the chunks carry the same fields; its CRC-32C covers the data end to end.
@@ -49,7 +49,9 @@ class FrameKind(IntEnum):
     WRITTEN = 4  # WriteChunkResponse
     READ = 5  # ReadChunkRequest
     CHUNK = 6  # ReadChunkResponse, the chunk
-    CANCEL = 7  # request id of a read whose answer nobody waits for any more
+    CANCEL = 7  # request id of a read or call whose answer nobody waits for any more
+    CALL = 8  # BatchedCall without its request, the request
+    ANSWER = 9  # BatchedAnswer without its response, the response
 
 
 class BadFrame(Exception):
@@ -64,13 +66,15 @@ class Frame(NamedTuple):
     data: memoryview
 
 
-def head_of(kind: FrameKind, header: bytes, data_bytes: int = 0) -> bytes:
+def head_of(
+    kind: FrameKind, header: bytes, data_bytes: int = 0, *, max_data_bytes: int = MAX_DATA_BYTES
+) -> bytes:
     """What stands before the data.
 
     Raises:
         BadFrame: The frame would be too large for the other side.
     """
-    if len(header) > MAX_HEADER_BYTES or data_bytes > MAX_DATA_BYTES:
+    if len(header) > MAX_HEADER_BYTES or data_bytes > max_data_bytes:
         raise BadFrame(f"a frame of {len(header)} and {data_bytes} bytes is too large")
     return PREFIX.pack(MAGIC, kind, 0, len(header), data_bytes) + header
 

@@ -13,13 +13,15 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from exastore.proto.bulk_frames import (
+    MAX_DATA_BYTES,
     REQUEST_ID,
     VERSION,
     BadFrame,
@@ -93,8 +95,8 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeLinks:
-    """Opens links to one node."""
+class BulkDialer:
+    """Finds the bulk port of one server and connects to it."""
 
     address: str
     channel: grpc.aio.Channel
@@ -104,29 +106,7 @@ class NodeLinks:
     on_half_sent: Callable[[], None] = _nothing
     cut_bytes: int = 0
 
-    async def open(self, call: Call, deliver: Deliver, lost: Lost) -> Link:
-        """The best link there is.
-
-        Raises:
-            NodeUnreachable: There is none.
-        """
-        node = await self._described()
-        if node is not None:
-            link = await self._dialled(node, deliver, lost)
-            if link is not None:
-                return link
-        return GrpcLink(self.channel, call, deliver, lost, is_makeshift=node is not None)
-
-    async def open_socket(self, call: Call, deliver: Deliver, lost: Lost) -> Link | None:
-        """A link over a socket; None: gRPC has to do.
-
-        Raises:
-            NodeUnreachable: The node does not answer.
-        """
-        node = await self._described()
-        return None if node is None else await self._dialled(node, deliver, lost)
-
-    async def _described(self) -> bulk_pb2.DescribeBulkResponse | None:
+    async def described(self) -> bulk_pb2.DescribeBulkResponse | None:
         """Where the node's port is; None: it has none that we may use. Raises NodeUnreachable."""
         if self.transport is ChunkTransport.GRPC:
             return None
@@ -141,15 +121,14 @@ class NodeLinks:
             return None
         return node
 
-    async def _dialled(
-        self, node: bulk_pb2.DescribeBulkResponse, deliver: Deliver, lost: Lost
-    ) -> "BulkLink | None":
+    async def dialled(
+        self, node: bulk_pb2.DescribeBulkResponse, make: "Make[AnyFrameLink]"
+    ) -> "AnyFrameLink | None":
+        """A link to the port that was described; None: it cannot be reached, or is another's."""
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 connected = await self._connect(node)
-                link = BulkLink(
-                    connected, node, deliver, lost, self.stall_s, self.on_half_sent, self.cut_bytes
-                )
+                link = make(connected, node, self.stall_s, self.on_half_sent, self.cut_bytes)
                 try:
                     await link.welcomed
                 except BaseException:
@@ -175,6 +154,33 @@ class NodeLinks:
         raise failure or OSError(f"{host} has no address")
 
 
+@dataclass(frozen=True, slots=True)
+class NodeLinks(BulkDialer):
+    """Opens links to one node."""
+
+    async def open(self, call: Call, deliver: Deliver, lost: Lost) -> Link:
+        """The best link there is.
+
+        Raises:
+            NodeUnreachable: There is none.
+        """
+        node = await self.described()
+        if node is not None:
+            link = await self.dialled(node, partial(BulkLink, deliver, lost))
+            if link is not None:
+                return link
+        return GrpcLink(self.channel, call, deliver, lost, is_makeshift=node is not None)
+
+    async def open_socket(self, call: Call, deliver: Deliver, lost: Lost) -> Link | None:
+        """A link over a socket; None: gRPC has to do.
+
+        Raises:
+            NodeUnreachable: The node does not answer.
+        """
+        node = await self.described()
+        return None if node is None else await self.dialled(node, partial(BulkLink, deliver, lost))
+
+
 async def _connected(family: int, address: Any) -> socket.socket:
     connected = socket.socket(family, socket.SOCK_STREAM)
     connected.setblocking(False)
@@ -186,8 +192,12 @@ async def _connected(family: int, address: Any) -> socket.socket:
     return connected
 
 
-class BulkLink:
-    """Frames on a socket; see `bulk_frames.py`."""
+class FrameLink:
+    """Frames on a socket (`bulk_frames.py`), whose other end has to prove that it was asked.
+
+    Args:
+        max_data_bytes: Of one frame that comes.
+    """
 
     is_makeshift = False
 
@@ -195,22 +205,19 @@ class BulkLink:
         self,
         connected: socket.socket,
         node: bulk_pb2.DescribeBulkResponse,
-        deliver: Deliver,
-        lost: Lost,
         stall_s: float,
         on_half_sent: Callable[[], None] = _nothing,
         cut_bytes: int = 0,
+        *,
+        max_data_bytes: int = MAX_DATA_BYTES,
     ) -> None:
-        self._deliver = deliver
-        self._lost = lost
         self._node_secret = node.node_secret
         #: Done once the node has proven that it is the one that was asked.
         self.welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        #: Reads sent and not answered.
-        self._reads: set[int] = set()
+        reader = FrameReader(max_data_bytes=max_data_bytes)
         self._socket = BulkSocket(
             connected,
-            FrameReader(),
+            reader,
             on_frame=self._take,
             on_lost=self._end,
             stall_s=stall_s,
@@ -218,6 +225,65 @@ class BulkLink:
             cut_bytes=cut_bytes,
         )
         self._socket.send([head_of(FrameKind.HELLO, node.client_secret)])
+
+    def taken(self, frame: Frame) -> None:
+        """A frame came. Raises BadFrame or DecodeError, which end the link."""
+        raise NotImplementedError
+
+    def ended(self, why: str) -> None:
+        """The link ended, and was not closed by us."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._socket.close()
+        if not self.welcomed.done():
+            self.welcomed.cancel()
+
+    def _take(self, frame: Frame) -> None:
+        if not self.welcomed.done():
+            if frame.kind is not FrameKind.WELCOME or not hmac.compare_digest(
+                frame.header, self._node_secret
+            ):
+                raise BadFrame("another process listens at the node's port")
+            self.welcomed.set_result(None)
+            return
+        try:
+            self.taken(frame)
+        except DecodeError as error:
+            raise BadFrame(f"the header of a frame is damaged: {error}") from None
+
+    def _end(self, why: BadFrame | ConnectionError) -> None:
+        if not self.welcomed.done():
+            self.welcomed.set_exception(why)
+        else:
+            self.ended(str(why))
+
+
+AnyFrameLink = TypeVar("AnyFrameLink", bound=FrameLink)
+#: Makes a link of a connected socket, what the server said of its port, and what the dialer has.
+Make = Callable[
+    [socket.socket, bulk_pb2.DescribeBulkResponse, float, Callable[[], None], int], AnyFrameLink
+]
+
+
+class BulkLink(FrameLink):
+    """Chunks in frames."""
+
+    def __init__(
+        self,
+        deliver: Deliver,
+        lost: Lost,
+        connected: socket.socket,
+        node: bulk_pb2.DescribeBulkResponse,
+        stall_s: float,
+        on_half_sent: Callable[[], None] = _nothing,
+        cut_bytes: int = 0,
+    ) -> None:
+        self._deliver = deliver
+        self._lost = lost
+        #: Reads sent and not answered.
+        self._reads: set[int] = set()
+        super().__init__(connected, node, stall_s, on_half_sent, cut_bytes)
 
     def send(self, request_id: int, request: Request) -> None:
         if isinstance(request, WriteFrame):
@@ -236,36 +302,18 @@ class BulkLink:
             if not was_here:
                 self._socket.send([head_of(FrameKind.CANCEL, REQUEST_ID.pack(request_id))])
 
-    def close(self) -> None:
-        self._socket.close()
-        if not self.welcomed.done():
-            self.welcomed.cancel()
-
-    def _take(self, frame: Frame) -> None:
-        if not self.welcomed.done():
-            if frame.kind is not FrameKind.WELCOME or not hmac.compare_digest(
-                frame.header, self._node_secret
-            ):
-                raise BadFrame("another process listens at the node's port")
-            self.welcomed.set_result(None)
-            return
-        try:
-            if frame.kind is FrameKind.CHUNK:
-                header = storage_pb2.ReadChunkResponse.FromString(frame.header)
-                self._reads.discard(header.request_id)
-                self._deliver(ReadFrame(header, frame.data))
-            elif frame.kind is FrameKind.WRITTEN:
-                self._deliver(storage_pb2.WriteChunkResponse.FromString(frame.header))
-            else:
-                raise BadFrame(f"a node does not send {frame.kind.name}")
-        except DecodeError as error:
-            raise BadFrame(f"the header of a frame is damaged: {error}") from None
-
-    def _end(self, why: BadFrame | ConnectionError) -> None:
-        if not self.welcomed.done():
-            self.welcomed.set_exception(why)
+    def taken(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.CHUNK:
+            header = storage_pb2.ReadChunkResponse.FromString(frame.header)
+            self._reads.discard(header.request_id)
+            self._deliver(ReadFrame(header, frame.data))
+        elif frame.kind is FrameKind.WRITTEN:
+            self._deliver(storage_pb2.WriteChunkResponse.FromString(frame.header))
         else:
-            self._lost(str(why))
+            raise BadFrame(f"a node does not send {frame.kind.name}")
+
+    def ended(self, why: str) -> None:
+        self._lost(why)
 
 
 @dataclass(slots=True)

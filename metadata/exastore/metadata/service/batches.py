@@ -11,7 +11,7 @@ flow control makes the gateway wait.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -30,6 +30,15 @@ _CALL_COUNT_MAX = 1024
 _ANSWER_BYTES = 1 << 20
 
 Call = Callable[[Any], Awaitable[Message]]
+
+
+class Outcome(NamedTuple):
+    """Of a call: its response, or status code, reason and words of its failure."""
+
+    response: bytes
+    code: int = 0
+    reason: str = ""
+    detail: str = ""
 
 
 class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
@@ -61,31 +70,33 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
             await stream.cancel()
 
     async def _answer(self, call: batch_pb2.BatchedCall) -> batch_pb2.BatchedAnswer:
-        method = call.method
+        response, code, reason, detail = await self.outcome(call.method, call.request)
+        return batch_pb2.BatchedAnswer(
+            call_id=call.call_id, response=response, code=code, reason=reason, detail=detail
+        )
+
+    async def outcome(self, method: str, request: bytes | memoryview) -> Outcome:
+        """Serve one call, whichever way it came."""
         begun_s = self._clock.monotonic_s()
-        answer = batch_pb2.BatchedAnswer(call_id=call.call_id)
         found = self._calls.get(method)
         if found is None:
-            answer.code = _code(grpc.StatusCode.UNIMPLEMENTED)
-            answer.detail = f"no unary method is called {method!r}"
-            return answer
+            detail = f"no unary method is called {method!r}"
+            return Outcome(b"", _code(grpc.StatusCode.UNIMPLEMENTED), "", detail)
         parse, run = found
-        result = "ok"
         try:
-            answer.response = (await run(parse(call.request))).SerializeToString()
+            outcome, result = Outcome((await run(parse(request))).SerializeToString()), "ok"
         except DecodeError as error:
-            answer.code, answer.detail = _code(grpc.StatusCode.INVALID_ARGUMENT), str(error)
+            outcome = Outcome(b"", _code(grpc.StatusCode.INVALID_ARGUMENT), "", str(error))
             result = "invalid_argument"
         except Exception as error:
             known = status_and_reason(error)
             if known is None:
                 log.error("%s failed", method, exc_info=error)
                 known = grpc.StatusCode.INTERNAL, "UNSPECIFIED"
-            status, answer.reason = known
-            answer.code, answer.detail = _code(status), str(error)
-            result = answer.reason.lower()
+            status, reason = known
+            outcome, result = Outcome(b"", _code(status), reason, str(error)), reason.lower()
         self._metrics.request(method, result, self._clock.monotonic_s() - begun_s)
-        return answer
+        return outcome
 
 
 class _Stream:

@@ -76,6 +76,9 @@ class MetadataConfig:
 
     address: str = "127.0.0.1:0"
     """host:port to serve at; port 0 takes any free one."""
+    bulk_port: int = 0
+    """Port at the same host that takes gateways' calls without gRPC, which costs less; 0 takes a
+    free one, -1: gRPC alone."""
     engine: str = "memory:"
     """Where metadata is kept: "sqlite:///absolute/path", or "memory:", which forgets."""
     cluster_id: str = "exastore"
@@ -156,6 +159,8 @@ class MetadataConfig:
     """Seconds for which a request's answer is kept after its object was replaced or deleted."""
 
     def __post_init__(self) -> None:
+        if not -1 <= self.bulk_port < 1 << 16:
+            raise ValueError(f"bulk_port: a port, 0 or -1, not {self.bulk_port}")
         n = cluster_code(self.code).n
         if self.domain.upper() not in DomainLevel.__members__:
             names = ", ".join(level.name.lower() for level in DomainLevel)

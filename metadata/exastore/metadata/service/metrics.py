@@ -28,6 +28,17 @@ class MetadataMetrics:
         )
         #: Looking labels up takes longer than counting.
         self._by_call: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._connections = Gauge(
+            "exastore_metadata_bulk_connections",
+            "Connections that carry calls without gRPC.",
+            registry=registry,
+        )
+        self._refusals = Counter(
+            "exastore_metadata_bulk_refusals",
+            "Connections of the bulk port closed for what they sent, or for their number.",
+            ("reason",),
+            registry=registry,
+        )
         self._epoch = Gauge(
             "exastore_metadata_map_epoch", "Epoch of the cluster map; 0: none.", registry=registry
         )
@@ -206,6 +217,14 @@ class MetadataMetrics:
     def healed(self, count: int) -> None:
         """Suspects are as they should be."""
         self._healed.inc(count)
+
+    def connections(self, count: int) -> None:
+        """So many are open at the bulk port."""
+        self._connections.set(count)
+
+    def refused(self, reason: str) -> None:
+        """The bulk port closed a connection."""
+        self._refusals.labels(reason).inc()
 
     def request(self, method: str, result: str, duration_s: float | None) -> None:
         """A call ended."""

@@ -12,7 +12,9 @@ from exastore.metadata.core.clock import Clock
 from exastore.metadata.kv.contract import Engine
 from exastore.metadata.kv.open import open_engine
 from exastore.metadata.service.background import Background
+from exastore.metadata.service.batches import BatchServicer
 from exastore.metadata.service.budgeting import BudgetServicer
+from exastore.metadata.service.call_port import call_port
 from exastore.metadata.service.config import MetadataConfig
 from exastore.metadata.service.core import MetadataService
 from exastore.metadata.service.errors import AddressInUse
@@ -21,7 +23,9 @@ from exastore.metadata.service.metrics import MetadataMetrics
 from exastore.metadata.service.servicer import add_to_server
 from exastore.metadata.service.storage_client import GrpcStorageClient, StorageClient
 from exastore.metadata.service.warm_up import warm_up
+from exastore.proto.bulk_port import BulkPort
 from exastore.proto.channel import METADATA_MESSAGE_BYTES, server_options
+from exastore.proto.v1.bulk_pb2_grpc import add_BulkServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class MetadataServer:
         self._engine: Engine | None = None
         self._service: MetadataService | None = None
         self._server: grpc.aio.Server | None = None
+        self._bulk: BulkPort | None = None
         self._background: Background | None = None
 
     async def start(self) -> str:
@@ -74,7 +79,9 @@ class MetadataServer:
             # Compiling starves the event loop: before the first heartbeat, not after it.
             await asyncio.to_thread(warm_up, self._config)
             self._server = grpc.aio.server(options=server_options(METADATA_MESSAGE_BYTES))
-            add_to_server(service, self._metrics, self._clock, self._server)
+            batches = add_to_server(service, self._metrics, self._clock, self._server)
+            if self._config.bulk_port >= 0:
+                self._bulk = self._opened_port(batches, self._server)
             BudgetServicer(service.budgets).add_to_server(self._server)
             healing = HealingServicer()
             healing.add_to_server(self._server)
@@ -96,15 +103,28 @@ class MetadataServer:
         if self._background is not None:
             await self._background.stop()
             self._background = None
-        if self._server is not None:
-            await self._server.stop(grace_s)
-            self._server = None
+        bulk, server, self._bulk, self._server = self._bulk, self._server, None, None
+        await asyncio.gather(
+            *([] if bulk is None else [bulk.stop(grace_s)]),
+            *([] if server is None else [server.stop(grace_s)]),
+        )
         if self._service is not None:
             await self._service.close()
             self._service = None
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
+
+    def _opened_port(self, batches: BatchServicer, server: grpc.aio.Server) -> BulkPort:
+        """The port for calls without gRPC. Raises AddressInUse."""
+        port = call_port(batches.outcome, self._metrics)
+        host, number = self._config.address.rpartition(":")[0], self._config.bulk_port
+        try:
+            port.start(host, number)
+        except OSError as error:
+            raise AddressInUse(f"{host}:{number}") from error
+        add_BulkServiceServicer_to_server(port, server)
+        return port
 
     def _bind(self, server: grpc.aio.Server) -> int:
         try:

@@ -33,8 +33,8 @@ Context = ServicerContext[Any, Any]
 
 def add_to_server(
     service: MetadataService, metrics: MetadataMetrics, clock: Clock, server: grpc.aio.Server
-) -> None:
-    """Register every call of the service."""
+) -> BatchServicer:
+    """Register every call of the service. Returns what serves those that come in batches."""
     adapter = _Adapter(service, metrics, clock)
     handlers = cast(grpc.aio.Server, _GenericHandlers(server))
     metadata_pb2_grpc.add_MetadataServiceServicer_to_server(adapter.servicer(), handlers)
@@ -46,6 +46,7 @@ def add_to_server(
     sealing_pb2_grpc.add_SealingServiceServicer_to_server(adapter.sealing_servicer(), handlers)
     access_pb2_grpc.add_AccessServiceServicer_to_server(adapter.access_servicer(), handlers)
     upkeep_pb2_grpc.add_UpkeepServiceServicer_to_server(adapter.upkeep_servicer(), handlers)
+    return batches
 
 
 class _GenericHandlers:
