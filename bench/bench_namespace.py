@@ -37,7 +37,7 @@ SMALL_KEY_COUNT = 10_000
 LARGE_KEY_COUNT = int(os.environ.get("EXASTORE_BENCH_KEYS", "1000000"))
 LISTED_KEY_COUNT = 100_000
 PREFIX_COUNT = 3
-CLIENT_COUNT = 64
+CLIENT_COUNT = int(os.environ.get("EXASTORE_BENCH_CLIENTS", "64"))
 CHANNEL_COUNT = 4
 CALL_COUNT = int(os.environ.get("EXASTORE_BENCH_CALLS", "20000"))
 ROUNDS = 3
@@ -270,11 +270,13 @@ def test_calls_of_64_clients(
         def work() -> None:
             runner.run(_call_all(call, method, next(rounds)))
 
-        before = server.cpu_times()
+        before = _cpu_s(server), time.process_time()
         _run(benchmark, method, count, "calls_per_s", work)
-        after = server.cpu_times()
-        cpu_s = after.user + after.system - before.user - before.system
-        benchmark.extra_info["server_cpu_us_per_call"] = round(1e6 * cpu_s / (ROUNDS * count), 1)
+        used_s = _cpu_s(server) - before[0], time.process_time() - before[1]
+        for side, cpu_s in zip(("server", "client"), used_s, strict=True):
+            benchmark.extra_info[f"{side}_cpu_us_per_call"] = round(
+                1e6 * cpu_s / (ROUNDS * count), 1
+            )
         runner.run(call.close())
         runner.run(close_channels(channels))
 
@@ -284,6 +286,11 @@ def test_calls_of_64_clients(
 
 def _few(benchmark: BenchmarkFixture, count: int) -> int:
     return FEW if benchmark.disabled else count
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _run(

@@ -61,13 +61,13 @@ class Clients:
         while (now_s := time.perf_counter()) < until_s:
             if method == "CommitObject":
                 key = f"{rng.bytes(4).hex()}/{number}-{count}.jpg"
-                request = pb.CommitObjectRequest(object=object_of(count, key, rng))
-                await call(request.SerializeToString(), timeout=60.0)
+                commit = pb.CommitObjectRequest(object=object_of(count, key, rng))
+                await call(commit.SerializeToString(), timeout=60.0)
                 self._keys.append(key)
             else:
                 key = self._keys[int(rng.integers(len(self._keys)))]
-                request = pb.GetObjectRequest(bucket=BUCKET, key=key)
-                await call(request.SerializeToString(), timeout=60.0)
+                look_up = pb.GetObjectRequest(bucket=BUCKET, key=key)
+                await call(look_up.SerializeToString(), timeout=60.0)
             count += counted_from_s <= now_s and time.perf_counter() < until_s
         return count
 

@@ -254,7 +254,7 @@ class LocalCluster:
             values = self._metadata_values(spec, name, others_run=others_run)
             table = render_table("metadata", values)
         elif is_gateway(name):
-            table = render_table("gateway", self._gateway_values(spec))
+            table = render_table("gateway", self._gateway_values(spec, name))
         else:
             table = render_table("node", self._node_values(spec, name))
         text = f"{render_table('process', process)}\n{table}"
@@ -307,7 +307,10 @@ class LocalCluster:
             **({"region": region} if region else {}),
         }
 
-    def _gateway_values(self, spec: ClusterSpec) -> dict[str, object]:
+    def _gateway_values(self, spec: ClusterSpec, name: str) -> dict[str, object]:
+        servers = self._metadata_addresses(spec)
+        # A gateway asks the first one that answers: each begins with another.
+        first = spec.gateway_names.index(name) % max(1, len(servers))
         shared = [
             child
             for name, child in self.children().items()
@@ -322,7 +325,7 @@ class LocalCluster:
         return {
             "address": address,
             "share_port": spec.gateways > 1,
-            "metadata": self._metadata_addresses(spec),
+            "metadata": servers[first:] + servers[:first],
             "access_key": spec.access_key,
             "secret_key": spec.secret_key,
             "master_key_file": str(self.paths.master_key),

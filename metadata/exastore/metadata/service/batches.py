@@ -11,7 +11,7 @@ flow control makes the gateway wait.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -30,6 +30,7 @@ _CALL_COUNT_MAX = 1024
 _ANSWER_BYTES = 1 << 20
 
 Call = Callable[[Any], Awaitable[Message]]
+Parse = Callable[[bytes | memoryview], Message]
 
 
 class Outcome(NamedTuple):
@@ -51,7 +52,11 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     def __init__(self, calls: Mapping[str, Call], metrics: MetadataMetrics, clock: Clock) -> None:
         service = metadata_pb2.DESCRIPTOR.services_by_name["MetadataService"]
         self._calls = {
-            name: (GetMessageClass(service.methods_by_name[name].input_type).FromString, call)
+            # FromString takes views, which its stubs do not know.
+            name: (
+                cast(Parse, GetMessageClass(service.methods_by_name[name].input_type).FromString),
+                call,
+            )
             for name, call in calls.items()
         }
         self._metrics = metrics
