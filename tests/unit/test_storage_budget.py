@@ -95,6 +95,16 @@ async def test_a_scrub_keeps_to_the_device_and_to_the_pace_of_the_node_and_is_to
     assert waiting.done()
 
 
+async def test_what_need_not_wait_passes_at_once_and_is_counted() -> None:
+    rig = Rig()
+    rig.budget.take_grant(budget_pb2.BackgroundGrant(node_bytes_per_s=1000))
+    assert rig.budget.send_now(1, 5000, OTHER)
+    assert not rig.budget.send_now(1, 10, OWN), "what was taken is to be paid for"
+    assert (rig.budget.load().sent_bytes, rig.budget.load().rack_sent_bytes) == (5000, 5000)
+    rig.clock.advance(10)
+    assert rig.budget.send_now(1, 10, OWN)
+
+
 async def test_what_others_write_here_passes_the_device_and_the_way_in() -> None:
     rig = Rig()
     rig.budget.take_grant(budget_pb2.BackgroundGrant(node_bytes_per_s=1000))

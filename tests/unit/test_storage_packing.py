@@ -45,6 +45,7 @@ class FakePeer:
         chunk: common_pb2.ChunkId,
         runs: list[ByteRun],
         background: budget_pb2.BackgroundRead,
+        unchecked: bool,
     ) -> ReadFrame:
         assert background.rack == RACK
         if self.is_busy():

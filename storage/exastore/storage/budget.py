@@ -143,10 +143,9 @@ class BackgroundBudget:
     async def push(self, byte_count: int, rack: str) -> None:
         """Wait until so many bytes may be sent to be written on a node in that rack."""
         buckets = [self._sent]
-        self._load.sent_bytes += byte_count
         if rack != self.rack:
             buckets.append(self._rack_sent)
-            self._load.rack_sent_bytes += byte_count
+        self._note_sent(byte_count, rack)
         await self._pass(buckets, byte_count, math.inf)
 
     async def accept(self, device_index: int, byte_count: int, rack: str) -> float:
@@ -180,15 +179,31 @@ class BackgroundBudget:
         Returns:
             0, or, when that would take too long, after how many seconds to ask again.
         """
-        buckets = [self._device(device_index), self._sent]
-        if rack != self.rack:
-            buckets.append(self._rack_sent)
+        buckets = self._on_the_way_out(device_index, rack)
         retry_after_s = await self._pass(buckets, byte_count, PATIENCE_S)
         if not retry_after_s:
-            self._load.sent_bytes += byte_count
-            if rack != self.rack:
-                self._load.rack_sent_bytes += byte_count
+            self._note_sent(byte_count, rack)
         return retry_after_s
+
+    def send_now(self, device_index: int, byte_count: int, rack: str) -> bool:
+        """Whether so many bytes may be read and sent without waiting; they count then."""
+        buckets = self._on_the_way_out(device_index, rack)
+        now = self._clock.monotonic_s()
+        if any(bucket.ready_in(now) for bucket in buckets):
+            return False
+        for bucket in buckets:
+            bucket.take(byte_count, now)
+        self._note_sent(byte_count, rack)
+        return True
+
+    def _on_the_way_out(self, device_index: int, rack: str) -> list[_Bucket]:
+        buckets = [self._device(device_index), self._sent]
+        return buckets if rack == self.rack else [*buckets, self._rack_sent]
+
+    def _note_sent(self, byte_count: int, rack: str) -> None:
+        self._load.sent_bytes += byte_count
+        if rack != self.rack:
+            self._load.rack_sent_bytes += byte_count
 
     async def _pass(self, buckets: list[_Bucket], byte_count: int, patience_s: float) -> float:
         begun_s = now = self._clock.monotonic_s()

@@ -112,13 +112,11 @@ class PackServicer(PackServiceServicer):
         else:
             expected = extent.chunk_crc32c[holder.index]
         try:
-            response = await self._transfers.read(holder, chunk, runs, extent.data_bytes)
+            response = await self._transfers.read(holder, chunk, runs, extent.data_bytes, expected)
         except PeerFailure as error:
             return str(error)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
             return f"slot {holder.index}: {status_label(response.status)} {response.message}"
-        if len(response.data) != extent.data_bytes or crc32c(response.data) != expected:
-            return f"slot {holder.index}: other bytes than were written"
         return response.data
 
     async def _write(

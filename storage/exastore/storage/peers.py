@@ -129,6 +129,7 @@ class Peer:
         runs: Iterable[ByteRun] = (),
         *,
         background: budget_pb2.BackgroundRead,
+        unchecked: bool = False,
     ) -> ReadFrame:
         """The answer, whatever its status. Raises PeerFailure when there is none in time.
 
@@ -137,6 +138,7 @@ class Peer:
             chunk: Which one.
             runs: What to read of it; nothing: all.
             background: Who asks: the node answers BUSY when its budget for that is spent.
+            unchecked: The node may leave it to the asker to check a whole chunk.
         """
         wanted = [
             storage_pb2.ByteRun(offset=run.offset_bytes, length=run.length_bytes) for run in runs
@@ -148,6 +150,7 @@ class Peer:
                 chunk=chunk,
                 runs=wanted,
                 background=background,
+                unchecked=unchecked,
             )
         )
 

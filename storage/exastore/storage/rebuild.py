@@ -235,7 +235,8 @@ class Rebuilder:
         await task.lane.write(write)
         reach(Phase.REBUILD_WRITTEN)
         stored = await task.lane.read(key)
-        if stored.data != data or stored.generation != generation:
+        # As bytes: views are compared item by item, thirty times as slowly.
+        if bytes(stored.data) != data or stored.generation != generation:
             raise ChunkCorrupt("what was read back is not what was written")
         reach(Phase.REBUILD_VERIFIED)
         progress.chunk_count += 1
@@ -292,7 +293,10 @@ class Rebuilder:
             runs = [ByteRun(*run) for run in plan.byte_runs(source.index, copy.chunk_bytes)]
         expected_bytes = sum(run.length_bytes for run in runs) if runs else copy.chunk_bytes
         try:
-            response = await self._transfers.read(source, chunk_id, runs, expected_bytes)
+            # The checksum of the list is another copy than the one beside the data.
+            response = await self._transfers.read(
+                source, chunk_id, runs, expected_bytes, None if runs else copy.crc32c
+            )
         except PeerFailure as error:
             return str(error)
         if response.status != ChunkStatus.CHUNK_STATUS_OK:
@@ -300,10 +304,6 @@ class Rebuilder:
         data = response.data
         task.progress.read_bytes += len(data)
         self._metrics.rebuild_read_bytes.inc(len(data))
-        is_intact = len(data) == expected_bytes and crc32c(data) == response.crc32c
-        # The checksum of the list is another copy than the one beside the data: compare both.
-        if not is_intact or (not runs and response.crc32c != copy.crc32c):
-            return f"slot {source.index}: the bytes do not match their checksum"
         return data
 
 

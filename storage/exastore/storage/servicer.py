@@ -151,27 +151,36 @@ class StorageServicer(StorageServiceServicer):
         found = self._unread(request)
         if found is None or not found[1].is_cached:
             return None
-        self._passed_on(found[1], self._clock.monotonic_s() - started_s)
+        if request.HasField("background") and not self._budget.send_now(
+            request.device_index, len(found[1]), request.background.rack
+        ):
+            return None
+        self._passed_on(request, found[1], started_s)
         return found
 
     async def load_chunk(
         self, request: storage_pb2.ReadChunkRequest
     ) -> tuple[storage_pb2.ReadChunkResponse, Sendable]:
         """The chunk, for who checks it as it lies in the file, or why not."""
-        started_s = self._clock.monotonic_s()
         found = self._unread(request)
-        if found is not None:
-            lane = self._devices.lane(request.device_index)
-            if await lane.load(found[1]):
-                self._passed_on(found[1], self._clock.monotonic_s() - started_s)
-                return found
-        frame = await self.read_chunk(request)
+        if found is None:
+            frame = await self.read_chunk(request)
+            return frame.header, frame.data
+        busy = await self._busy(request)
+        if busy is not None:
+            return busy, b""
+        started_s = self._clock.monotonic_s()
+        lane = self._devices.lane(request.device_index)
+        if await lane.load(found[1]):
+            self._passed_on(request, found[1], started_s)
+            return found
+        frame = await self._checked_chunk(request)
         return frame.header, frame.data
 
     def _unread(
         self, request: storage_pb2.ReadChunkRequest
     ) -> tuple[storage_pb2.ReadChunkResponse, FileSpan] | None:
-        if not request.unchecked or request.runs or request.HasField("background"):
+        if not request.unchecked or request.runs:
             return None
         try:
             store = self._devices.lane(request.device_index).store
@@ -187,25 +196,39 @@ class StorageServicer(StorageServiceServicer):
         reach(Phase.CHUNK_READ)
         return response, span
 
-    def _passed_on(self, span: FileSpan, duration_s: float) -> None:
+    def _passed_on(
+        self, request: storage_pb2.ReadChunkRequest, span: FileSpan, started_s: float
+    ) -> None:
+        duration_s = self._clock.monotonic_s() - started_s
         self._metrics.read_bytes.inc(len(span))
         self._metrics.read_seconds.observe(duration_s)
-        self._budget.note_foreground(duration_s)
         self._metrics.read_chunks.labels("ok").inc()
+        if not request.HasField("background"):
+            self._budget.note_foreground(duration_s)
+
+    async def _busy(
+        self, request: storage_pb2.ReadChunkRequest
+    ) -> storage_pb2.ReadChunkResponse | None:
+        """Wait for the budget of background work; an answer if that would take too long."""
+        if not request.HasField("background"):
+            return None
+        wait_s = await self._budget.send(
+            request.device_index, self.read_cost_bytes(request), request.background.rack
+        )
+        if not wait_s:
+            return None
+        return storage_pb2.ReadChunkResponse(
+            request_id=request.request_id,
+            status=ChunkStatus.CHUNK_STATUS_BUSY,
+            retry_after_s=wait_s,
+        )
 
     async def read_chunk(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
         """The chunk, or why not."""
-        is_background = request.HasField("background")
-        if is_background:
-            wait_s = await self._budget.send(
-                request.device_index, self.read_cost_bytes(request), request.background.rack
-            )
-            if wait_s:
-                status = ChunkStatus.CHUNK_STATUS_BUSY
-                busy = storage_pb2.ReadChunkResponse(
-                    request_id=request.request_id, status=status, retry_after_s=wait_s
-                )
-                return ReadFrame(busy, b"")
+        busy = await self._busy(request)
+        return await self._checked_chunk(request) if busy is None else ReadFrame(busy, b"")
+
+    async def _checked_chunk(self, request: storage_pb2.ReadChunkRequest) -> ReadFrame:
         started_s = self._clock.monotonic_s()
         response = storage_pb2.ReadChunkResponse(
             request_id=request.request_id, status=ChunkStatus.CHUNK_STATUS_OK
@@ -221,7 +244,7 @@ class StorageServicer(StorageServiceServicer):
             self._metrics.read_bytes.inc(len(chunk.data))
             duration_s = self._clock.monotonic_s() - started_s
             self._metrics.read_seconds.observe(duration_s)
-            if not is_background:
+            if not request.HasField("background"):
                 self._budget.note_foreground(duration_s)
         except StorageError as error:
             response.status, response.message = status_of(error), str(error)

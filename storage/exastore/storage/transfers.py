@@ -2,7 +2,8 @@
 
 Laws:
 1. Nothing is asked for, and nothing sent, before this node's own budget has let it pass.
-2. A node that answers BUSY is asked again when it says; so its budget slows us, and fails nothing.
+2. No data are handed on that do not have their checksum.
+3. A node that answers BUSY is asked again when it says; so its budget slows us, and fails nothing.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,13 @@ from exastore.metadata.core.clock import Clock
 from exastore.proto.chunk_frames import Buffer, ReadFrame
 from exastore.proto.v1 import budget_pb2, common_pb2, storage_pb2
 from exastore.storage.budget import BackgroundBudget
+from exastore.storage.crc import crc32c
+from exastore.storage.errors import PeerFailure
 from exastore.storage.peers import Peers
 from exastore.storage.runs import ByteRun
 from exastore.storage.status import ChunkStatus
+
+_OK = ChunkStatus.CHUNK_STATUS_OK
 
 
 class Transfers:
@@ -36,17 +41,46 @@ class Transfers:
         chunk: common_pb2.ChunkId,
         runs: Sequence[ByteRun],
         expected_bytes: int,
+        expected_crc32c: int | None,
     ) -> ReadFrame:
-        """The node's answer, never BUSY; its data are not checked.
+        """The node's answer, never BUSY; if it is OK the data are what they should be.
+
+        Args:
+            source: Where to read.
+            chunk: What.
+            runs: Which runs of it; none: all.
+            expected_bytes: How much they are.
+            expected_crc32c: Over the data, known from elsewhere; None: what the node says.
 
         Raises:
-            PeerFailure: there is none.
+            PeerFailure: there is no answer, or its data are wrong.
         """
         await self._budget.receive(expected_bytes, source.rack)
+        # Who knows the checksum of a whole chunk can do without the node's own look at it; when it
+        # does not fit, the node looks, counts what is rotten, and says what it is.
+        if expected_crc32c is not None and not runs:
+            answer = await self._ask(source, chunk, runs, unchecked=True)
+            if answer.status != _OK or _fits(answer, expected_bytes, expected_crc32c):
+                return answer
+        answer = await self._ask(source, chunk, runs, unchecked=False)
+        if answer.status != _OK or _fits(answer, expected_bytes, expected_crc32c):
+            return answer
+        raise PeerFailure(f"slot {source.index}: the bytes do not match their checksum")
+
+    async def _ask(
+        self,
+        source: storage_pb2.RebuildSource,
+        chunk: common_pb2.ChunkId,
+        runs: Sequence[ByteRun],
+        *,
+        unchecked: bool,
+    ) -> ReadFrame:
         peer = self._peers.get(source.address)
         background = budget_pb2.BackgroundRead(rack=self._budget.rack)
         while True:
-            answer = await peer.read(source.device_index, chunk, runs, background=background)
+            answer = await peer.read(
+                source.device_index, chunk, runs, background=background, unchecked=unchecked
+            )
             if answer.status != ChunkStatus.CHUNK_STATUS_BUSY:
                 return answer
             await self._clock.sleep(answer.header.retry_after_s)
@@ -75,3 +109,8 @@ class Transfers:
             if answer.status != ChunkStatus.CHUNK_STATUS_BUSY:
                 return answer
             await self._clock.sleep(answer.retry_after_s)
+
+
+def _fits(answer: ReadFrame, expected_bytes: int, expected_crc32c: int | None) -> bool:
+    known = answer.crc32c if expected_crc32c is None else expected_crc32c
+    return len(answer.data) == expected_bytes and crc32c(answer.data) == known
