@@ -18,9 +18,10 @@ from exastore.proto.bulk_frames import (
     FrameReader,
     head_of,
 )
+from exastore.proto.bulk_port import BulkLimits
 from exastore.proto.chunk_frames import WriteFrame
 from exastore.proto.v1 import bulk_pb2, storage_pb2
-from exastore.storage.bulk import BulkLimits, BulkServer
+from exastore.storage.bulk import BulkServer
 from exastore.storage.metrics import StorageMetrics
 
 KINDS = st.sampled_from(FrameKind)

@@ -14,6 +14,7 @@ from tests.unit.gateway_fakes import FakeNode, some_bytes
 
 from exastore.proto import links
 from exastore.proto.bulk_frames import FrameKind, FrameReader, head_of
+from exastore.proto.bulk_port import BulkLimits
 from exastore.proto.bulk_socket import BulkSocket, FileBytes, Sendable
 from exastore.proto.chunk_frames import WriteFrame
 from exastore.proto.links import (
@@ -27,7 +28,7 @@ from exastore.proto.links import (
 )
 from exastore.proto.v1 import bulk_pb2, storage_pb2
 from exastore.proto.v1.bulk_pb2_grpc import add_BulkServiceServicer_to_server
-from exastore.storage.bulk import BulkLimits, BulkServer
+from exastore.storage.bulk import BulkServer
 from exastore.storage.channel import make_server, open_channel
 from exastore.storage.metrics import StorageMetrics
 

@@ -11,11 +11,12 @@ from prometheus_client import CollectorRegistry
 
 from exastore.erasure import Codec, codec
 from exastore.metadata.core.clock import Clock
+from exastore.proto.bulk_port import BulkLimits
 from exastore.proto.v1 import common_pb2
 from exastore.proto.v1.bulk_pb2_grpc import add_BulkServiceServicer_to_server
 from exastore.proto.v1.upkeep_pb2_grpc import add_PackServiceServicer_to_server
 from exastore.storage.budget import BackgroundBudget, rack_name
-from exastore.storage.bulk import BulkLimits, BulkServer
+from exastore.storage.bulk import BulkServer
 from exastore.storage.channel import make_server
 from exastore.storage.check import add_to_server as add_check_to_server
 from exastore.storage.chunk_store import ChunkStore
