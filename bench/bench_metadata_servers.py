@@ -69,6 +69,9 @@ class World:
             "postgresql": [database, *database.children()],
         }
         used = {f"{kind}_cpu_s": sum(map(_cpu_s, found)) for kind, found in kinds.items()}
+        # Of PostgreSQL's processes that have ended, its first process keeps the account.
+        ended = database.cpu_times()
+        used["postgresql_cpu_s"] += float(ended.children_user + ended.children_system)
         (counts,) = self.postgres.execute(
             "SELECT xact_commit, xact_rollback FROM pg_stat_database WHERE datname = 'postgres'"
         )
@@ -76,7 +79,11 @@ class World:
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
+    """What it has used itself; 0 once it has ended, as workers of PostgreSQL do at any time."""
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
     return float(times.user + times.system)
 
 
