@@ -16,7 +16,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic
 
 from exastore.gateway.errors import NodeSlow, NodeUnavailable
 from exastore.metadata.core.clock import Clock
@@ -29,22 +30,12 @@ from exastore.proto.links import (
     NodeUnreachable,
     Request,
 )
+from exastore.proto.requests import Answer, AnyLink, OpenRequests, opened
 
 #: How long gRPC's stream is used before a socket is tried again.
 IMPROVE_AFTER_S = 30.0
 #: How long a link that was left stays open for its answers.
 LEFT_LINK_S = 60.0
-
-
-class Numbered(Protocol):
-    """A response that names its request."""
-
-    @property
-    def request_id(self) -> int: ...
-
-
-Response = TypeVar("Response", bound=Numbered)
-L = TypeVar("L", bound=Link | None)
 
 
 class ByteBudget:
@@ -113,7 +104,7 @@ class StreamOptions:
     mute_s: float
 
 
-class ChunkStream(Generic[Response]):
+class ChunkStream(Generic[Answer]):
     """Requests of one kind to one node."""
 
     def __init__(
@@ -127,14 +118,10 @@ class ChunkStream(Generic[Response]):
         #: The open link; None before the first request and after a failure.
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
-        #: Requests sent or queued and not answered.
-        self._pending: dict[int, asyncio.Future[Response]] = {}
-        self._next_id = 0
+        self._requests: OpenRequests[Answer] = OpenRequests()
         self._backoff_s = 0.0
         self._retry_at_s = 0.0
         self._last_failure = ""
-        #: Answers received on any link so far; tells a slow request from a dead link.
-        self._answer_count = 0
         #: For how long requests that were given up since the last answer have waited, and until
         #: when that is counted: they may have waited at the same time.
         self._mute_s = self._mute_to_s = 0.0
@@ -147,7 +134,7 @@ class ChunkStream(Generic[Response]):
 
     async def request(
         self, make: Callable[[int], Request], size_bytes: int, timeout_s: float
-    ) -> Response:
+    ) -> Answer:
         """Send one request and wait for its answer.
 
         Args:
@@ -162,18 +149,18 @@ class ChunkStream(Generic[Response]):
         # Waiting for the budget is not the node's fault; when the node hangs, the requests that
         # have the budget time out, and those that wait fail with them.
         await self._budget.acquire(size_bytes)
-        answer_count = self._answer_count
+        answer_count = self._requests.answer_count
         begun_s = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(make)
         except asyncio.CancelledError:
-            if self._answer_count == answer_count:
+            if self._requests.answer_count == answer_count:
                 self._note_mute(begun_s)
             raise
         except TimeoutError:
             why = f"no answer within {timeout_s:g} s"
-            if self._answer_count != answer_count:
+            if self._requests.answer_count != answer_count:
                 raise NodeSlow(self._links.address, why) from None
             # Not one answer all the while: the node hangs or is cut off.
             self._fail(why)
@@ -193,23 +180,13 @@ class ChunkStream(Generic[Response]):
         self._close_left()
         self._fail("closed")
 
-    async def _exchange(self, make: Callable[[int], Request]) -> Response:
+    async def _exchange(self, make: Callable[[int], Request]) -> Answer:
         link = self._ready_link() or await self._open()
         if link is not self._link:  # lost before its opener had its turn
             raise NodeUnavailable(self._links.address, self._last_failure)
         if link.is_makeshift:
             self._improve(link)
-        self._next_id += 1
-        request_id = self._next_id
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._pending[request_id] = answer
-        link.send(request_id, make(request_id))
-        try:
-            return await answer
-        finally:
-            self._pending.pop(request_id, None)
-            if answer.cancelled():
-                link.forget(request_id)
+        return await self._requests.ask(link, make)
 
     def _ready_link(self) -> Link | None:
         if self._closed:
@@ -245,20 +222,13 @@ class ChunkStream(Generic[Response]):
         self._improve_at_s = self._clock.monotonic_s() + IMPROVE_AFTER_S
         return link
 
-    async def _dialled(self, dial: Callable[[Call, Deliver, Lost], Awaitable[L]]) -> L:
+    async def _dialled(self, dial: Callable[[Call, Deliver, Lost], Awaitable[AnyLink]]) -> AnyLink:
         """A link that fails what is pending when it is lost. Raises NodeUnreachable."""
-        link: L | None = None
-        reasons: list[str] = []
+        return await opened(partial(dial, self._call, self._deliver), self._lost)
 
-        def lost(why: str) -> None:
-            reasons.append(why)
-            if link is not None and link is self._link:
-                self._fail(why)
-
-        link = await dial(self._call, self._deliver, lost)
-        if reasons:  # within the turn in which it was opened
-            raise NodeUnreachable(reasons[0])
-        return link
+    def _lost(self, link: Link | None, why: str) -> None:
+        if link is self._link:
+            self._fail(why)
 
     def _improve(self, link: Link) -> None:
         """Now and then, look for something better."""
@@ -295,12 +265,9 @@ class ChunkStream(Generic[Response]):
         if self._mute_s >= self._options.mute_s:
             self._fail(f"not one answer for {self._mute_s:.1f} s")
 
-    def _deliver(self, response: Response) -> None:
-        self._answer_count += 1
+    def _deliver(self, answer: Answer) -> None:
         self._backoff_s = self._mute_s = 0.0
-        answer = self._pending.get(response.request_id)
-        if answer is not None and not answer.done():
-            answer.set_result(response)
+        self._requests.deliver(answer)
 
     def _fail(self, why: str) -> None:
         """Fail what is pending and wait before the next link is opened."""
@@ -309,9 +276,7 @@ class ChunkStream(Generic[Response]):
             return
         link.close()
         self._note_failure(why)
-        for answer in self._pending.values():
-            if not answer.done():
-                answer.set_exception(NodeUnavailable(self._links.address, why))
+        self._requests.fail(lambda: NodeUnavailable(self._links.address, why))
 
     def _note_failure(self, why: str) -> None:
         self._last_failure = why

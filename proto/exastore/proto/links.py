@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -192,7 +193,7 @@ async def _connected(family: int, address: Any) -> socket.socket:
     return connected
 
 
-class FrameLink:
+class FrameLink(ABC):
     """Frames on a socket (`bulk_frames.py`), whose other end has to prove that it was asked.
 
     Args:
@@ -226,13 +227,13 @@ class FrameLink:
         )
         self._socket.send([head_of(FrameKind.HELLO, node.client_secret)])
 
+    @abstractmethod
     def taken(self, frame: Frame) -> None:
         """A frame came. Raises BadFrame or DecodeError, which end the link."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, why: str) -> None:
         """The link ended, and was not closed by us."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self._socket.close()

@@ -7,12 +7,14 @@ whatever was under way then has failed.
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Generic
 
 import grpc.aio
 
 from exastore.proto.chunk_frames import Buffer, ReadFrame, WriteFrame
 from exastore.proto.links import Call, ChunkTransport, Link, NodeLinks, NodeUnreachable, Request
+from exastore.proto.requests import Answer, OpenRequests, opened
 from exastore.proto.v1 import budget_pb2, common_pb2, storage_pb2
 from exastore.proto.v1.storage_pb2_grpc import StorageServiceStub
 from exastore.storage.channel import open_channel
@@ -25,17 +27,7 @@ if TYPE_CHECKING:
     )  # exists in the stub file alone
 
 
-class _Numbered(Protocol):
-    """An answer that names its request."""
-
-    @property
-    def request_id(self) -> int: ...
-
-
-_Answer = TypeVar("_Answer", bound=_Numbered)
-
-
-class _Requests(Generic[_Answer]):
+class _Requests(Generic[Answer]):
     """Requests of one kind to one node."""
 
     def __init__(self, links: NodeLinks, call: Call, timeout_s: float) -> None:
@@ -45,21 +37,17 @@ class _Requests(Generic[_Answer]):
         self._link: Link | None = None
         #: Held while a link is opened.
         self._opening = asyncio.Lock()
-        #: Requests of the present link that have no answer yet.
-        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
-        self._last_id = 0
-        #: Answers so far; tells a slow request from a dead link.
-        self._answer_count = 0
+        self._open_requests: OpenRequests[Answer] = OpenRequests()
 
-    async def request(self, make: Callable[[int], Request]) -> _Answer:
+    async def request(self, make: Callable[[int], Request]) -> Answer:
         """The answer to the request that `make` makes of its id. Raises PeerFailure."""
-        answer_count = self._answer_count
+        answer_count = self._open_requests.answer_count
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._exchange(make)
         except TimeoutError:
             why = f"no answer within {self._timeout_s:g} s"
-            if self._answer_count == answer_count:
+            if self._open_requests.answer_count == answer_count:
                 self.end(why)  # not one, to nobody: the next request tries another link
             raise PeerFailure(f"{self._links.address}: {why}") from None
         except NodeUnreachable as error:
@@ -70,42 +58,21 @@ class _Requests(Generic[_Answer]):
         link, self._link = self._link, None
         if link is not None:
             link.close()
-        waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(PeerFailure(f"{self._links.address}: {why}"))
+        self._open_requests.fail(lambda: PeerFailure(f"{self._links.address}: {why}"))
 
-    async def _exchange(self, make: Callable[[int], Request]) -> _Answer:
-        link = self._link or await self._open()
-        self._last_id += 1
-        request_id = self._last_id
-        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = answer
-        link.send(request_id, make(request_id))
-        try:
-            return await answer
-        finally:
-            self._waiting.pop(request_id, None)
-            if answer.cancelled():
-                link.forget(request_id)
+    async def _exchange(self, make: Callable[[int], Request]) -> Answer:
+        return await self._open_requests.ask(self._link or await self._open(), make)
 
     async def _open(self) -> Link:
         async with self._opening:
             if self._link is None:
-                opened: Link | None = None
-
-                def lost(why: str) -> None:
-                    if opened is not None and opened is self._link:
-                        self.end(why)
-
-                opened = self._link = await self._links.open(self._call, self._deliver, lost)
+                dial = partial(self._links.open, self._call, self._open_requests.deliver)
+                self._link = await opened(dial, self._lost)
             return self._link
 
-    def _deliver(self, answer: _Answer) -> None:
-        self._answer_count += 1
-        waiting = self._waiting.get(answer.request_id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
+    def _lost(self, link: Link, why: str) -> None:
+        if link is self._link:
+            self.end(why)
 
 
 class Peer:
