@@ -9,6 +9,7 @@ import numpy as np
 from exastore.erasure.jit import njit
 from exastore.metadata.core.balance import slots_per_device
 from exastore.metadata.core.placement import DRAW_ROWS, DRAWS_MAX
+from exastore.metadata.core.policy import begin_after_each_other
 from exastore.metadata.core.redundancy import remaining_of_rows
 from exastore.metadata.core.topology import DeviceState, Int32Array, Int64Array, Topology
 from exastore.sim.checks import validate_repairs
@@ -113,11 +114,7 @@ def _part_slots(
         for index in range(pg_devices.shape[1]):
             if pg_devices[pg, index] >= 0:
                 ends[pg_devices[pg, index] >> _RANGE_BITS] += 1
-    before = np.int64(0)
-    for value in range(len(ends)):
-        count_of = ends[value]
-        ends[value] = before
-        before += count_of
+    begin_after_each_other(ends)
     for pg in range(pg_devices.shape[0]):
         for index in range(pg_devices.shape[1]):
             device = np.int64(pg_devices[pg, index])

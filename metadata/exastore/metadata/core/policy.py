@@ -40,8 +40,6 @@ from exastore.metadata.core.topology import (
 )
 from exastore.metadata.core.trial import keeps_other_limits, keeps_rule
 
-#: Hashes and cards of a deck.
-Words = Int64Array
 #: Devices of the deck that are tried for a slot before it is left to straw2.
 DEAL_ATTEMPTS = 256
 #: Rows that are asked to change places for a card that fits nowhere.
@@ -234,7 +232,19 @@ def _hash_places(seed: np.uint32, first: int, out: Uint32Array) -> None:
 
 
 @njit
-def _part(seed: np.uint32, shift: int, deck: Int32Array, ends: Int64Array, pairs: Words) -> None:
+def begin_after_each_other(counts: Int64Array) -> None:
+    """In place, how many of each there are becomes where the first of each goes."""
+    before = np.int64(0)
+    for value in range(len(counts)):
+        count = counts[value]
+        counts[value] = before
+        before += count
+
+
+@njit
+def _part(
+    seed: np.uint32, shift: int, deck: Int32Array, ends: Int64Array, pairs: Int64Array
+) -> None:
     """Pairs of hash and card by the high bits of the hash; ends[v]: of those with the bits v."""
     words = np.empty(_HASH_BLOCK, np.uint32)
     for begin in range(0, len(deck), _HASH_BLOCK):
@@ -242,11 +252,7 @@ def _part(seed: np.uint32, shift: int, deck: Int32Array, ends: Int64Array, pairs
         _hash_places(seed, begin, words[:count])
         for j in range(count):
             ends[np.int64(words[j]) >> shift] += 1
-    before = np.int64(0)
-    for value in range(len(ends)):
-        count_of = ends[value]
-        ends[value] = before
-        before += count_of
+    begin_after_each_other(ends)
     for begin in range(0, len(deck), _HASH_BLOCK):
         count = min(_HASH_BLOCK, len(deck) - begin)
         _hash_places(seed, begin, words[:count])
@@ -257,17 +263,15 @@ def _part(seed: np.uint32, shift: int, deck: Int32Array, ends: Int64Array, pairs
 
 
 @njit
-def _sort_part(shift: int, pairs: Words, room: Words, places: Int64Array, deck: Int32Array) -> None:
+def _sort_part(
+    shift: int, pairs: Int64Array, room: Int64Array, places: Int64Array, deck: Int32Array
+) -> None:
     """The cards of one part in the order of their hashes, equal ones as they were."""
     mask = len(places) - 1
     places[:] = 0
     for pair in pairs:
         places[(pair >> shift) & mask] += 1
-    before = np.int64(0)
-    for value in range(len(places)):
-        count_of = places[value]
-        places[value] = before
-        before += count_of
+    begin_after_each_other(places)
     for pair in pairs:
         value = (pair >> shift) & mask
         room[places[value]] = pair
@@ -283,7 +287,7 @@ def _sort_part(shift: int, pairs: Words, room: Words, places: Int64Array, deck: 
 
 
 @njit
-def _sort_parts(shift: int, ends: Int64Array, pairs: Words, deck: Int32Array) -> None:
+def _sort_parts(shift: int, ends: Int64Array, pairs: Int64Array, deck: Int32Array) -> None:
     begin, most = 0, 0
     for end in ends:
         begin, most = end, max(most, end - begin)
